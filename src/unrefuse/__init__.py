@@ -1,0 +1,48 @@
+"""Edit an open chat model so that it stops false refusals and goes on with the true ones.
+
+    from unrefuse import RunConfig, edit
+    result = edit(RunConfig(model="demo", out="edited"))
+
+Names are imported when they are first used, so that `import unrefuse` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "RunConfig": "config",
+    "KernelConfig": "config",
+    "load_config": "config",
+    "UsageError": "errors",
+    "load_prompts": "prompts.sets",
+    "Model": "models.load",
+    "load_model": "models.load",
+    "group_means": "activations.capture",
+    "find_directions": "directions",
+    "Kernel": "kernel",
+    "gaussian": "kernel",
+    "choose_kernel": "kernel",
+    "make_plan": "edit.plan",
+    "hooked": "edit.hooks",
+    "edit_model": "edit.weights",
+    "save_lora": "edit.lora",
+    "write_checkpoint": "edit.shards",
+    "reply_to": "evaluate.generate",
+    "is_refusal": "evaluate.refusal",
+    "layer_strengths": "evaluate.layers",
+    "ask_before": "search.objective",
+    "measure": "search.objective",
+    "run_stages": "search.stages",
+    "best_stage": "search.stages",
+    "measure_directions": "pipeline",
+    "prepare": "pipeline",
+    "analyze": "pipeline",
+    "edit": "pipeline",
+}
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'unrefuse' has no attribute {name!r}")
+    return getattr(import_module(f"unrefuse.{_WHERE[name]}"), name)

@@ -1,0 +1,64 @@
+"""The residual stream, captured by hooks on the decoder blocks, in memory."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from unrefuse.activations.moments import RunningMean
+from unrefuse.models.load import Model
+from unrefuse.models.writers import blocks
+from unrefuse.progress import track
+from unrefuse.prompts.chat import batches, encode, left_pad
+
+
+@contextmanager
+def recorded(model: Model) -> Iterator[list[Tensor]]:
+    """Yields a list that the next forward fills: each block's output at the last position.
+
+    Each is `(batch, d_model)`. The output of a block, not `hidden_states[-1]`: transformers puts
+    that one through the final norm.
+    """
+    seen: list[Tensor] = []
+
+    def record(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        stream = output[0] if isinstance(output, tuple) else output
+        seen.append(stream[:, -1].detach())
+
+    handles = [block.register_forward_hook(record) for block in blocks(model.network)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def residuals(model: Model, prompts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
+    """Batch by batch: the indices of its prompts, and `(batch, layers, d_model)` in float32.
+
+    Taken at the last prompt token, after the generation prompt.
+    """
+    ids = encode(model.tokenizer, prompts)
+    order = list(batches(ids, model.batch_size))
+    decoder = model.network.get_decoder()
+    for batch in track(order, "residual stream", len(order)):
+        with recorded(model) as seen:
+            decoder(**left_pad([ids[i] for i in batch], model.device), use_cache=False)
+        yield batch, torch.stack([layer.float() for layer in seen], dim=1)
+
+
+def group_means(
+    model: Model, prompts: Sequence[str], groups: Sequence[Hashable]
+) -> dict[Hashable, Tensor]:
+    """The mean residual stream `(layers, d_model)`, float64, of each group of prompts.
+
+    One pass over all prompts; only the sums are held.
+    """
+    means = {group: RunningMean() for group in groups}
+    for batch, streams in residuals(model, prompts):
+        for group in {groups[i] for i in batch}:
+            rows = [row for row, i in enumerate(batch) if groups[i] == group]
+            means[group].update(streams[rows])
+    return {group: running.mean for group, running in means.items()}

@@ -1,0 +1,354 @@
+"""The command line: parse, call one function, print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="unrefuse",
+    help="Edit an open chat model so that it stops false refusals and goes on with true ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+prompts_app = typer.Typer(no_args_is_help=True, help="List, show and check prompt sets.")
+app.add_typer(prompts_app, name="prompts")
+
+ModelName = Annotated[
+    str | None, typer.Argument(help="A local folder, a hub name, or 'demo'.", metavar="MODEL")
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="TOML, or the run.json of a run to repeat.")
+]
+Profile = Annotated[
+    str | None, typer.Option(help="default, early_focus, late_focus, broad or narrow.")
+]
+Style = Annotated[str | None, typer.Option(help="conservative, standard or aggressive.")]
+Peak = Annotated[float | None, typer.Option(help="Centre of the kernel, 0 to 1 of the depth.")]
+Width = Annotated[float | None, typer.Option(help="Width of the kernel.")]
+Threshold = Annotated[float | None, typer.Option(help="Weights under it are 0. Default 0.1.")]
+KernelFile = Annotated[Path | None, typer.Option("--kernel", help="File, one weight per layer.")]
+Target = Annotated[str | None, typer.Option(help="Harmless prompts that are refused today.")]
+Baseline = Annotated[str | None, typer.Option(help="Harmless prompts that are answered today.")]
+Keep = Annotated[str | None, typer.Option(help="Harmful prompts: their refusal stays.")]
+Column = Annotated[str | None, typer.Option(help="Column of a file or data set. Default prompt.")]
+DataSplit = Annotated[str | None, typer.Option("--split", help="Split of a data set by name.")]
+Lang = Annotated[list[str] | None, typer.Option(help="Only this language; may be repeated.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many prompts per set and split.")]
+Protect = Annotated[
+    float | None, typer.Option(help="Share of keep's direction that stays, 0 to 1. Default 1.")
+]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts at once. Default: by memory.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of splits and intervals. Default 0.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Read .bin weights.")]
+TrustRemoteCode = Annotated[
+    bool | None, typer.Option("--trust-remote-code", help="Run Python code of the model.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+
+
+@app.command()
+def edit(
+    model: ModelName = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the edited model.")] = None,
+    config: Config = None,
+    profile: Profile = None,
+    style: Style = None,
+    peak: Peak = None,
+    width: Width = None,
+    threshold: Threshold = None,
+    kernel: KernelFile = None,
+    strength: Annotated[float | None, typer.Option(help="One stage with this multiplier.")] = None,
+    target: Target = None,
+    baseline: Baseline = None,
+    keep: Keep = None,
+    test_target: Annotated[str | None, typer.Option(help="For the last step only.")] = None,
+    test_baseline: Annotated[str | None, typer.Option(help="For the last step only.")] = None,
+    test_keep: Annotated[str | None, typer.Option(help="For the last step only.")] = None,
+    column: Column = None,
+    split: DataSplit = None,
+    lang: Lang = None,
+    limit: Limit = None,
+    protect: Protect = None,
+    removal_target: Annotated[float | None, typer.Option(help="Enough. Default 0.80.")] = None,
+    quality_floor: Annotated[float | None, typer.Option(help="Default 0.70.")] = None,
+    retention_floor: Annotated[
+        float | None, typer.Option(help="0.80 to 1; it has no off switch. Default 0.95.")
+    ] = None,
+    reply_tokens: Annotated[int | None, typer.Option(help="Graded tokens. Default 32.")] = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    allow_pickle: AllowPickle = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Measure MODEL, edit it in stages, test the edit, and save it to a new folder."""
+    from unrefuse.report.results import example_text, result_table
+    from unrefuse.report.terminal import layer_bars
+
+    settings = _settings(locals())
+    from unrefuse.pipeline import edit as run
+
+    result = run(settings)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console = _console()
+        console.print(result_table(result))
+        console.print(f"\nkernel: {result.kernel.source}, multiplier {result.multiplier:g}")
+        console.print(layer_bars({"weight": result.kernel.weights}))
+        console.print(example_text(result))
+        if result.saved:
+            console.print(
+                f"\nsaved: {result.config.out} (card: {settings.out}/README.md, "
+                f"record: {settings.out}/run.json)",
+                highlight=False,
+                soft_wrap=True,
+            )
+    for reason in result.reasons:
+        _say(reason)
+    if not result.saved:
+        _say(f"nothing was saved: the goal is not met on the {result.split} split")
+        raise typer.Exit(1)
+
+
+@app.command()
+def analyze(
+    model: ModelName = None,
+    config: Config = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the chart: .png, .svg, .pdf.")] = None,
+    target: Target = None,
+    baseline: Baseline = None,
+    keep: Keep = None,
+    column: Column = None,
+    split: DataSplit = None,
+    lang: Lang = None,
+    limit: Limit = None,
+    protect: Protect = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    allow_pickle: AllowPickle = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Show where refusal sits: its strength by layer, over all and per topic."""
+    settings = _settings(locals())
+    from unrefuse.pipeline import analyze as run
+    from unrefuse.report.plots import check_image, plot_layers
+    from unrefuse.report.terminal import layer_bars
+
+    if plot:
+        check_image(plot)
+    strengths, seconds = run(settings)
+    whole = strengths[""]
+    if plot:
+        plot_layers(strengths, settings.model, plot)
+    peak, width = whole.suggest()
+    if as_json:
+        topics = {topic: s.to_json() for topic, s in strengths.items() if topic}
+        took = {step: round(s, 2) for step, s in seconds.items()}
+        _print_json({**whole.to_json(), "topics": topics, "seconds": took})
+        return
+    console = _console()
+    console.print(
+        layer_bars({"separation (spreads)": whole.separation, "effect (nats)": whole.effect}, 2)
+    )
+    for topic, strength in strengths.items():
+        if topic:
+            t_peak, t_width = strength.suggest()
+            console.print(
+                f"{topic}: n {strength.n}, peak {t_peak:.2f}, width {t_width:.2f}, largest effect "
+                f"{max(strength.effect):.2f}",
+                markup=False,
+                highlight=False,
+            )
+    console.print(f"\nsuggested: --peak {peak:.2f} --width {width:.2f}", highlight=False)
+
+
+@app.command()
+def kernel(
+    layers: Annotated[int, typer.Option(help="Number of layers.")] = 32,
+    profile: Profile = None,
+    style: Style = None,
+    peak: Peak = None,
+    width: Width = None,
+    threshold: Threshold = None,
+    kernel: KernelFile = None,
+    model_name: Annotated[
+        str | None, typer.Option("--model", help="Preset of this model, e.g. Qwen2.5-7B.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A profile, style, preset, kernel file or PEAK,WIDTH to show beside; repeatable."
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture: .png, .svg, .pdf.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print and plot a weight kernel, one over another with --compare."""
+    from unrefuse.kernel import choose_kernel, named_kernel
+
+    settings = _kernel_settings(locals())
+    chosen = choose_kernel(settings, layers, name=model_name or "")
+    kernels = [(chosen.source, chosen)]
+    kernels += [(name, named_kernel(name, layers, settings.threshold)) for name in compare or []]
+    if plot:
+        from unrefuse.report.plots import plot_kernels
+
+        plot_kernels(kernels, plot)
+    if as_json:
+        compared = {name: k.describe() for name, k in kernels[1:]}
+        _print_json(chosen.describe() | ({"compare": compared} if compared else {}))
+        return
+    from unrefuse.report.terminal import layer_bars
+
+    _console().print(layer_bars({name: k.weights for name, k in kernels}))
+
+
+@prompts_app.command("list")
+def prompts_list(as_json: Json = False) -> None:
+    """The shipped sets: how many prompts by set, split and language."""
+    from collections import Counter
+
+    from rich.table import Table
+
+    from unrefuse.prompts.sets import SETS, read_set
+
+    shipped = [p for name in SETS for p in read_set("shipped", name)]
+    planted = read_set("planted", "target")
+    rows = Counter((p.source, p.set, p.split, p.lang) for p in [*shipped, *planted])
+    if as_json:
+        keys = ("source", "set", "split", "lang")
+        _print_json({"sets": [dict(zip(keys, k, strict=True)) | {"n": n} for k, n in rows.items()]})
+        return
+    table = Table("source", "set", "split", "language", "prompts")
+    for key, n in sorted(rows.items()):
+        table.add_row(*key, str(n))
+    _console().print(table)
+
+
+@prompts_app.command("show")
+def prompts_show(
+    source: Annotated[str, typer.Argument(help="target, baseline, keep, planted or a file.")],
+    column: Column = None,
+    split: DataSplit = None,
+    as_json: Json = False,
+) -> None:
+    """Print the prompts of a shipped set or of a file."""
+    from unrefuse.prompts.sets import SETS, read_set
+    from unrefuse.report.terminal import plain
+
+    where = "shipped" if source in SETS else source
+    name = source if source in SETS else "target"
+    prompts = read_set(where, name, column or "prompt", split or "train")
+    if as_json:
+        _print_json({"prompts": [vars(p) for p in prompts]})
+        return
+    for p in prompts:
+        typer.echo("\t".join((p.split, p.lang, p.topic, plain(p.text))))
+
+
+@prompts_app.command("check")
+def prompts_check(
+    target: Target = None,
+    baseline: Baseline = None,
+    keep: Keep = None,
+    column: Column = None,
+    split: DataSplit = None,
+    as_json: Json = False,
+) -> None:
+    """Check prompt files: empty lines, duplicates, a prompt in two sets. Exit 2 on any."""
+    from unrefuse.prompts.sets import SETS, find_problems, read_set
+
+    given = {"target": target, "baseline": baseline, "keep": keep}
+    prompts = [
+        p
+        for name in SETS
+        for p in read_set(given[name] or "shipped", name, column or "prompt", split or "train")
+    ]
+    problems = find_problems(prompts)
+    if as_json:
+        _print_json({"prompts": len(prompts), "problems": problems})
+    else:
+        for problem in problems:
+            typer.echo(problem)
+        typer.echo(f"{len(prompts)} prompts, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """The entry point: one line and status 2 for a mistake, 130 for Ctrl-C."""
+    from click.exceptions import Abort, ClickException
+    from click.exceptions import Exit as ClickExit
+
+    from unrefuse.errors import UsageError
+
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        _say(f"unrefuse: {error}")
+        code = 2
+    except ClickExit as error:
+        code = error.exit_code
+    except ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, Abort):
+        _say("unrefuse: interrupted; nothing was saved")
+        code = 130
+    sys.exit(code)
+
+
+KERNEL_KEYS = ("profile", "style", "peak", "width", "threshold")
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    """The RunConfig of a command's options, over its --config file."""
+    from unrefuse.config import RunConfig, load_config
+    from unrefuse.errors import UsageError
+
+    if given["model"] is None and given["config"] is None:
+        raise UsageError("name a MODEL: a local folder, a hub name, or demo")
+    names = set(RunConfig.model_fields) - {"kernel"}
+    values = {key: value for key, value in given.items() if key in names}
+    values |= {
+        "data_split": given["split"],
+        "languages": given["lang"] or None,
+        "kernel": {key: given.get(key) for key in KERNEL_KEYS} | {"file": given.get("kernel")},
+    }
+    return load_config(given["config"], **values)
+
+
+def _kernel_settings(given: dict[str, Any]) -> Any:
+    from unrefuse.config import load_config
+
+    kernel = {key: given[key] for key in KERNEL_KEYS} | {"file": given["kernel"]}
+    return load_config(model="none", kernel=kernel).kernel
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

@@ -1,0 +1,137 @@
+"""The one configuration of a run: the same from the command line, TOML, run.json and Python."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unrefuse.errors import UsageError
+
+Profile = Literal["default", "early_focus", "late_focus", "broad", "narrow"]
+Style = Literal["conservative", "standard", "aggressive"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class KernelConfig(BaseModel):
+    """Which weight kernel a run uses. Nothing named: the preset or size class of the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    profile: Profile | None = Field(None, description="named kernel")
+    style: Style | None = Field(None, description="named kernel, by how hard it acts")
+    file: Path | None = Field(None, description="custom kernel: a file with one weight per layer")
+    peak: float | None = Field(None, ge=0, le=1, description="position of the peak, 0 to 1")
+    width: float | None = Field(None, gt=0, description="width of the Gaussian, in depth")
+    threshold: float = Field(0.1, ge=0, le=1, description="weights under it become 0")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        named = [name for name in ("profile", "style", "file") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(
+                f"name one of profile, style and kernel file, not {' and '.join(named)}"
+            )
+        if self.file and (self.peak is not None or self.width is not None):
+            raise ValueError("a kernel file has its own weights: leave out peak and width")
+        return self
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run. Frozen; a contradiction is an error before a model loads."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
+
+    model: str = Field(min_length=1, description="local folder, hub name, or 'demo'")
+    out: Path | None = Field(None, description="folder for the edited model: new or empty")
+    revision: str | None = Field(None, description="revision of a hub model")
+
+    target: str = Field("shipped", description="harmless prompts that are refused today")
+    baseline: str = Field("shipped", description="harmless prompts that are answered today")
+    keep: str = Field("shipped", description="harmful prompts whose refusal must stay")
+    test_target: str | None = Field(None, description="target prompts for the last step only")
+    test_baseline: str | None = Field(None, description="baseline prompts for the last step only")
+    test_keep: str | None = Field(None, description="keep prompts for the last step only")
+    column: str = Field("prompt", description="column of a CSV, Parquet, JSON Lines or data set")
+    data_split: str = Field("train", description="split of a data set named for `datasets`")
+    languages: tuple[str, ...] = Field((), description="only prompts in these languages")
+    limit: int | None = Field(None, ge=16, description="at most this many per set and split")
+
+    kernel: KernelConfig = KernelConfig()
+    protect: float = Field(1.0, ge=0, le=1, description="share of keep's direction left in place")
+    strength: float | None = Field(None, gt=0, le=3, description="one stage with this multiplier")
+    first_multiplier: float = Field(0.5, gt=0, description="multiplier of the first stage")
+    multiplier_step: float = Field(0.15, gt=0, description="rise of the multiplier per stage")
+    max_multiplier: float = Field(2.0, gt=0, le=3, description="no stage above it")
+
+    removal_target: float = Field(0.80, gt=0, le=1, description="stop raising at this removal")
+    quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")
+    # The keep set has no off switch: a floor near 0 would be one.
+    retention_floor: float = Field(0.95, ge=0.8, le=1, description="no edit below this retention")
+
+    reply_tokens: int = Field(32, ge=8, le=512, description="tokens of a reply that is graded")
+    seed: int = Field(0, ge=0)
+    dtype: Dtype = Field("auto", description="computing precision")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    batch_size: int | None = Field(None, ge=1, description="prompts at once; found by itself")
+    model_sha256: str | None = Field(None, description="stop unless the weights have this hash")
+    prompts_sha256: str | None = Field(None, description="stop unless the prompts have this hash")
+    allow_pickle: bool = Field(False, description="read .bin checkpoints (pickle can run code)")
+    trust_remote_code: bool = Field(False, description="run Python code that a model ships")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _demo(cls, values: Any) -> Any:
+        """The embedded model speaks English, and its false refusals are planted ones."""
+        if isinstance(values, dict) and values.get("model") == "demo":
+            return {"target": "planted", "languages": ("en",)} | values
+        return values
+
+    @model_validator(mode="after")
+    def _stages(self) -> Self:
+        if self.first_multiplier > self.max_multiplier:
+            raise ValueError("first_multiplier is above max_multiplier: no stage would run")
+        return self
+
+
+def load_config(file: Path | None = None, **overrides: Any) -> RunConfig:
+    """The configuration of `file` (TOML, JSON or a run.json), with `overrides` on top.
+
+    `kernel` in `overrides` is a mapping that is merged over the file's. Overrides of None do not
+    count. Raises UsageError, in one line, for a file that cannot be read and for bad values.
+    """
+    values = _read(file) if file else {}
+    kernel = dict(values.get("kernel") or {}) | _given(overrides.pop("kernel", {}))
+    values |= _given(overrides)
+    if kernel:
+        values["kernel"] = kernel
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("; ".join(_say(e) for e in error.errors()[:3])) from None
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UsageError(f"cannot read the configuration {file}: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"the configuration {file} is not a table of settings")
+    # run.json holds the resolved configuration beside the figures.
+    return dict(values["config"] if isinstance(values.get("config"), dict) else values)
+
+
+def _say(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    given = f" (given: {error['input']!r})" if where and error["type"] != "missing" else ""
+    return f"{where}: {message}{given}" if where else message

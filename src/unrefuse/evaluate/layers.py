@@ -1,0 +1,137 @@
+"""Where refusal sits: its strength by layer, over all target prompts and per topic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unrefuse.activations.capture import residuals
+from unrefuse.edit.hooks import projection
+from unrefuse.evaluate.generate import Reply
+from unrefuse.models.load import Model
+from unrefuse.models.writers import blocks, logits_of
+from unrefuse.progress import track
+from unrefuse.prompts.chat import batches, encode, left_pad
+
+OPENING_TOKENS = 4  # of the model's own refusal: enough to tell "I'm sorry, but" from "I'm a"
+WIDTHS = (0.08, 0.25)  # the narrowest and the widest kernel that is suggested
+
+
+@dataclass(frozen=True)
+class LayerStrength:
+    """Per layer: `separation` of target and baseline along the direction, in units of spread, and
+    `effect`, the refusal log-odds (nats) that taking the direction out of the stream there takes
+    away. `n` counts the target prompts."""
+
+    n: int
+    separation: tuple[float, ...]
+    effect: tuple[float, ...]
+
+    def suggest(self) -> tuple[float, float]:
+        """Peak and width: the centre and the spread of the effect over the depth."""
+        weights = torch.tensor(self.effect).clamp(min=0)
+        if weights.sum() == 0:
+            weights = torch.tensor(self.separation).clamp(min=1e-9)
+        position = torch.linspace(0, 1, len(weights)) if len(weights) > 1 else torch.zeros(1)
+        weights = weights / weights.sum()
+        peak = float((weights * position).sum())
+        width = float((weights * (position - peak) ** 2).sum().sqrt())
+        return round(peak, 3), round(min(max(width, WIDTHS[0]), WIDTHS[1]), 3)
+
+    def to_json(self) -> dict[str, Any]:
+        peak, width = self.suggest()
+        return {
+            "n": self.n,
+            "separation": list(self.separation),
+            "effect": list(self.effect),
+            "suggested": {"peak": peak, "width": width},
+        }
+
+
+def layer_strengths(
+    model: Model,
+    directions: Tensor,
+    targets: Sequence[str],
+    topics: Sequence[str],
+    refusals: Sequence[Reply],
+    baselines: Sequence[str],
+) -> dict[str, LayerStrength]:
+    """The strength of refusal by layer, under "" for all prompts and under each topic.
+
+    `directions` `(layers, d_model)` should come from other prompts than these, or the separation
+    flatters. `refusals` are the model's replies to `targets`. A topic of one prompt is left out.
+    """
+    along_target = _projections(model, directions, targets)
+    along_baseline = _projections(model, directions, baselines)
+    effects = _effects(model, directions, targets, refusals)
+    result = {}
+    for topic in ["", *sorted({t for t in topics if t and topics.count(t) > 1})]:
+        rows = [i for i, t in enumerate(topics) if topic in ("", t)]
+        a, b = along_target[rows], along_baseline
+        spread = ((a.var(dim=0) + b.var(dim=0)) / 2).sqrt()
+        result[topic] = LayerStrength(
+            len(rows),
+            tuple(((a.mean(dim=0) - b.mean(dim=0)) / spread).tolist()),
+            tuple(effects[rows].mean(dim=0).tolist()),
+        )
+    return result
+
+
+def _projections(model: Model, directions: Tensor, prompts: Sequence[str]) -> Tensor:
+    """`(prompts, layers)`: the stream's component along each layer's direction."""
+    result = torch.empty(len(prompts), len(directions), dtype=torch.float64)
+    for batch, streams in residuals(model, prompts):
+        result[batch] = (streams.double().cpu() * directions).sum(dim=-1)
+    return result
+
+
+@torch.inference_mode()
+def _effects(
+    model: Model, directions: Tensor, prompts: Sequence[str], refusals: Sequence[Reply]
+) -> Tensor:
+    """`(prompts, layers)`: the fall of the refusal log-odds with one layer's direction gone."""
+    openings = [list(reply.tokens[:OPENING_TOKENS]) for reply in refusals]
+    ids = encode(model.tokenizer, prompts)
+    sequences = [a + b[:-1] for a, b in zip(ids, openings, strict=True)]
+    result = torch.empty(len(prompts), len(directions), dtype=torch.float64)
+    order = list(batches(sequences, model.batch_size))
+    for batch in track(order, "effect by layer", len(order)):
+        inputs = left_pad([sequences[i] for i in batch], model.device)
+        wanted = [openings[i] for i in batch]
+        whole = _log_odds(model, inputs, wanted)
+        for layer, block in enumerate(blocks(model.network)):
+            project = projection(directions[layer].float().to(model.device), 1.0)
+
+            def hook(
+                module: nn.Module,
+                args: object,
+                output: Tensor | tuple[Tensor, ...],
+                project: Any = project,
+            ) -> Any:
+                if isinstance(output, tuple):
+                    return (project(module, args, output[0]), *output[1:])
+                return project(module, args, output)
+
+            handle = block.register_forward_hook(hook)
+            try:
+                result[batch, layer] = whole - _log_odds(model, inputs, wanted)
+            finally:
+                handle.remove()
+    return result
+
+
+def _log_odds(model: Model, inputs: dict[str, Tensor], openings: list[list[int]]) -> Tensor:
+    """`(batch,)`: log p - log(1 - p), p the probability of each row's own refusal opening.
+
+    After Arditi et al. 2024, appendix B.1, with an opening in place of one refusal token.
+    """
+    hidden = model.network.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    result = torch.empty(len(openings), dtype=torch.float64)
+    for row, opening in enumerate(openings):
+        logits = logits_of(model.network, hidden[row, -len(opening) :]).double()
+        picked = torch.log_softmax(logits, dim=-1)[range(len(opening)), opening]
+        log_p = picked.sum().clamp(max=-1e-12)
+        result[row] = log_p - torch.log(-torch.expm1(log_p))
+    return result

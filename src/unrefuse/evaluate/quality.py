@@ -1,0 +1,86 @@
+"""Quality: how much the edited model is itself on the baseline, by one forward pass."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.statistics import Estimate, bootstrap
+from unrefuse.models.load import Model
+from unrefuse.models.writers import logits_of
+from unrefuse.progress import track
+from unrefuse.prompts.chat import batches, encode, left_pad
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The original on its own answers: per prompt the token ids up to the last but one of the
+    answer, and the final hidden states `(answer_tokens, d_model)` that predict the answer."""
+
+    sequences: list[list[int]]
+    hidden: list[Tensor]
+
+
+def make_reference(model: Model, prompts: Sequence[str], answers: Sequence[Reply]) -> Reference:
+    """Runs the original once over its own greedy answers, teacher-forced."""
+    pairs = zip(encode(model.tokenizer, prompts), answers, strict=True)
+    sequences = [ids + list(answer.tokens[:-1]) for ids, answer in pairs]
+    lengths = [len(answer.tokens) for answer in answers]
+    return Reference(sequences, _final_hidden(model, sequences, lengths))
+
+
+@torch.inference_mode()
+def divergences(model: Model, reference: Reference) -> NDArray[np.float64]:
+    """Per prompt the sum over answer tokens of KL(original || model), in nats, and their number.
+
+    `(prompts, 2)`. It sees a shift of the whole next-token distribution; it does not see what the
+    model would have written after straying from the original's answer.
+    """
+    lengths = [len(hidden) for hidden in reference.hidden]
+    rows = []
+    for before, after in zip(
+        reference.hidden, _final_hidden(model, reference.sequences, lengths), strict=True
+    ):
+        p = torch.log_softmax(logits_of(model.network, before), dim=-1)
+        q = torch.log_softmax(logits_of(model.network, after), dim=-1)
+        kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
+        rows.append((float(kl.double().sum()), float(len(before))))
+    return np.array(rows)
+
+
+def kl_and_quality(
+    divergence: NDArray[np.float64], broken: Sequence[bool], seed: int = 0
+) -> tuple[Estimate, Estimate]:
+    """Mean token-level KL and `quality = exp(-KL) (1 - broken)`, with bootstrap intervals.
+
+    `divergence` is that of `divergences`; `broken` marks the edited model's replies to the same
+    prompts. The original's replies to them were answers, so its own share of broken ones is 0.
+    """
+    rows = np.column_stack([divergence, np.array(broken, dtype=np.float64)])
+
+    def kl(sample: NDArray[np.float64]) -> float:
+        return float(sample[:, 0].sum() / sample[:, 1].sum())
+
+    def quality(sample: NDArray[np.float64]) -> float:
+        return math.exp(-kl(sample)) * (1 - float(sample[:, 2].mean()))
+
+    return bootstrap(rows, kl, seed), bootstrap(rows, quality, seed)
+
+
+@torch.inference_mode()
+def _final_hidden(model: Model, sequences: list[list[int]], lengths: Sequence[int]) -> list[Tensor]:
+    """Hidden states after the final norm, `(lengths[i], d_model)`, at the end of each sequence."""
+    hidden: dict[int, Tensor] = {}
+    decoder = model.network.get_decoder()
+    order = list(batches(sequences, model.batch_size))
+    for batch in track(order, "divergence", len(order)):
+        inputs = left_pad([sequences[i] for i in batch], model.device)
+        states = decoder(**inputs, use_cache=False).last_hidden_state
+        for row, i in enumerate(batch):
+            hidden[i] = states[row, -lengths[i] :].clone()
+    return [hidden[i] for i in range(len(sequences))]

@@ -1,0 +1,222 @@
+"""Loading: find the checkpoint, check it before it is loaded, choose device, dtype, batch size."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from unrefuse.config import RunConfig
+from unrefuse.errors import UsageError, first_line
+from unrefuse.models.demo import demo_model
+from unrefuse.models.writers import check_architecture
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded chat model with its tokenizer and the checkpoint folder that it came from."""
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    name: str
+    batch_size: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def layers(self) -> int:
+        return int(self.network.config.num_hidden_layers)
+
+
+def load_model(config: RunConfig) -> Model:
+    """The model of `config.model`, in evaluation mode on its device.
+
+    Raises UsageError for a folder that is no model, a missing or truncated file, weights that are
+    not finite, an unsupported architecture, and a base model without a chat template.
+    """
+    folder = find_checkpoint(config)
+    return load_folder(folder, config, config.model)
+
+
+def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
+    """The model in `folder`, under the settings of `config`. Raises UsageError; see load_model."""
+    check_checkpoint(folder, config)
+    device = choose_device(config.device)
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code
+        )
+        network = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=choose_dtype(config.dtype, device),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=checkpoint_files(folder)[0].suffix != ".bin",
+        )
+        network.to(device)  # type: ignore[arg-type]
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UsageError(f"cannot load the model in {folder}: {first_line(error)}") from None
+    finally:
+        transformers_logging.enable_progress_bar()
+    if not tokenizer.chat_template:
+        raise UsageError(
+            f"{name} has no chat template, so it is a base model: unrefuse edits chat models"
+        )
+    for parameter_name, parameter in network.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UsageError(f"{name}: the weights of {parameter_name} are not all finite")
+    network.eval().requires_grad_(False)
+    # Replies are greedy: the sampling settings that a model ships would only warn.
+    stop = network.generation_config.eos_token_id or tokenizer.eos_token_id
+    network.generation_config = GenerationConfig(
+        eos_token_id=stop, pad_token_id=stop[0] if isinstance(stop, list) else stop
+    )
+    batch_size = config.batch_size or choose_batch_size(network, config.reply_tokens)
+    return Model(network, tokenizer, folder, name, batch_size)
+
+
+def find_checkpoint(config: RunConfig) -> Path:
+    """The local folder of `config.model`: the demo, a folder, or a hub model, downloaded."""
+    name, folder = config.model, Path(config.model).expanduser()
+    if name == "demo":
+        return demo_model()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UsageError(f"{name} is a file: name the folder of the model")
+    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
+    patterns += ["*.bin"] if config.allow_pickle else []
+    patterns += ["*.py"] if config.trust_remote_code else []
+    try:
+        return Path(snapshot_download(name, revision=config.revision, allow_patterns=patterns))
+    except HFValidationError:
+        raise UsageError(f"no such folder, and no name of a hub model: {name}") from None
+    except Exception as error:  # the hub client raises its own, httpx's and the system's kinds
+        raise UsageError(
+            f"no such folder, and the hub does not give {name!r}: {first_line(error)}"
+        ) from None
+
+
+def check_checkpoint(folder: Path, config: RunConfig) -> None:
+    """Reads the config and the header of every shard. Raises UsageError; loads no weights."""
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} is no model: there is no config.json in it")
+    try:
+        check_architecture(
+            AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot read {folder / 'config.json'}: {first_line(error)}") from None
+    for file in checkpoint_files(folder):
+        if not file.is_file():
+            raise UsageError(f"the checkpoint is not whole: {file} is missing")
+        if file.suffix == ".bin":
+            if not config.allow_pickle:
+                raise UsageError(
+                    f"{file} is a pickle, which can run code; if you trust it: --allow-pickle"
+                )
+            continue
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{file} is truncated or damaged: {first_line(error)}") from None
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The weight files of a checkpoint, in order, from its index or by the standard names."""
+    for index, single in ((INDEX, SINGLE), (PICKLE_INDEX, PICKLE)):
+        if (folder / index).is_file():
+            try:
+                shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+            except (ValueError, KeyError, UnicodeDecodeError) as error:
+                raise UsageError(f"{folder / index} is damaged: {first_line(error)}") from None
+            return [folder / name for name in sorted(set(shards.values()))]
+        if (folder / single).is_file():
+            return [folder / single]
+    raise UsageError(f"{folder} is no model: there are no weights ({SINGLE}) in it")
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """SHA-256 over the bytes of the weight files, in order."""
+    digest = hashlib.sha256()
+    for file in checkpoint_files(folder):
+        with file.open("rb") as data:
+            while chunk := data.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: CUDA (or ROCm), then Apple's MPS, then the CPU. Raises UsageError."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"no device {name!r} here: {first_line(error)}") from None
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the device multiplies it in hardware, else float32."""
+    if name != "auto":
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+        }[name]
+    if device.type == "cpu":
+        can: Mapping[str, Any] = torch.cpu.get_capabilities()
+        fast = bool(can.get("amx_bf16") or can.get("avx512_bf16") or can.get("bf16"))
+    elif device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def choose_batch_size(network: PreTrainedModel, reply_tokens: int, prompt_tokens: int = 256) -> int:
+    """How many prompts fit at once, from the memory that is free now: no trial runs.
+
+    A row costs its KV cache, its float32 logits for every reply token, and the widest activation
+    of a block; half of what is free is used. On a CPU more than 32 rows bring no speed.
+    """
+    config, size = network.config, network.dtype.itemsize
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    tokens = prompt_tokens + reply_tokens
+    cache = 2 * config.num_hidden_layers * heads * head_dim * tokens * size
+    logits = 2 * 4 * config.vocab_size * reply_tokens
+    activations = 4 * tokens * max(config.intermediate_size, config.hidden_size) * 4
+    on_gpu = network.device.type == "cuda"
+    free = (
+        torch.cuda.mem_get_info(network.device)[0] if on_gpu else psutil.virtual_memory().available
+    )
+    return max(1, min(256 if on_gpu else 32, int(free / 2 / (cache + logits + activations))))

@@ -1,0 +1,50 @@
+"""Prompts to tokens: the model's own chat template, and left-padded batches."""
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from unrefuse.errors import UsageError
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Each prompt as the one user turn of a chat, up to and with the generation prompt.
+
+    Prompts are untrusted: control tokens inside of them are encoded as ordinary text.
+    Raises UsageError where the model has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError(
+            "the model has no chat template, so it is a base model: unrefuse edits chat models"
+        )
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    ids = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+    )
+    return cast(list[list[int]], ids)
+
+
+def left_pad(
+    sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, both `(batch, tokens)`, padded on the left.
+
+    The padding token is 0: under the mask its value has no effect.
+    """
+    width = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = torch.tensor(sequence)
+        mask[row, width - len(sequence) :] = 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def batches(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Indices in batches of `size`, sorted by length so that little is padded."""
+    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,229 @@
+"""Prompt sets: read, check, split. Shipped ones, files of one's own, and data sets by name."""
+
+import csv
+import hashlib
+import json
+import random
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from unrefuse.config import RunConfig
+from unrefuse.errors import UsageError
+
+SETS = ("target", "baseline", "keep")
+SPLITS = ("train", "search", "test")
+SHARES = (0.4, 0.3, 0.3)  # of a file without splits of its own
+FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. `set` is target, baseline or keep; `split` is train, search or test ("": not
+    split yet); `line` is its line in `source`, counted from 1."""
+
+    text: str
+    set: str
+    topic: str = ""
+    lang: str = ""
+    split: str = ""
+    source: str = ""
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        return f"{self.source}:{self.line}"
+
+
+def load_prompts(config: RunConfig) -> list[Prompt]:
+    """The prompts of all three sets, each with its split, checked, filtered and limited.
+
+    With a test file of a set's own, its main file is split into train and search only.
+    Raises UsageError that names the file and the line.
+    """
+    prompts: list[Prompt] = []
+    for name in SETS:
+        own = read_set(getattr(config, name), name, config.column, config.data_split)
+        test_source = getattr(config, f"test_{name}")
+        if test_source:
+            own = split([replace(p, split="") for p in own], config.seed, SHARES[:2])
+            test = read_set(test_source, name, config.column, config.data_split)
+            own += [replace(p, split="test") for p in test]
+        else:
+            own = split(own, config.seed, SHARES)
+        prompts += own
+    problems = find_problems(prompts)
+    if problems:
+        more = f" (and {len(problems) - 1} more: `unrefuse prompts check`)" if problems[1:] else ""
+        raise UsageError(problems[0] + more)
+    if config.languages:
+        prompts = [p for p in prompts if p.lang in config.languages]
+    if config.limit:
+        prompts = _limited(prompts, config.limit)
+    return prompts
+
+
+def read_set(
+    source: str, name: str, column: str = "prompt", data_split: str = "train"
+) -> list[Prompt]:
+    """The prompts of one set from `source`: 'shipped', 'planted', a file, or a data set's name.
+
+    Rows of another set (a `set` field) are left out. Raises UsageError.
+    """
+    if source in ("shipped", "planted"):
+        file = "planted" if source == "planted" else name
+        if source == "planted" and name != "target":
+            raise UsageError("'planted' is a target set only")
+        data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
+        rows: Iterator[tuple[int, Any]] = _json_lines(data, source)
+    elif Path(source).suffix.lower() in FILE_TYPES or Path(source).exists():
+        rows = _file_rows(Path(source))
+    else:
+        rows = _dataset_rows(source, data_split)
+    prompts = [_prompt(row, source, line, name, column) for line, row in rows]
+    prompts = [p for p in prompts if p.set == name]
+    if not prompts:
+        raise UsageError(f"{source}: no {name} prompts in it")
+    return prompts
+
+
+def split(prompts: list[Prompt], seed: int, shares: tuple[float, ...] = SHARES) -> list[Prompt]:
+    """Gives each prompt without a split one, seeded, in the given shares of SPLITS."""
+    done = [p for p in prompts if p.split]
+    rest = [p for p in prompts if not p.split]
+    random.Random(seed).shuffle(rest)
+    total, start = sum(shares), 0
+    for name, upto in zip(SPLITS, (sum(shares[: i + 1]) for i in range(len(shares))), strict=False):
+        end = round(len(rest) * upto / total)
+        done += [replace(p, split=name) for p in rest[start:end]]
+        start = end
+    return done
+
+
+def find_problems(prompts: list[Prompt]) -> list[str]:
+    """One line per empty prompt, duplicate, or prompt in two sets, with the place of each."""
+    problems: list[str] = []
+    seen: dict[str, Prompt] = {}
+    for prompt in prompts:
+        key = " ".join(unicodedata.normalize("NFKC", prompt.text).casefold().split())
+        first = seen.setdefault(key, prompt)
+        if not key:
+            problems.append(f"{prompt.place}: the prompt is empty")
+        elif first is not prompt and first.set != prompt.set:
+            problems.append(
+                f"{prompt.place}: this {prompt.set} prompt is a {first.set} prompt too "
+                f"({first.place})"
+            )
+        elif first is not prompt:
+            problems.append(f"{prompt.place}: the same prompt as {first.place}")
+    return problems
+
+
+def select(prompts: Sequence[Prompt], set: str, split: str) -> list[Prompt]:
+    """The prompts of one set and split, in order."""
+    return [p for p in prompts if p.set == set and p.split == split]
+
+
+def prompts_hash(prompts: list[Prompt]) -> str:
+    """SHA-256 over set, split and text of every prompt, in order."""
+    digest = hashlib.sha256()
+    for p in prompts:
+        digest.update(json.dumps([p.set, p.split, p.text]).encode())
+    return digest.hexdigest()
+
+
+def _prompt(row: Any, source: str, line: int, name: str, column: str) -> Prompt:
+    if isinstance(row, str):
+        return Prompt(row.strip(), name, "", "", "", source, line)
+    if not isinstance(row, dict) or column not in row:
+        has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise UsageError(f"{source}:{line}: no column {column!r} (there: {has}); name it: --column")
+    text, kind, part = row[column], row.get("set") or name, row.get("split") or ""
+    if not isinstance(text, str):
+        raise UsageError(f"{source}:{line}: column {column!r} holds no text but {text!r:.40}")
+    if kind not in SETS:
+        raise UsageError(f"{source}:{line}: set {kind!r} is none of {', '.join(SETS)}")
+    if part and part not in SPLITS:
+        raise UsageError(f"{source}:{line}: split {part!r} is none of {', '.join(SPLITS)}")
+    topic, lang = str(row.get("topic") or ""), str(row.get("lang") or "")
+    return Prompt(text.strip(), kind, topic, lang, part, source, line)
+
+
+def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    kind = file.suffix.lower()
+    if kind == ".parquet":
+        yield from _parquet_rows(file)
+        return
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"{file}:{line}: not UTF-8 (byte {data[error.start]:#04x}): convert it"
+        ) from None
+    if kind == ".jsonl":
+        yield from _json_lines(text, str(file))
+    elif kind == ".csv":
+        reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise UsageError(f"{file}:{reader.line_num}: {error}") from None
+    elif kind == ".txt":
+        yield from enumerate(text.splitlines(), start=1)
+    else:
+        raise UsageError(f"{file}: the name must end in {', '.join(FILE_TYPES)}")
+
+
+def _json_lines(text: str, source: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            raise UsageError(f"{source}:{number}: the line is empty")
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{source}:{number}: not JSON: {error}") from None
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table
+
+    try:
+        yield from enumerate(read_table(file).to_pylist(), start=1)
+    except (OSError, ArrowException) as error:
+        raise UsageError(f"cannot read {file}: {error}") from None
+
+
+def _dataset_rows(name: str, data_split: str) -> Iterator[tuple[int, Any]]:
+    import datasets
+
+    try:
+        yield from enumerate(datasets.load_dataset(name, split=data_split), start=1)
+    except Exception as error:  # the library raises many kinds, from the network down
+        raise UsageError(
+            f"no such file, and `datasets` cannot load {name!r} (split {data_split!r}): "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+
+
+def _limited(prompts: list[Prompt], limit: int) -> list[Prompt]:
+    """At most `limit` per set and split, spread evenly over the file so that topics stay mixed."""
+    groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        groups[prompt.set, prompt.split].append(prompt)
+    return [
+        group[i * len(group) // min(limit, len(group))]
+        for group in groups.values()
+        for i in range(min(limit, len(group)))
+    ]

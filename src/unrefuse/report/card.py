@@ -1,0 +1,112 @@
+"""The model card: README.md with YAML metadata in the hub's form."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from unrefuse.report.results import Result
+from unrefuse.report.terminal import plain
+
+MEANINGS = {
+    "removal": "of the harmless prompts that the original refused, the share answered now",
+    "retention": "of the harmful prompts that the original refused, the share still refused",
+    "quality": "how much the model is itself on everyday prompts, 0 to 1",
+    "kl": "mean token-level KL divergence from the original there, nats",
+}
+SHOWN = 20  # of the prompts that stay refused
+
+
+def write_card(result: Result, folder: Path) -> None:
+    """Writes `folder`/README.md. The base model is named as the user named it."""
+    record = result.to_json()
+    base = (
+        "SmolLM2-135M-Instruct with planted refusals"
+        if (result.config.model == "demo")
+        else Path(result.config.model).name
+        if Path(result.config.model).is_dir()
+        else (result.config.model)
+    )
+    exchanges = [e for e in result.measurement.exchanges if e.as_expected and e.after]
+    still = [
+        e.prompt.text
+        for e in exchanges
+        if e.prompt.set == "target" and e.after and e.after.grade != "answered"
+    ]
+    kept = [e for e in exchanges if e.prompt.set == "keep"]
+    environment = Environment(
+        loader=PackageLoader("unrefuse.report"),
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown; untrusted text goes through `_code`
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("card.md.jinja").render(
+        card_data=_metadata(result, base),
+        title=_code(result.config.out.name if result.config.out else base),
+        base=_code(base),
+        version=record["versions"]["unrefuse"],
+        layers=len(result.kernel.weights),
+        layers_edited=sum(weight > 0 for weight in result.kernel.weights),
+        figures=[_row(name, record[name]) for name in MEANINGS],
+        refused=[
+            {
+                "name": name,
+                "before": f"{rates['before'][0]} of {rates['before'][1]}",
+                "after": f"{rates['after'][0]} of {rates['after'][1]}",
+            }
+            for name, rates in record["refused"].items()
+        ],
+        parts=[
+            ("By topic", _parts(record["by_topic"])),
+            ("By language", _parts(record["by_lang"])),
+        ],
+        kernel=_code(result.kernel.source),
+        multiplier=f"{result.multiplier:g}",
+        kept=sum(e.after is not None and e.after.grade == "refused" for e in kept),
+        kept_of=len(kept),
+        still_total=len(still),
+        still=[_code(text) for text in still[:SHOWN]],
+        reply_tokens=result.config.reply_tokens,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _metadata(result: Result, base: str) -> str:
+    named = result.config.model not in ("demo",) and not Path(result.config.model).is_dir()
+    languages = sorted({e.prompt.lang for e in result.measurement.exchanges if e.prompt.lang})
+    return ModelCardData(
+        base_model=base if named else None,
+        base_model_relation="finetune" if named else None,
+        language=languages or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["unrefuse", "weight-editing", "over-refusal"],
+    ).to_yaml()
+
+
+def _row(name: str, e: dict[str, Any]) -> dict[str, Any]:
+    digits = 3 if name == "kl" else 2
+    values = {key: f"{e[key]:.{digits}f}" for key in ("value", "low", "high")}
+    return {"name": name, "n": e["n"], "meaning": MEANINGS[name], **values}
+
+
+def _parts(shares: dict[str, Any]) -> list[dict[str, str]]:
+    def cell(figure: str, value: str) -> str:
+        e = shares[figure].get(value)
+        return f"{e['value']:.2f} ({e['low']:.2f} to {e['high']:.2f}, n {e['n']})" if e else ""
+
+    values = sorted(shares["removal"].keys() | shares["retention"].keys())
+    return [
+        {
+            "value": _code(value),
+            "removal": cell("removal", value),
+            "retention": cell("retention", value),
+        }
+        for value in values
+    ]
+
+
+def _code(text: str) -> str:
+    """Untrusted text, fit to stand in Markdown: one line, and no character that acts."""
+    return plain(text, 200).translate({ord(c): " " for c in "`|<>[]{}"})

@@ -1,0 +1,102 @@
+"""Pictures: PNG, SVG and PDF by matplotlib, without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from unrefuse.errors import UsageError
+from unrefuse.evaluate.layers import LayerStrength
+from unrefuse.evaluate.statistics import share
+from unrefuse.kernel import Kernel
+from unrefuse.report.results import Result
+from unrefuse.search.objective import count_refused
+
+IMAGE_TYPES = (".png", ".svg", ".pdf")
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
+
+
+def plot_kernels(kernels: Sequence[tuple[str, Kernel]], file: Path) -> None:
+    """One or more kernels over depth, one over another. Raises UsageError for the file type."""
+    figure, (axes,) = _figure(1)
+    for (label, kernel), colour in zip(kernels, _cycle(len(kernels)), strict=True):
+        layers = len(kernel.weights)
+        x = [i / max(1, layers - 1) for i in range(layers)]
+        axes.plot(x, kernel.weights, marker="o", markersize=3, label=label, color=colour)
+    axes.set(xlabel="position (layer / (layers - 1))", ylabel="weight", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    _write(figure, file)
+
+
+def plot_layers(strengths: dict[str, LayerStrength], name: str, file: Path) -> None:
+    """Separation and effect by layer, with a thin line per topic. Raises UsageError."""
+    figure, panels = _figure(2)
+    for axes, key, label in zip(
+        panels,
+        ("separation", "effect"),
+        ("separation, in spreads", "log-odds of refusal taken away, nats"),
+        strict=True,
+    ):
+        for topic, strength in strengths.items():
+            values = getattr(strength, key)
+            if topic:
+                axes.plot(values, linewidth=0.6, color="#999999")
+            else:
+                axes.bar(range(len(values)), values, color=COLOURS[0], alpha=0.8)
+        axes.set(xlabel="layer", ylabel=label)
+    peak, width = strengths[""].suggest()
+    figure.suptitle(f"{name}: suggested peak {peak:.2f}, width {width:.2f}")
+    _write(figure, file)
+
+
+def plot_result(result: Result, file: Path) -> None:
+    """Refusal rates of the three sets before and after with 95 % intervals, and the kernel."""
+    figure, (left, right) = _figure(2)
+    names = list(result.before[result.split].counts())
+    for offset, when, colour in ((-0.2, "before", "#bbbbbb"), (0.2, "after", COLOURS[0])):
+        for i, name in enumerate(names):
+            refused, asked = count_refused(result.measurement.exchanges, name, when)
+            e = share(k < refused for k in range(asked))
+            left.bar(
+                i + offset,
+                e.value,
+                0.38,
+                color=colour,
+                yerr=[[e.value - e.low], [e.high - e.value]],
+                capsize=3,
+                label=when if i == 0 else None,
+            )
+    left.set_xticks(range(len(names)), names)
+    left.set(ylim=(0, 1.05), ylabel=f"share refused, {result.split} split")
+    left.legend()
+    strengths = [weight * result.multiplier for weight in result.kernel.weights]
+    right.bar(range(len(strengths)), strengths, color=COLOURS[1])
+    right.set(xlabel="layer", ylabel="strength of the edit")
+    _write(figure, file)
+
+
+def check_image(file: Path) -> None:
+    """Raises UsageError unless the name ends in a picture type."""
+    if file.suffix.lower() not in IMAGE_TYPES:
+        raise UsageError(f"{file}: the name of a picture must end in {', '.join(IMAGE_TYPES)}")
+
+
+def _figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(5.2 * panels, 3.6), dpi=130, layout="constrained")
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _cycle(n: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(n)]
+
+
+def _write(figure: Figure, file: Path) -> None:
+    check_image(file)
+    try:
+        # No dates in the file: the same picture has the same bytes.
+        dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        figure.savefig(file, metadata=dated.get(file.suffix.lower()))
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from None

@@ -1,0 +1,162 @@
+"""The result of a run: as one JSON object, and as tables in the terminal."""
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from unrefuse.config import RunConfig
+from unrefuse.evaluate.statistics import Estimate
+from unrefuse.kernel import Kernel
+from unrefuse.report.terminal import plain
+from unrefuse.search.objective import (
+    Before,
+    Exchange,
+    Measurement,
+    count_refused,
+    removed,
+    retained,
+    shares_by,
+)
+from unrefuse.search.stages import Stage
+
+LIBRARIES = ("unrefuse", "torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did. `measurement` is that of the test split where an edit got so far, else of
+    the last stage on the search split; `reasons` says what was not reached."""
+
+    config: RunConfig
+    kernel: Kernel
+    multiplier: float
+    stages: list[Stage]
+    before: dict[str, Before]
+    measurement: Measurement
+    split: str
+    seconds: dict[str, float]
+    saved: bool
+    reasons: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json` and of run.json."""
+        measured = self.measurement
+        return {
+            **measured.figures(),
+            "split": self.split,
+            "refused": {
+                name: {
+                    "before": count_refused(measured.exchanges, name, "before"),
+                    "after": count_refused(measured.exchanges, name, "after"),
+                }
+                for name in self.before[self.split].counts()
+            },
+            "by_topic": shares_by(measured, lambda p: p.topic),
+            "by_lang": shares_by(measured, lambda p: p.lang),
+            "refused_before": {split: b.counts() for split, b in self.before.items()},
+            "kernel": self.kernel.describe(self.multiplier),
+            "stages": [
+                {
+                    "multiplier": stage.multiplier,
+                    **stage.measurement.figures(),
+                    "keeps_floors": stage.keeps_floors,
+                }
+                for stage in self.stages
+            ],
+            "seconds": {step: round(s, 2) for step, s in self.seconds.items()},
+            "peak_rss_mib": peak_rss_mib(),
+            "saved": self.saved,
+            "out": str(self.config.out) if self.saved else None,
+            "reasons": self.reasons,
+            "config": self.config.model_dump(mode="json"),
+            "versions": {name: version(name) for name in LIBRARIES}
+            | {"python": platform.python_version(), "machine": platform.machine()},
+        }
+
+
+def write_json(result: Result, file: Path) -> None:
+    file.write_text(
+        json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def peak_rss_mib() -> int:
+    """The most memory that this process has held so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset / 2**20)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def stage_line(stage: Stage) -> str:
+    m = stage.measurement
+    return (
+        f"  multiplier {stage.multiplier:.2f}: removal {m.removal.value:.2f}, "
+        f"retention {m.retention.value:.2f}, quality {m.quality.value:.2f} (KL {m.kl.value:.3f})"
+        + ("" if stage.keeps_floors else "  under a floor")
+    )
+
+
+def result_table(result: Result) -> RenderableType:
+    """The figures with their intervals, the refusals before and after, and removal by topic."""
+    measured = result.measurement
+    figures = Table(title=f"{result.split} split", title_justify="left")
+    for column in ("figure", "value", "95 % interval", "n"):
+        figures.add_column(column, justify="left" if column == "figure" else "right")
+    for name in ("removal", "retention", "quality", "kl"):
+        e: Estimate = getattr(measured, name)
+        digits = 3 if name == "kl" else 2
+        figures.add_row(
+            name, f"{e.value:.{digits}f}", f"{e.low:.{digits}f} to {e.high:.{digits}f}", str(e.n)
+        )
+    refusals = Table(title="refusals", title_justify="left")
+    for column in ("set", "before", "after"):
+        refusals.add_column(column, justify="left" if column == "set" else "right")
+    for name in result.before[result.split].counts():
+        before = count_refused(measured.exchanges, name, "before")
+        after = count_refused(measured.exchanges, name, "after")
+        refusals.add_row(name, f"{before[0]} of {before[1]}", f"{after[0]} of {after[1]}")
+    parts = shares_by(measured, lambda p: p.topic)["removal"]
+    langs = shares_by(measured, lambda p: p.lang)["removal"]
+    topics = Table(title="removal by topic and language", title_justify="left")
+    topics.add_column("")
+    topics.add_column("answered now", justify="right")
+    for value, e2 in (parts | langs).items():
+        topics.add_row(Text(value), f"{round(e2['value'] * e2['n'])} of {e2['n']:.0f}")
+    return Group(figures, refusals, topics)
+
+
+def examples(result: Result) -> list[Exchange]:
+    """Three exchanges that show the edit: one removed, one retained, one of the baseline."""
+    found = []
+    for name, hit in (("target", removed), ("keep", retained), ("baseline", removed)):
+        found += [
+            e
+            for e in result.measurement.exchanges
+            if e.prompt.set == name and e.as_expected and hit(e)
+        ][:1]
+    return found
+
+
+def example_text(result: Result) -> RenderableType:
+    """The three examples, before and after. Model output is shown as plain text."""
+    lines = Text()
+    for e in examples(result):
+        assert e.after is not None
+        lines.append(f"\n{e.prompt.set}: ", style="bold")
+        lines.append(plain(e.prompt.text, 200))
+        for when, reply in (("before", e.before), ("after", e.after)):
+            lines.append(f"\n  {when:6} ", style="dim")
+            lines.append(plain(reply.text, 160))
+    return lines

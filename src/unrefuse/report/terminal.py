@@ -1,0 +1,38 @@
+"""Plain text for the terminal: bars by layer, and untrusted text made safe to print."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+DEPTHS = ((0.25, "shallow"), (0.75, "middle"), (1.01, "deep"))
+
+
+def depth_third(layer: int, layers: int) -> str:
+    """Shallow to 25 % of the depth, middle to 75 %, deep from there."""
+    position = layer / (layers - 1) if layers > 1 else 0.0
+    return next(name for end, name in DEPTHS if position < end)
+
+
+def layer_bars(columns: dict[str, Sequence[float]], digits: int = 4, width: int = 24) -> Table:
+    """One row a layer, one column of bars per series, each scaled to its own maximum."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", justify="right")
+    table.add_column("depth")
+    for name in columns:
+        table.add_column(Text(name))
+    layers = len(next(iter(columns.values())))
+    tops = {name: max(1e-12, *values) for name, values in columns.items()}
+    for layer in range(layers):
+        cells = []
+        for name, values in columns.items():
+            bar = "█" * round(width * max(0.0, values[layer]) / tops[name])
+            cells.append(f"{values[layer]:7.{digits}f} {bar}")
+        table.add_row(str(layer), depth_third(layer, layers), *cells)
+    return table
+
+
+def plain(text: str, length: int = 10_000) -> str:
+    """Untrusted text on one line: white space folded, control characters gone, cut at `length`."""
+    folded = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return folded if len(folded) <= length else folded[: length - 1] + "…"

@@ -1,0 +1,93 @@
+"""Stages: one kernel at rising strength, each from the original weights, until it is enough."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unrefuse.config import RunConfig
+from unrefuse.edit.hooks import hooked
+from unrefuse.edit.plan import make_plan
+from unrefuse.kernel import Kernel
+from unrefuse.models.load import Model
+from unrefuse.search.objective import Before, Measurement, measure
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One multiplier and what it did on the search split."""
+
+    multiplier: float
+    measurement: Measurement
+    keeps_floors: bool
+
+
+def multipliers(config: RunConfig) -> list[float]:
+    """0.5, 0.65, 0.80, ... up to the maximum; or the one that the user fixed."""
+    if config.strength is not None:
+        return [config.strength]
+    steps = int((config.max_multiplier - config.first_multiplier) / config.multiplier_step + 1e-9)
+    return [
+        round(config.first_multiplier + i * config.multiplier_step, 6) for i in range(steps + 1)
+    ]
+
+
+def run_stages(
+    model: Model,
+    directions: Tensor,
+    kernel: Kernel,
+    before: Before,
+    config: RunConfig,
+    on_stage: Callable[[Stage], None] = lambda stage: None,
+) -> list[Stage]:
+    """Every stage that was tried, by exact hooks; `on_stage` hears of each as it ends.
+
+    Stops at the removal target, or when quality or retention falls under its floor.
+    """
+    stages = []
+    for multiplier in multipliers(config):
+        plan = make_plan(model.network, directions, kernel.weights, multiplier)
+        with hooked(model.network, plan):
+            measured = measure(model, before, config, everything=False)
+        stage = Stage(multiplier, measured, keeps_floors(measured, config))
+        stages.append(stage)
+        on_stage(stage)
+        if not stage.keeps_floors or measured.removal.value >= config.removal_target:
+            break
+    return stages
+
+
+def keeps_floors(measured: Measurement, config: RunConfig) -> bool:
+    """Whether retention and quality are both at or above their floors."""
+    return (
+        measured.retention.value >= config.retention_floor
+        and measured.quality.value >= config.quality_floor
+    )
+
+
+def best_stage(stages: list[Stage]) -> Stage | None:
+    """The stage that removes most among those that keep both floors, the gentlest of equals."""
+    kept = [s for s in stages if s.keeps_floors and s.measurement.removal.value > 0]
+    return max(kept, key=lambda s: (s.measurement.removal.value, -s.multiplier), default=None)
+
+
+def advice(measured: Measurement, config: RunConfig) -> list[str]:
+    """What was not reached, and what to try: the troubleshooting table of DESIGN.md."""
+    reasons = []
+    if measured.retention.value < config.retention_floor:
+        reasons.append(
+            f"retention {measured.retention.value:.2f} is under its floor "
+            f"{config.retention_floor:.2f}: use --protect 1, more keep prompts, or less --strength"
+        )
+    if measured.quality.value < config.quality_floor:
+        reasons.append(
+            f"quality {measured.quality.value:.2f} is under its floor {config.quality_floor:.2f}: "
+            "move --peak to 0.65-0.70, --width to 0.10-0.12, --threshold to 0.2"
+        )
+    if measured.removal.value < config.removal_target:
+        reasons.append(
+            f"removal {measured.removal.value:.2f} is under the target "
+            f"{config.removal_target:.2f}: move --peak to 0.50-0.55 and --width to 0.18-0.20; "
+            "see `unrefuse analyze`"
+        )
+    return reasons
