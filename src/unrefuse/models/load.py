@@ -24,7 +24,6 @@ from transformers.utils import logging as transformers_logging
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
-from unrefuse.models.demo import demo_model
 from unrefuse.models.writers import check_architecture
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -101,6 +100,8 @@ def find_checkpoint(config: RunConfig) -> Path:
     """The local folder of `config.model`: the demo, a folder, or a hub model, downloaded."""
     name, folder = config.model, Path(config.model).expanduser()
     if name == "demo":
+        from unrefuse.models.demo import demo_model
+
         return demo_model()
     if folder.is_dir():
         return folder
