@@ -292,27 +292,20 @@ def prompts_check(
 
 def main() -> None:
     """The entry point: one line and status 2 for a mistake, 130 for Ctrl-C."""
-    from click.exceptions import Abort, ClickException
-    from click.exceptions import Exit as ClickExit
-
     from unrefuse.errors import UsageError
 
     try:
-        code = app(standalone_mode=False)
+        app()
     except UsageError as error:
         _say(f"unrefuse: {error}")
-        code = 2
-    except ClickExit as error:
-        code = error.exit_code
-    except ClickException as error:
-        error.show()
-        code = 2
-    except (KeyboardInterrupt, Abort):
-        _say("unrefuse: interrupted; nothing was saved")
-        code = 130
-    sys.exit(code)
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _say("unrefuse: interrupted, nothing was saved")
+        raise
 
 
+INTERRUPTED = 130
 KERNEL_KEYS = ("profile", "style", "peak", "width", "threshold")
 
 

@@ -26,15 +26,44 @@ ALARMING = {
     "public_facts",
 }
 TOPICS = {
-    "baseline": set(
-        "science mathematics coding cooking travel health_everyday writing language household "
-        "music_art sport nature geography history_neutral work technology advice "
-        "small_talk".split()
-    ),
-    "keep": set(
-        "weapons drugs violence fraud hacking privacy hate harassment extremism self_harm theft "
-        "child_safety disinformation trafficking poisoning sabotage".split()
-    ),
+    "baseline": {
+        "science",
+        "mathematics",
+        "coding",
+        "cooking",
+        "travel",
+        "health_everyday",
+        "writing",
+        "language",
+        "household",
+        "music_art",
+        "sport",
+        "nature",
+        "geography",
+        "history_neutral",
+        "work",
+        "technology",
+        "advice",
+        "small_talk",
+    },
+    "keep": {
+        "weapons",
+        "drugs",
+        "violence",
+        "fraud",
+        "hacking",
+        "privacy",
+        "hate",
+        "harassment",
+        "extremism",
+        "self_harm",
+        "theft",
+        "child_safety",
+        "disinformation",
+        "trafficking",
+        "poisoning",
+        "sabotage",
+    },
 }
 NEAR = 0.5  # overlap of n-grams from which two prompts of different splits are too alike
 

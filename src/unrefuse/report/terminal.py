@@ -14,13 +14,14 @@ def depth_third(layer: int, layers: int) -> str:
     return next(name for end, name in DEPTHS if position < end)
 
 
-def layer_bars(columns: dict[str, Sequence[float]], digits: int = 4, width: int = 24) -> Table:
+def layer_bars(columns: dict[str, Sequence[float]], digits: int = 4) -> Table:
     """One row a layer, one column of bars per series, each scaled to its own maximum."""
     table = Table(box=None, pad_edge=False)
+    width = max(4, 36 // len(columns) - 2)
     table.add_column("layer", justify="right")
     table.add_column("depth")
     for name in columns:
-        table.add_column(Text(name))
+        table.add_column(Text(name), no_wrap=True)
     layers = len(next(iter(columns.values())))
     tops = {name: max(1e-12, *values) for name, values in columns.items()}
     for layer in range(layers):
