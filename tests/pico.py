@@ -63,4 +63,6 @@ def loaded(model_type: str = "llama", layers: int = 3, batch_size: int = 4) -> M
 
 
 def run_config(model: str, **settings: object) -> RunConfig:
-    return RunConfig.model_validate({"model": model, "dtype": "float32", "device": "cpu"} | settings)
+    return RunConfig.model_validate(
+        {"model": model, "dtype": "float32", "device": "cpu"} | settings
+    )

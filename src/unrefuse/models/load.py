@@ -87,6 +87,11 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         if not bool(torch.isfinite(parameter).all()):
             raise UsageError(f"{name}: the weights of {parameter_name} are not all finite")
     network.eval().requires_grad_(False)
+    # The last position of a batch is a strided view, for which torch's bfloat16 linear on a CPU
+    # copies the head once per row: 27 s for 32 rows of Qwen2.5-0.5B, where the product takes 0.1.
+    network.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: (args[0].contiguous(), *args[1:])
+    )
     # Replies are greedy: the sampling settings that a model ships would only warn.
     stop = network.generation_config.eos_token_id or tokenizer.eos_token_id
     network.generation_config = GenerationConfig(
