@@ -1,7 +1,7 @@
 """Edit an open chat model so that it stops false refusals and goes on with the true ones.
 
-    from unrefuse import RunConfig, edit
-    result = edit(RunConfig(model="demo", out="edited"))
+    from unrefuse import RunConfig, run_edit
+    result = run_edit(RunConfig(model="demo", out="edited"))
 
 Names are imported when they are first used, so that `import unrefuse` costs nothing.
 """
@@ -37,7 +37,7 @@ _WHERE = {
     "measure_directions": "pipeline",
     "prepare": "pipeline",
     "analyze": "pipeline",
-    "edit": "pipeline",
+    "run_edit": "pipeline",
 }
 __all__ = list(_WHERE)
 

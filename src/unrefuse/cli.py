@@ -96,9 +96,9 @@ def edit(
     from unrefuse.report.terminal import layer_bars
 
     settings = _settings(locals())
-    from unrefuse.pipeline import edit as run
+    from unrefuse.pipeline import run_edit
 
-    result = run(settings)
+    result = run_edit(settings)
     if as_json:
         _print_json(result.to_json())
     else:

@@ -48,7 +48,7 @@ class Prepared:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def edit(config: RunConfig) -> Result:
+def run_edit(config: RunConfig) -> Result:
     """The main job. Saves to `config.out` an edit that keeps the floors, or nothing.
 
     Raises UsageError for a mistake in usage or input.

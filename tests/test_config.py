@@ -1,0 +1,76 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from unrefuse.config import RunConfig, load_config
+from unrefuse.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kernel": {"peak": 1.5}}, "kernel.peak"),
+        ({"kernel": {"peak": float("nan")}}, "kernel.peak"),
+        ({"kernel": {"width": 0}}, "kernel.width"),
+        ({"kernel": {"profile": "brod"}}, "kernel.profile"),
+        ({"kernel": {"profile": "broad", "style": "standard"}}, "profile and style"),
+        ({"kernel": {"file": "k.json", "peak": 0.5}}, "leave out peak"),
+        ({"retention_floor": 0}, "retention_floor"),
+        ({"retention_floor": 0.5}, "retention_floor"),
+        ({"strength": -1}, "strength"),
+        ({"limit": 3}, "limit"),
+        ({"first_multiplier": 2.5}, "no stage would run"),
+        ({"dtype": "int3"}, "dtype"),
+        ({"no_such_setting": 1}, "no_such_setting"),
+    ],
+)
+def test_a_bad_value_is_one_line(settings, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        load_config(model="m", **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_from_toml_json_and_python(tmp_path):
+    toml, plain, run = tmp_path / "c.toml", tmp_path / "c.json", tmp_path / "run.json"
+    toml.write_text('model = "m"\nseed = 3\nlanguages = ["en"]\n[kernel]\npeak = 0.4\n')
+    values = {"model": "m", "seed": 3, "languages": ["en"], "kernel": {"peak": 0.4}}
+    plain.write_text(json.dumps(values))
+    run.write_text(json.dumps({"removal": {"value": 1}, "config": values}))
+    wanted = RunConfig.model_validate(values)
+    assert load_config(toml) == load_config(plain) == load_config(run) == wanted
+
+
+def test_options_win_over_the_file_and_none_does_not_count(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('model = "m"\nseed = 3\n[kernel]\npeak = 0.4\nwidth = 0.2\n')
+    config = load_config(file, seed=None, protect=0.5, kernel={"peak": 0.7, "width": None})
+    assert (config.seed, config.protect) == (3, 0.5)
+    assert (config.kernel.peak, config.kernel.width) == (0.7, 0.2)
+
+
+def test_a_resolved_configuration_reads_back(tmp_path):
+    config = load_config(model="m", out=tmp_path / "x", kernel={"style": "standard"})
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"config": config.model_dump(mode="json")}))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "model = "])
+def test_a_damaged_file_is_one_line(tmp_path, text):
+    file = tmp_path / "c.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"c\.json"):
+        load_config(file)
+
+
+def test_a_configuration_is_frozen():
+    config = RunConfig(model="m")
+    with pytest.raises(ValidationError):
+        config.retention_floor = 0.9
+
+
+def test_the_demo_has_planted_targets_in_english():
+    config = RunConfig(model="demo")
+    assert (config.target, config.languages) == ("planted", ("en",))
+    assert RunConfig(model="demo", target="mine.txt").target == "mine.txt"
