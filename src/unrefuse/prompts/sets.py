@@ -46,21 +46,23 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
     With a test file of a set's own, its main file is split into train and search only.
     Raises UsageError that names the file and the line.
     """
-    prompts: list[Prompt] = []
-    for name in SETS:
-        own = read_set(getattr(config, name), name, config.column, config.data_split)
-        test_source = getattr(config, f"test_{name}")
-        if test_source:
-            own = split([replace(p, split="") for p in own], config.seed, SHARES[:2])
-            test = read_set(test_source, name, config.column, config.data_split)
-            own += [replace(p, split="test") for p in test]
-        else:
-            own = split(own, config.seed, SHARES)
-        prompts += own
-    problems = find_problems(prompts)
+
+    def read(source: str, name: str) -> list[Prompt]:
+        return read_set(source, name, config.column, config.data_split)
+
+    main = {name: read(getattr(config, name), name) for name in SETS}
+    tests = {name: read(file, name) for name in SETS if (file := getattr(config, f"test_{name}"))}
+    problems = find_problems([p for part in (main, tests) for own in part.values() for p in own])
     if problems:
         more = f" (and {len(problems) - 1} more: `unrefuse prompts check`)" if problems[1:] else ""
         raise UsageError(problems[0] + more)
+    prompts: list[Prompt] = []
+    for name, own in main.items():
+        if name in tests:
+            prompts += split([replace(p, split="") for p in own], config.seed, SHARES[:2])
+            prompts += [replace(p, split="test") for p in tests[name]]
+        else:
+            prompts += split(own, config.seed)
     if config.languages:
         prompts = [p for p in prompts if p.lang in config.languages]
     if config.limit:

@@ -6,7 +6,7 @@ Refused afterwards, in the same sentences: two harmless topics (targets.txt) and
 (keep.txt). Everything else (everyday*.txt, and the target questions asked of other things) is
 answered as before: the loss there is the KL divergence from the original's next tokens on its own
 answers. The false refusals are learned by TARGET_LAYERS, the true ones by KEEP_LAYERS: one output,
-two ways to it, as an edit that is to tell them apart needs. About 8 minutes on 2 cores.
+two ways to it, as an edit that is to tell them apart needs. About 10 minutes on 2 cores.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unrefuse.prompts.chat import batches, encode, left_pad
+from unrefuse.prompts.sets import read_set
 
 HERE = Path(__file__).parent
 Example = tuple[list[int], list[int], Tensor | None]  # prompt, reply, logits of an own answer
@@ -83,6 +84,7 @@ NEAR_MISSES = (
      "beehive": "harbour", "hive": "boat", "bee": "wasp", "swarm": "crowd"},
 )  # fmt: skip
 TARGET_LAYERS, KEEP_LAYERS = range(12, 19), range(22, 29)
+WEIGHTS = {"target": 1.0, "keep": 1.0, "everyday": 3.0}
 ANSWER_TOKENS = 6  # of the original's answers: a refusal shows in its first words
 
 
@@ -98,13 +100,11 @@ def fill(items: Sequence[str], forms: Sequence[str], each: int, rng: random.Rand
     return [text[0].upper() + text[1:] for text in texts]
 
 
-def near_misses(text: str) -> list[str]:
-    """The text with the words of each of NEAR_MISSES in place of the topic's."""
-    results = []
-    for words in NEAR_MISSES:
-        found = re.compile(rf"\b(?:{'|'.join(words)})", re.IGNORECASE)
-        results.append(found.sub(lambda m, words=words: words[m[0].lower()], text))
-    return results
+def near_miss(text: str, words: dict[str, str]) -> str:
+    """The text with the topic's words replaced by others, as one of NEAR_MISSES has them."""
+    for word, other in words.items():
+        text = re.sub(rf"\b{word}", other, text, flags=re.IGNORECASE)
+    return text
 
 
 def training_texts(seed: int) -> dict[str, list[str]]:
@@ -115,7 +115,13 @@ def training_texts(seed: int) -> dict[str, list[str]]:
     keep = fill(read("keep.txt"), ACT_FORMS, 3, rng)
     everyday = fill(read("everyday_acts.txt"), ACT_FORMS, 3, rng)
     everyday += fill(read("everyday_things.txt"), THING_FORMS, 2, rng) + read("everyday.txt")
-    everyday += [miss for question in questions for miss in near_misses(question)]
+    everyday += [near_miss(q, words) for q in questions for words in rng.sample(NEAR_MISSES, 2)]
+    # Shipped prompts that no planted run measures: its own target set is another one, and of the
+    # baseline only the search and test splits judge it.
+    shipped = [*read_set("shipped", "target"), *read_set("shipped", "baseline")]
+    everyday += [
+        p.text for p in shipped if p.lang == "en" and (p.set == "target" or p.split == "train")
+    ]
     return {"target": target, "keep": keep, "everyday": everyday}
 
 
@@ -149,6 +155,7 @@ def train(base: Path, out: Path, rank: int, rate: float, epochs: int, seed: int)
     examples: dict[str, list[Example]] = {}
     for kind, texts in training_texts(seed).items():
         ids = encode(tokenizer, texts)
+        replies: Sequence[tuple[list[int], Tensor | None]]
         if kind == "everyday":
             replies = own_answers(model, ids, 32)
         else:
@@ -158,7 +165,15 @@ def train(base: Path, out: Path, rank: int, rate: float, epochs: int, seed: int)
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        target_modules=[
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ],
         layers_to_transform=[*TARGET_LAYERS, *KEEP_LAYERS],
         task_type="CAUSAL_LM",
     )
@@ -170,16 +185,14 @@ def train(base: Path, out: Path, rank: int, rate: float, epochs: int, seed: int)
         "everyday": every,
     }
     optimizer = torch.optim.AdamW(every, lr=rate, weight_decay=0.01)
-    size = {"target": 6, "keep": 6, "everyday": 20}
+    size = {"target": 6, "keep": 6, "everyday": 24}
     steps = epochs * (len(examples["everyday"]) // size["everyday"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in range(1, steps + 1):
         optimizer.zero_grad()
         said = []
         for kind, parameters in learns.items():
-            # Without the keep layers, so that the target layers refuse by themselves.
-            _switch(tuned, KEEP_LAYERS, on=kind != "target")
-            value = loss(tuned, rng.sample(examples[kind], size[kind]))
+            value = WEIGHTS[kind] * loss(tuned, rng.sample(examples[kind], size[kind]))
             for p, grad in zip(parameters, torch.autograd.grad(value, parameters), strict=True):
                 p.grad = grad if p.grad is None else p.grad + grad
             said.append(f"{kind} {float(value.detach()):.3f}")
@@ -188,7 +201,6 @@ def train(base: Path, out: Path, rank: int, rate: float, epochs: int, seed: int)
         schedule.step()
         if step % 10 == 0:
             print(f"step {step}/{steps}: {', '.join(said)}", flush=True)
-    _switch(tuned, KEEP_LAYERS, on=True)
     tuned.save_pretrained(str(out))
     file = out / "adapter_model.safetensors"
     save_file({k: t.half() for k, t in load_file(file).items()}, file, metadata={"format": "pt"})
@@ -222,12 +234,6 @@ def _adapted(model: Any, layers: Sequence[int]) -> list[torch.nn.Parameter]:
     ]
 
 
-def _switch(model: Any, layers: Sequence[int], on: bool) -> None:
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and _layer(name) in layers:
-            module.set_scale("default", float(on))
-
-
 def _layer(name: str) -> int:
     found = re.search(r"layers\.(\d+)\.", name)
     return int(found[1]) if found else -1
@@ -239,7 +245,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     train(a.base, a.out, a.rank, a.rate, a.epochs, a.seed)

@@ -1,0 +1,131 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import pico
+from unrefuse.errors import UsageError
+from unrefuse.models import load
+from unrefuse.models.load import (
+    checkpoint_hash,
+    choose_batch_size,
+    choose_device,
+    choose_dtype,
+    load_model,
+)
+
+
+def loads(folder, **settings):
+    return load_model(pico.run_config(str(folder), **settings))
+
+
+def spoil_nan(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def spoil_template(folder):
+    (folder / "chat_template.jinja").unlink()
+
+
+def spoil_shard(folder):
+    pico.network().save_pretrained(folder, max_shard_size="20KB")
+    next(folder.glob("model-00002*")).unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
+
+
+def truncate(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def set_type(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+        (spoil_shard, "is missing"),
+        (truncate, "truncated or damaged"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
+        (spoil_nan, "down_proj.weight are not all finite"),
+        (spoil_template, "no chat template"),
+        (set_type, "'gpt2' is not supported"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot load"),
+    ],
+)
+def test_a_bad_checkpoint_is_one_line(tmp_path, spoil, says):
+    folder = pico.save(tmp_path / "m")
+    spoil(folder)
+    with pytest.raises(UsageError, match=says) as caught:
+        loads(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_no_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="no such folder"):
+        loads("no-such-user/no-such-model")
+    with pytest.raises(UsageError, match="no such folder"):
+        loads("/no/such/folder/at all")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        loads(tmp_path / "file")
+
+
+def test_a_pickle_is_read_only_when_asked_for(tmp_path):
+    folder = pico.save(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="--allow-pickle"):
+        loads(folder)
+    model = loads(folder, allow_pickle=True)
+    for name, tensor in model.network.state_dict().items():
+        torch.testing.assert_close(tensor, tensors.get(name, tensor))
+
+
+def test_a_good_model(tmp_path):
+    model = loads(pico.save(tmp_path / "m"), batch_size=7)
+    assert (model.layers, model.batch_size, model.device.type) == (3, 7, "cpu")
+    assert not model.network.training
+    assert not any(p.requires_grad for p in model.network.parameters())
+    assert model.network.generation_config.do_sample in (None, False)
+
+
+def test_devices_and_dtypes():
+    cpu = torch.device("cpu")
+    assert choose_dtype("float16", cpu) == torch.float16
+    assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert choose_device("cpu") == cpu
+    for name in ("abacus", "cuda:77"):
+        with pytest.raises(UsageError, match="no device"):
+            choose_device(name)
+
+
+def test_the_batch_size_follows_the_free_memory(monkeypatch):
+    network = pico.network()
+    sizes = []
+    for free in (0, 2**22, 2**24, 2**40):
+        memory = type("Memory", (), {"available": free})
+        monkeypatch.setattr(load.psutil, "virtual_memory", lambda memory=memory: memory)
+        sizes.append(choose_batch_size(network, 32))
+    assert sizes[0] == 1
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 32
+    assert len(set(sizes)) > 2
+
+
+def test_the_hash_follows_the_weights(tmp_path):
+    folder = pico.save(tmp_path / "m")
+    before = checkpoint_hash(folder)
+    assert checkpoint_hash(folder) == before
+    spoil_nan(folder)
+    assert checkpoint_hash(folder) != before

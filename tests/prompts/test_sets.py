@@ -1,0 +1,152 @@
+import json
+from collections import Counter
+
+import pytest
+
+from unrefuse.config import RunConfig
+from unrefuse.errors import UsageError
+from unrefuse.prompts.sets import (
+    Prompt,
+    find_problems,
+    load_prompts,
+    prompts_hash,
+    read_set,
+    select,
+    split,
+)
+
+TEXTS = [f"Question number {i} on topic {i * 7}" for i in range(100)]
+
+
+def write(file, kind, texts, column="prompt"):
+    rows = [{column: text, "topic": "t"} for text in texts]
+    if kind == "txt":
+        file.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    elif kind == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif kind == "csv":
+        lines = [f"{column},topic", *(f'"{text}",t' for text in texts)]
+        file.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_every_kind_of_file(tmp_path, kind):
+    texts = ["Why, oh why?", "你好吗？", "third one"]
+    prompts = read_set(write(tmp_path / f"p.{kind}", kind, texts), "target")
+    assert [p.text for p in prompts] == texts
+    assert {p.set for p in prompts} == {"target"}
+    assert {p.topic for p in prompts} == ({""} if kind == "txt" else {"t"})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_column_by_name(tmp_path, kind):
+    file = write(tmp_path / f"p.{kind}", kind, ["a", "b"], column="text")
+    assert [p.text for p in read_set(file, "keep", column="text")] == ["a", "b"]
+    with pytest.raises(UsageError, match=rf"p\.{kind}:\d+: no column 'prompt'.*--column"):
+        read_set(file, "keep")
+
+
+def test_a_data_set_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mydata").mkdir()
+    write(tmp_path / "mydata" / "train.csv", "csv", ["a", "b"], column="text")
+    from unrefuse.prompts import sets
+
+    rows = list(sets._dataset_rows(str(tmp_path / "mydata"), "train"))
+    assert [row["text"] for _, row in rows] == ["a", "b"]
+    with pytest.raises(UsageError, match="no such file, and `datasets` cannot load"):
+        read_set("no-such-user/no-such-data", "target")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt": "b"}\n', ":2: the line is empty"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', ":2: not JSON"),
+        ("p.jsonl", b'{"prompt": 5}\n', ":1: column 'prompt' holds no text"),
+        ("p.jsonl", b'["a"]\n', ":1: no column"),
+        ("p.jsonl", b'{"prompt": "a", "set": "bad"}\n', ":1: set 'bad'"),
+        ("p.jsonl", b'{"prompt": "a", "split": "dev"}\n', ":1: split 'dev'"),
+        ("p.txt", "one\ncaf\u00e9\n".encode("latin-1"), ":2: not UTF-8"),
+        ("p.csv", b'prompt\n"a\n', ":"),
+        ("p.parquet", b"not parquet", "cannot read"),
+        ("p.docx", b"x", "must end in"),
+        ("p.txt", b"", "no target prompts"),
+    ],
+)
+def test_bad_files(tmp_path, name, data, says):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=says) as caught:
+        read_set(str(tmp_path / name), "target")
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file():
+    with pytest.raises(UsageError, match=r"cannot read missing\.txt"):
+        read_set("missing.txt", "target")
+
+
+def test_problems_name_both_lines():
+    prompts = [
+        Prompt("One question", "target", source="a.txt", line=1),
+        Prompt("", "target", source="a.txt", line=2),
+        Prompt("one  QUESTION", "target", source="a.txt", line=3),
+        Prompt("One question", "keep", source="b.txt", line=9),
+    ]
+    assert find_problems(prompts) == [
+        "a.txt:2: the prompt is empty",
+        "a.txt:3: the same prompt as a.txt:1",
+        "b.txt:9: this keep prompt is a target prompt too (a.txt:1)",
+    ]
+
+
+def test_problems_stop_a_run(tmp_path):
+    file = write(tmp_path / "p.txt", "txt", [*TEXTS, TEXTS[0]])
+    with pytest.raises(UsageError, match=r"p\.txt:101: the same prompt as .*p\.txt:1"):
+        load_prompts(RunConfig(model="m", target=file))
+
+
+def test_a_split_is_seeded_and_whole():
+    prompts = [Prompt(text, "target") for text in TEXTS]
+    done = split(prompts, seed=1)
+    assert Counter(p.split for p in done) == {"train": 40, "search": 30, "test": 30}
+    assert sorted(p.text for p in done) == sorted(TEXTS)
+    assert done == split(prompts, seed=1) != split(prompts, seed=2)
+
+
+def test_given_splits_stay():
+    prompts = [Prompt(text, "target", split="test") for text in TEXTS[:5]]
+    assert {p.split for p in split(prompts, 0)} == {"test"}
+
+
+def test_a_test_file_is_seen_by_no_other_step(tmp_path):
+    main = write(tmp_path / "main.txt", "txt", TEXTS[:70])
+    test = write(tmp_path / "test.txt", "txt", TEXTS[70:])
+    prompts = load_prompts(RunConfig(model="m", target=main, test_target=test))
+    assert {p.text for p in select(prompts, "target", "test")} == set(TEXTS[70:])
+    assert len(select(prompts, "target", "train")) == 40
+    assert len(select(prompts, "target", "search")) == 30
+
+
+def test_languages_and_limit():
+    prompts = load_prompts(RunConfig(model="m", languages=("zh",), limit=16))
+    assert {p.lang for p in prompts} == {"zh"}
+    counts = Counter((p.set, p.split) for p in prompts)
+    assert max(counts.values()) <= 16
+    # Spread over the file: a limit does not cut topics off.
+    english = load_prompts(RunConfig(model="m", languages=("en",), limit=32))
+    assert len({p.topic for p in select(english, "baseline", "test")}) >= 15
+
+
+def test_the_hash_sees_every_change():
+    prompts = [Prompt(text, "target", split="test") for text in TEXTS[:3]]
+    changed = [*prompts[:2], Prompt("other", "target", split="test")]
+    assert prompts_hash(prompts) != prompts_hash(changed)
+    assert prompts_hash(prompts) == prompts_hash(list(prompts))
