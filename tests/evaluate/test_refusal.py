@@ -82,7 +82,7 @@ def test_answers(text):
         (list(range(32)), False),
         ([1, 2, 3] * 3, False),  # too short to tell
         ([10, 1, 11, 1, 12, 1, 13, 1, 14, 1, 15, 1, 16, 1, 17, 1, 18, 1], False),  # a list
-        (list(range(20)) + [3, 3, 3, 3], False),
+        ([*list(range(20)), 3, 3, 3, 3], False),
     ],
 )
 def test_loops(tokens, broken):
