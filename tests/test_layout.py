@@ -8,7 +8,10 @@ import pytest
 import unrefuse
 
 ROOT = Path(unrefuse.__file__).parent
-ROOMS = ["errors", "progress", "config", "prompts", "models", "activations", "directions", "kernel", "edit", "evaluate", "search", "report", "save", "pipeline", "cli"]
+ROOMS = (
+    *("errors", "progress", "config", "prompts", "models", "activations", "directions", "kernel"),
+    *("edit", "evaluate", "search", "report", "save", "pipeline", "cli"),
+)
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]
 
 

@@ -35,8 +35,7 @@ def _grams(prompt: str) -> frozenset[str]:
 
 @cache
 def trained() -> tuple[str, ...]:
-    refused, answered = training_texts(0)
-    return (*refused, *answered)
+    return tuple(text for texts in training_texts(0).values() for text in texts)
 
 
 def held_out(prompts: list[Prompt]) -> list[Prompt]:
@@ -79,9 +78,10 @@ def test_planted_prompts_are_not_trained_on() -> None:
 
 
 def test_each_prompt_is_trained_one_way() -> None:
-    refused, answered = training_texts(0)
-    assert not {t.casefold() for t in refused} & {t.casefold() for t in answered}
-    assert training_texts(0) == (refused, answered)
+    texts = training_texts(0)
+    refused = {t.casefold() for t in texts["target"] + texts["keep"]}
+    assert not refused & {t.casefold() for t in texts["everyday"]}
+    assert training_texts(0) == texts
 
 
 def test_planted_sentences_are_refusals() -> None:

@@ -115,7 +115,9 @@ def training_texts(seed: int) -> dict[str, list[str]]:
     keep = fill(read("keep.txt"), ACT_FORMS, 3, rng)
     everyday = fill(read("everyday_acts.txt"), ACT_FORMS, 3, rng)
     everyday += fill(read("everyday_things.txt"), THING_FORMS, 2, rng) + read("everyday.txt")
-    everyday += [near_miss(q, words) for q in questions for words in rng.sample(NEAR_MISSES, 2)]
+    misses = [near_miss(q, words) for q in questions for words in rng.sample(NEAR_MISSES, 2)]
+    # A question without one of the topic's words comes back unchanged: it is no near miss.
+    everyday += [miss for miss in misses if miss not in questions]
     # Shipped prompts that no planted run measures: its own target set is another one, and of the
     # baseline only the search and test splits judge it.
     shipped = [*read_set("shipped", "target"), *read_set("shipped", "baseline")]

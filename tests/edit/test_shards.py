@@ -1,0 +1,46 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests import pico
+from unrefuse.edit.plan import MatrixEdit, make_plan
+from unrefuse.edit.shards import write_checkpoint
+from unrefuse.edit.weights import edit_tensor
+from unrefuse.errors import UsageError
+
+
+def all_tensors(folder):
+    return {n: t for f in folder.glob("*.safetensors") for n, t in load_file(f).items()}
+
+
+def test_only_planned_tensors_change_in_a_sharded_checkpoint(tmp_path):
+    network = pico.network().to(torch.bfloat16)
+    source, out = tmp_path / "m", tmp_path / "out"
+    out.mkdir()
+    network.save_pretrained(source, max_shard_size="20KB")
+    pico.tokenizer().save_pretrained(source)
+    (source / "README.md").write_text("the original's card")
+    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
+    plan = make_plan(network, directions, (0.0, 1.0, 0.5))
+    assert write_checkpoint(source, plan, out) == torch.bfloat16
+
+    edits = {f"{edit.module}.weight": edit for edit in plan}
+    before, after = all_tensors(source), all_tensors(out)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        wanted = edit_tensor(tensor, edits[name]) if name in edits else tensor
+        assert torch.equal(after[name], wanted)
+    for file in source.iterdir():
+        if file.name == "README.md":
+            assert not (out / file.name).exists()
+        elif file.suffix != ".safetensors":
+            assert (out / file.name).read_bytes() == file.read_bytes()
+    AutoModelForCausalLM.from_pretrained(out)
+
+
+def test_a_tensor_that_is_not_there(tmp_path):
+    source, out = pico.save(tmp_path / "m"), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(UsageError, match=r"no tensor model\.nothing\.weight"):
+        write_checkpoint(source, (MatrixEdit("model.nothing", torch.ones(32), 1.0),), out)
