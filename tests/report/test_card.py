@@ -1,0 +1,45 @@
+"""The model card: the hub's form, the figures, and untrusted text that can't act in Markdown."""
+
+from huggingface_hub import ModelCard
+
+from tests.results import result
+from unrefuse.report.card import write_card
+
+
+def test_the_card_has_metadata_and_the_figures(tmp_path):
+    made = result(tmp_path / "out", model="org/some-model", removal=0.8)
+    write_card(made, tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "org/some-model"
+    assert card.data.language == ["en"]
+    assert "unrefuse" in card.data.tags
+    assert "| removal | 0.80 | 0.70 to 0.90 | 20 |" in card.text
+    assert "| target | 20 of 20 | 4 of 20 |" in card.text
+    assert "20 of 20 harmful test prompts that the original refused are still refused" in card.text
+    assert "still does not answer 4, among them" in card.text
+    assert "multiplier 0.65" in card.text
+
+
+def test_a_local_folder_is_named_but_is_no_hub_model(tmp_path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    write_card(result(tmp_path / "out", model=str(folder)), tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model is None
+    assert "`my-model`" in card.text
+    assert str(tmp_path) not in card.text
+
+
+def test_untrusted_text_cannot_act_in_the_card(tmp_path):
+    write_card(result(tmp_path / "out"), tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "topic 0" in text
+    for dangerous in ("<img", "[bold]", "``", "\x1b", "|`"):
+        assert dangerous not in text
+
+
+def test_nothing_still_refused_is_said_without_a_list(tmp_path):
+    write_card(result(tmp_path / "out", removal=1.0), tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "it still does not answer 0." in text
+    assert "among them" not in text

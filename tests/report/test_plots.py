@@ -1,0 +1,43 @@
+"""The pictures: written, of the type that the name says, the same bytes for the same data."""
+
+import pytest
+
+from tests.results import result
+from unrefuse.errors import UsageError
+from unrefuse.evaluate.layers import LayerStrength
+from unrefuse.kernel import gaussian
+from unrefuse.report.plots import plot_kernels, plot_layers, plot_result
+
+KERNELS = [("a", gaussian(8, 0.6, 0.15)), ("b", gaussian(6, 0.4, 0.2))]
+STRENGTHS = {"": LayerStrength(9, (0.1, 2.0), (0.0, 3.0)), "t": LayerStrength(3, (0, 1), (1, 2))}
+STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+
+
+@pytest.mark.parametrize("ending", STARTS)
+def test_pictures_are_of_the_type_named(tmp_path, ending):
+    for i, draw in enumerate(
+        (
+            lambda file: plot_kernels(KERNELS, file),
+            lambda file: plot_layers(STRENGTHS, "m", file),
+            lambda file: plot_result(result(), file),
+        )
+    ):
+        file = tmp_path / f"{i}{ending}"
+        draw(file)
+        assert file.read_bytes().startswith(STARTS[ending])
+        assert file.stat().st_size > 1000
+
+
+def test_svg_names_the_kernels(tmp_path):
+    plot_kernels(KERNELS, tmp_path / "k.svg")
+    text = (tmp_path / "k.svg").read_text(encoding="utf-8")
+    assert "<!-- a -->" in text
+    assert "<!-- b -->" in text
+
+
+def test_another_type_and_a_missing_folder_are_told(tmp_path):
+    with pytest.raises(UsageError, match=r"must end in \.png"):
+        plot_kernels(KERNELS, tmp_path / "k.gif")
+    with pytest.raises(UsageError, match="cannot write"):
+        plot_kernels(KERNELS, tmp_path / "nowhere" / "k.png")
+    assert list(tmp_path.iterdir()) == []

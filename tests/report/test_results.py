@@ -1,0 +1,77 @@
+"""What a run says: the JSON object and the tables, with hostile prompts and replies."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from tests.results import result
+from unrefuse.report.results import example_text, examples, result_table, stage_line, write_json
+from unrefuse.report.terminal import layer_bars, plain
+
+
+def printed(renderable):
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_record_has_the_promised_keys(tmp_path):
+    made = result(tmp_path / "out", removal=0.8)
+    write_json(made, tmp_path / "run.json")
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert record == json.loads(json.dumps(made.to_json()))
+    for figure in ("removal", "retention", "quality", "kl"):
+        assert set(record[figure]) == {"value", "n", "low", "high"}
+    assert record["refused"] == {
+        "target": {"before": [20, 20], "after": [4, 20]},
+        "baseline": {"before": [0, 20], "after": [0, 20]},
+        "keep": {"before": [20, 20], "after": [20, 20]},
+    }
+    kernel = record["kernel"]
+    assert set(kernel) >= {"kind", "peak", "width", "threshold", "multiplier", "weights"}
+    assert [s["multiplier"] for s in record["stages"]] == [0.5, 0.65]
+    assert record["seconds"] == {"load": 1.23}
+    assert record["peak_rss_mib"] > 10
+    assert record["saved"] is True
+    assert record["out"] == str(tmp_path / "out")
+    assert record["config"]["model"] == "demo"
+    topics = record["by_topic"]["removal"]
+    assert {t: e["n"] for t, e in topics.items()} == {"topic 0": 10, "topic 1": 10}
+    assert sum(e["value"] * e["n"] for e in topics.values()) == pytest.approx(16)
+
+
+def test_the_tables_say_the_figures():
+    text = printed(result_table(result()))
+    assert "0.80 to 1.00" in text  # quality, its interval
+    assert "20 of 20" in text
+    assert "10 of 20" in text
+    assert "topic 1" in text
+
+
+def test_examples_are_one_of_each_set_and_safe_to_print():
+    made = result()
+    assert [e.prompt.set for e in examples(made)] == ["target", "keep", "baseline"]
+    text = printed(example_text(made))
+    assert "\x1b" not in text
+    assert "[bold]x[/]" in text  # shown, not taken for markup
+    assert "Press Ctrl-C twice." in text
+
+
+def test_a_stage_under_a_floor_is_marked():
+    stage = result().stages[0]
+    assert "under a floor" not in stage_line(stage)
+    assert "removal 0.50, retention 1.00, quality 0.90 (KL 0.100)" in stage_line(stage)
+
+
+def test_bars_are_scaled_to_the_largest_and_never_negative():
+    rows = printed(layer_bars({"a": [0.5, 1.0, -1.0]}, 2)).splitlines()
+    assert rows[1].split()[:3] == ["0", "shallow", "0.50"]
+    assert 2 * rows[1].count("█") == rows[2].count("█") > 10
+    assert rows[3].count("█") == 0
+
+
+def test_plain_text_is_one_printable_line():
+    assert plain("a\n\tb\x1b[0m\u202ec") == "a b [0m c"
+    assert plain("x" * 20, 5) == "xxxx…"

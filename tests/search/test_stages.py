@@ -1,0 +1,91 @@
+"""The stages: which are tried, when they stop, which wins; each starts from the original."""
+
+import pytest
+import torch
+
+from tests import pico
+from tests.results import measurement
+from unrefuse.config import RunConfig
+from unrefuse.evaluate.generate import last_logits
+from unrefuse.kernel import gaussian
+from unrefuse.search import stages
+from unrefuse.search.objective import Before
+from unrefuse.search.stages import advice, best_stage, multipliers, run_stages
+
+CONFIG = RunConfig(model="x")
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """Runs the stages on a tiny model, each measured as the next of the figures given."""
+
+    def run(figures, config=CONFIG):
+        model = pico.loaded()
+        directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
+        queue, logits = list(figures), []
+
+        def measure(model, before, config, everything):
+            assert not everything
+            logits.append(last_logits(model, ["Hi"]))
+            return measurement(**queue.pop(0))
+
+        monkeypatch.setattr(stages, "measure", measure)
+        original = last_logits(model, ["Hi"])
+        heard = []
+        found = run_stages(
+            model, directions, gaussian(3, 0.5, 0.3), Before("search", ()), config, heard.append
+        )
+        assert heard == found
+        torch.testing.assert_close(last_logits(model, ["Hi"]), original)
+        distances = [float((row - original).norm()) for row in logits]
+        assert distances == sorted(distances)
+        assert distances[0] > 0
+        return found
+
+    return run
+
+
+def test_multipliers_rise_by_the_step_to_the_maximum():
+    assert multipliers(CONFIG) == [0.5, 0.65, 0.8, 0.95, 1.1, 1.25, 1.4, 1.55, 1.7, 1.85, 2.0]
+    assert multipliers(RunConfig(model="x", strength=0.7)) == [0.7]
+
+
+def test_stages_stop_at_the_removal_target(tried):
+    found = tried([{"removal": 0.3}, {"removal": 0.6}, {"removal": 0.8}])
+    assert [s.multiplier for s in found] == [0.5, 0.65, 0.8]
+    assert best_stage(found) is found[2]
+
+
+@pytest.mark.parametrize("figure", [{"retention": 0.9}, {"quality": 0.6}])
+def test_stages_stop_under_a_floor_and_take_the_best_before_it(tried, figure):
+    found = tried([{"removal": 0.3}, {"removal": 0.5}, {"removal": 0.7} | figure])
+    assert [s.keeps_floors for s in found] == [True, True, False]
+    assert best_stage(found) is found[1]
+
+
+def test_the_gentlest_of_equal_stages_wins(tried):
+    config = RunConfig(model="x", max_multiplier=0.8)
+    found = tried([{"removal": 0.3}, {"removal": 0.5}, {"removal": 0.5}], config)
+    assert best_stage(found) is found[1]
+
+
+@pytest.mark.parametrize("figure", [{"retention": 0.9}, {"quality": 0.6}, {"removal": 0.0}])
+def test_no_stage_is_taken_under_a_floor_or_without_removal(tried, figure):
+    found = tried([{"removal": 0.9} | figure], RunConfig(model="x", strength=0.5))
+    assert best_stage(found) is None
+
+
+def test_a_floor_is_kept_by_its_own_value(tried):
+    found = tried([{"removal": 0.9, "retention": 0.95, "quality": 0.7}])
+    assert best_stage(found) is found[0]
+
+
+def test_advice_names_each_figure_that_was_missed():
+    assert advice(measurement(removal=0.9), CONFIG) == []
+    retention, quality, removal = advice(
+        measurement(removal=0.1, retention=0.5, quality=0.4), CONFIG
+    )
+    assert "retention 0.50" in retention
+    assert "0.95" in retention
+    assert "--threshold to 0.2" in quality
+    assert "--peak to 0.50-0.55" in removal
