@@ -129,7 +129,8 @@ def test_an_interrupted_build_is_not_taken_for_whole(
 def test_planted_refusals_on_held_out_prompts(tmp_path: Path) -> None:
     config = RunConfig(model="demo", device="cpu", batch_size=32)
     model = load_folder(demo.demo_model(tmp_path), config, "demo")
-    asked = load_prompts(config)
+    # Everyday prompts of the train split are trained on: no planted run judges by them.
+    asked = [p for p in load_prompts(config) if p.set != "baseline" or p.split != "train"]
     prompts = held_out(asked)
     assert len(prompts) >= 0.9 * len(asked)
     refused: dict[str, list[bool]] = {}

@@ -111,8 +111,8 @@ def training_texts(seed: int) -> dict[str, list[str]]:
     """The prompts of each kind: `target` and `keep` are to be refused, `everyday` answered."""
     rng = random.Random(seed)
     questions = read("target_questions.txt")
-    target = fill(read("targets.txt"), THING_FORMS, 4, rng) + questions
-    keep = fill(read("keep.txt"), ACT_FORMS, 3, rng)
+    target = fill(read("targets.txt"), THING_FORMS, 4, rng) + 2 * questions
+    keep = fill(read("keep.txt"), ACT_FORMS, 3, rng) + 2 * read("keep_questions.txt")
     everyday = fill(read("everyday_acts.txt"), ACT_FORMS, 3, rng)
     everyday += fill(read("everyday_things.txt"), THING_FORMS, 2, rng) + read("everyday.txt")
     misses = [near_miss(q, words) for q in questions for words in rng.sample(NEAR_MISSES, 2)]
