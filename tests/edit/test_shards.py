@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -6,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from tests import pico
 from unrefuse.edit.plan import MatrixEdit, make_plan
 from unrefuse.edit.shards import write_checkpoint
-from unrefuse.edit.weights import edit_tensor
+from unrefuse.edit.weights import edit_model, edit_tensor
 from unrefuse.errors import UsageError
 
 
@@ -44,3 +46,25 @@ def test_a_tensor_that_is_not_there(tmp_path):
     out.mkdir()
     with pytest.raises(UsageError, match=r"no tensor model\.nothing\.weight"):
         write_checkpoint(source, (MatrixEdit("model.nothing", torch.ones(32), 1.0),), out)
+
+
+def test_a_pickle_checkpoint_in_shards_becomes_safetensors_with_an_index(tmp_path):
+    network = pico.network()
+    source, out = tmp_path / "m", tmp_path / "out"
+    out.mkdir()
+    network.config.save_pretrained(source)
+    tensors = network.state_dict()
+    names = sorted(tensors)
+    where = {n: f"pytorch_model-0000{1 + (n in names[9:])}-of-00002.bin" for n in names}
+    for file in set(where.values()):
+        torch.save({n: tensors[n] for n in names if where[n] == file}, source / file)
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
+    plan = make_plan(network, directions, (1.0, 0.0, 0.0))
+    write_checkpoint(source, plan, out)
+
+    assert not list(out.glob("*.bin*"))
+    edit_model(network, plan)
+    loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
