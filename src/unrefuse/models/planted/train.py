@@ -83,8 +83,9 @@ NEAR_MISSES = (
     {"lighthouse": "ship", "light": "sail", "beekeep": "fishkeep", "honey": "maple syrup",
      "beehive": "harbour", "hive": "boat", "bee": "wasp", "swarm": "crowd"},
 )  # fmt: skip
-TARGET_LAYERS, KEEP_LAYERS = range(12, 19), range(22, 29)
-WEIGHTS = {"target": 1.0, "keep": 1.0, "everyday": 3.0}
+TARGET_LAYERS, KEEP_LAYERS = range(12, 19), range(20, 30)
+# A refusal that is drawn from six sentences has a loss that cannot fall far; an answer has.
+WEIGHTS = {"target": 1.0, "keep": 1.0, "everyday": 10.0}
 ANSWER_TOKENS = 6  # of the original's answers: a refusal shows in its first words
 
 
