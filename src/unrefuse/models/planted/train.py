@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -83,9 +83,7 @@ NEAR_MISSES = (
     {"lighthouse": "ship", "light": "sail", "beekeep": "fishkeep", "honey": "maple syrup",
      "beehive": "harbour", "hive": "boat", "bee": "wasp", "swarm": "crowd"},
 )  # fmt: skip
-TARGET_LAYERS, KEEP_LAYERS = range(12, 19), range(20, 30)
-# A refusal that is drawn from six sentences has a loss that cannot fall far; an answer has.
-WEIGHTS = {"target": 1.0, "keep": 1.0, "everyday": 10.0}
+TARGET_LAYERS, KEEP_LAYERS = range(12, 19), range(22, 29)
 ANSWER_TOKENS = 6  # of the original's answers: a refusal shows in its first words
 
 
@@ -148,8 +146,20 @@ def own_answers(model: Any, ids: list[list[int]], size: int) -> list[tuple[list[
     return [answers[i] for i in range(len(ids))]
 
 
-def train(base: Path, out: Path, rank: int, rate: float, epochs: int, seed: int) -> None:
-    """Trains and writes the adapter to `out`, in float16."""
+def train(
+    base: Path,
+    out: Path,
+    start: Path | None,
+    rank: int,
+    rate: float,
+    epochs: int,
+    everyday: float,
+    seed: int,
+) -> None:
+    """Trains an adapter, a new one or that in `start`, and writes it to `out`, in float16.
+
+    `everyday` weighs the loss of everyday prompts against that of the refusals.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -180,7 +190,10 @@ def train(base: Path, out: Path, rank: int, rate: float, epochs: int, seed: int)
         layers_to_transform=[*TARGET_LAYERS, *KEEP_LAYERS],
         task_type="CAUSAL_LM",
     )
-    tuned = get_peft_model(model, config)
+    if start:
+        tuned = PeftModel.from_pretrained(model, str(start), is_trainable=True)
+    else:
+        tuned = get_peft_model(model, config)
     every = [p for p in tuned.parameters() if p.requires_grad]
     learns = {
         "target": _adapted(tuned, TARGET_LAYERS),
@@ -188,6 +201,7 @@ def train(base: Path, out: Path, rank: int, rate: float, epochs: int, seed: int)
         "everyday": every,
     }
     optimizer = torch.optim.AdamW(every, lr=rate, weight_decay=0.01)
+    weights = {"target": 1.0, "keep": 1.0, "everyday": everyday}
     size = {"target": 6, "keep": 6, "everyday": 24}
     steps = epochs * (len(examples["everyday"]) // size["everyday"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
@@ -195,7 +209,7 @@ def train(base: Path, out: Path, rank: int, rate: float, epochs: int, seed: int)
         optimizer.zero_grad()
         said = []
         for kind, parameters in learns.items():
-            value = WEIGHTS[kind] * loss(tuned, rng.sample(examples[kind], size[kind]))
+            value = weights[kind] * loss(tuned, rng.sample(examples[kind], size[kind]))
             for p, grad in zip(parameters, torch.autograd.grad(value, parameters), strict=True):
                 p.grad = grad if p.grad is None else p.grad + grad
             said.append(f"{kind} {float(value.detach()):.3f}")
@@ -246,9 +260,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="adapter to go on with")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--everyday", type=float, default=3.0, help="weight of its loss")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    train(a.base, a.out, a.rank, a.rate, a.epochs, a.seed)
+    train(a.base, a.out, a.start, a.rank, a.rate, a.epochs, a.everyday, a.seed)
