@@ -202,7 +202,7 @@ def train(
     }
     optimizer = torch.optim.AdamW(every, lr=rate, weight_decay=0.01)
     weights = {"target": 1.0, "keep": 1.0, "everyday": everyday}
-    size = {"target": 6, "keep": 6, "everyday": 24}
+    size = {"target": 6, "keep": 10, "everyday": 24}
     steps = epochs * (len(examples["everyday"]) // size["everyday"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in range(1, steps + 1):
