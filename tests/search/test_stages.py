@@ -10,7 +10,7 @@ from unrefuse.evaluate.generate import last_logits
 from unrefuse.kernel import gaussian
 from unrefuse.search import stages
 from unrefuse.search.objective import Before
-from unrefuse.search.stages import advice, best_stage, multipliers, run_stages
+from unrefuse.search.stages import advice, best_stage, gentler_multipliers, multipliers, run_stages
 
 CONFIG = RunConfig(model="x")
 
@@ -37,9 +37,12 @@ def tried(monkeypatch):
         )
         assert heard == found
         torch.testing.assert_close(last_logits(model, ["Hi"]), original)
-        distances = [float((row - original).norm()) for row in logits]
-        assert distances == sorted(distances)
-        assert distances[0] > 0
+        distances = {
+            s.multiplier: float((row - original).norm())
+            for s, row in zip(found, logits, strict=True)
+        }
+        assert min(distances.values()) > 0
+        assert sorted(distances) == sorted(distances, key=distances.__getitem__)
         return found
 
     return run
@@ -48,6 +51,20 @@ def tried(monkeypatch):
 def test_multipliers_rise_by_the_step_to_the_maximum():
     assert multipliers(CONFIG) == [0.5, 0.65, 0.8, 0.95, 1.1, 1.25, 1.4, 1.55, 1.7, 1.85, 2.0]
     assert multipliers(RunConfig(model="x", strength=0.7)) == [0.7]
+
+
+def test_gentler_multipliers_fall_by_the_step_above_zero():
+    assert gentler_multipliers(CONFIG) == [0.35, 0.2, 0.05]
+    assert gentler_multipliers(RunConfig(model="x", first_multiplier=0.3)) == [0.15]
+    assert gentler_multipliers(RunConfig(model="x", strength=0.7)) == []
+
+
+def test_a_first_stage_under_a_floor_is_followed_by_gentler_ones(tried):
+    low = {"removal": 0.6, "retention": 0.9}
+    found = tried([low, low | {"removal": 0.4}, {"removal": 0.3}])
+    assert [s.multiplier for s in found] == [0.5, 0.35, 0.2]
+    assert best_stage(found) is found[2]
+    assert best_stage(tried([low] * 4)) is None
 
 
 def test_stages_stop_at_the_removal_target(tried):

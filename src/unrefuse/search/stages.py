@@ -32,6 +32,16 @@ def multipliers(config: RunConfig) -> list[float]:
     ]
 
 
+def gentler_multipliers(config: RunConfig) -> list[float]:
+    """Those below the first, 0.35, 0.20, ...: for a model that loses its floors at the first."""
+    if config.strength is not None:
+        return []
+    steps = int(config.first_multiplier / config.multiplier_step - 1e-9)
+    return [
+        round(config.first_multiplier - i * config.multiplier_step, 6) for i in range(1, steps + 1)
+    ]
+
+
 def run_stages(
     model: Model,
     directions: Tensor,
@@ -42,18 +52,28 @@ def run_stages(
 ) -> list[Stage]:
     """Every stage that was tried, by exact hooks; `on_stage` hears of each as it ends.
 
-    Stops at the removal target, or when quality or retention falls under its floor.
+    Stops at the removal target, or when quality or retention falls under its floor. Where the
+    first stage does already, gentler ones are tried until one keeps both.
     """
-    stages = []
-    for multiplier in multipliers(config):
+    stages: list[Stage] = []
+
+    def run(multiplier: float) -> Stage:
         plan = make_plan(model.network, directions, kernel.weights, multiplier)
         with hooked(model.network, plan):
             measured = measure(model, before, config, everything=False)
         stage = Stage(multiplier, measured, keeps_floors(measured, config))
         stages.append(stage)
         on_stage(stage)
-        if not stage.keeps_floors or measured.removal.value >= config.removal_target:
+        return stage
+
+    for multiplier in multipliers(config):
+        stage = run(multiplier)
+        if not stage.keeps_floors or stage.measurement.removal.value >= config.removal_target:
             break
+    if not stages[0].keeps_floors:
+        for multiplier in gentler_multipliers(config):
+            if run(multiplier).keeps_floors:
+                break
     return stages
 
 
