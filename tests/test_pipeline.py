@@ -14,9 +14,6 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# Minutes on 2 cores; the goals hold only once the adapter is trained as train.py says now.
-pytestmark = pytest.mark.slow
-
 UNREFUSE = Path(sys.executable).parent / "unrefuse"
 
 
