@@ -103,6 +103,7 @@ def test_the_card_is_in_the_hubs_form(edited):
     assert (out / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_run_json_repeats_the_run_bit_for_bit(edited, tmp_path):
     out, record, _ = edited
     again = unrefuse("edit", "--config", out / "run.json", "--out", tmp_path / "again", "--json")
@@ -112,6 +113,7 @@ def test_run_json_repeats_the_run_bit_for_bit(edited, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_run_json_with_another_model_is_refused(edited, tmp_path):
     out, _, _ = edited
     done = unrefuse("edit", out, "--config", out / "run.json", "--out", tmp_path / "x")
@@ -120,6 +122,7 @@ def test_run_json_with_another_model_is_refused(edited, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_an_unreachable_floor_saves_nothing(edited, tmp_path):
     # The baseline in place of the target: refused by nobody, so there is nothing to measure.
     done = unrefuse(
@@ -133,6 +136,7 @@ def test_an_unreachable_floor_saves_nothing(edited, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [str(UNREFUSE), "edit", "demo", "--out", str(tmp_path / "x"), "--limit", "24"],
