@@ -21,7 +21,10 @@ def test_the_record_has_the_promised_keys(tmp_path):
     made = result(tmp_path / "out", removal=0.8)
     write_json(made, tmp_path / "run.json")
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
-    assert record == json.loads(json.dumps(made.to_json()))
+    again = json.loads(json.dumps(made.to_json()))
+    # The peak is that of the process when asked, and may have risen since.
+    assert 10 < record["peak_rss_mib"] <= again["peak_rss_mib"]
+    assert record == again | {"peak_rss_mib": record["peak_rss_mib"]}
     for figure in ("removal", "retention", "quality", "kl"):
         assert set(record[figure]) == {"value", "n", "low", "high"}
     assert record["refused"] == {
@@ -33,7 +36,6 @@ def test_the_record_has_the_promised_keys(tmp_path):
     assert set(kernel) >= {"kind", "peak", "width", "threshold", "multiplier", "weights"}
     assert [s["multiplier"] for s in record["stages"]] == [0.5, 0.65]
     assert record["seconds"] == {"load": 1.23}
-    assert record["peak_rss_mib"] > 10
     assert record["saved"] is True
     assert record["out"] == str(tmp_path / "out")
     assert record["config"]["model"] == "demo"
