@@ -26,6 +26,9 @@ def test_pictures_are_of_the_type_named(tmp_path, ending):
         draw(file)
         assert file.read_bytes().startswith(STARTS[ending])
         assert file.stat().st_size > 1000
+        again = tmp_path / f"again{i}{ending}"
+        draw(again)
+        assert again.read_bytes() == file.read_bytes()
 
 
 def test_svg_names_the_kernels(tmp_path):

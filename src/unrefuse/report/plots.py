@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -95,8 +96,9 @@ def _cycle(n: int) -> list[str]:
 def _write(figure: Figure, file: Path) -> None:
     check_image(file)
     try:
-        # No dates in the file: the same picture has the same bytes.
+        # No dates and no random ids in the file: the same picture has the same bytes.
         dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-        figure.savefig(file, metadata=dated.get(file.suffix.lower()))
+        with rc_context({"svg.hashsalt": "unrefuse"}):
+            figure.savefig(file, metadata=dated.get(file.suffix.lower()))
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from None
