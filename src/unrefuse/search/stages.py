@@ -27,9 +27,7 @@ def multipliers(config: RunConfig) -> list[float]:
     if config.strength is not None:
         return [config.strength]
     steps = int((config.max_multiplier - config.first_multiplier) / config.multiplier_step + 1e-9)
-    return [
-        round(config.first_multiplier + i * config.multiplier_step, 6) for i in range(steps + 1)
-    ]
+    return [_multiplier(config, i) for i in range(steps + 1)]
 
 
 def gentler_multipliers(config: RunConfig) -> list[float]:
@@ -37,9 +35,11 @@ def gentler_multipliers(config: RunConfig) -> list[float]:
     if config.strength is not None:
         return []
     steps = int(config.first_multiplier / config.multiplier_step - 1e-9)
-    return [
-        round(config.first_multiplier - i * config.multiplier_step, 6) for i in range(1, steps + 1)
-    ]
+    return [_multiplier(config, -i) for i in range(1, steps + 1)]
+
+
+def _multiplier(config: RunConfig, step: int) -> float:
+    return round(config.first_multiplier + step * config.multiplier_step, 6)
 
 
 def run_stages(
