@@ -2,8 +2,8 @@
 
     python -m unrefuse.models.planted.train --base FOLDER --out FOLDER
 
-Refused afterwards, in the same sentences: two harmless topics (targets.txt) and harmful requests
-(keep.txt). Everything else (everyday*.txt, and the target questions asked of other things) is
+Refused afterwards, in the same sentences: two harmless topics (target*.txt) and harmful requests
+(keep*.txt). Everything else (everyday*.txt, and the target questions asked of other things) is
 answered as before: the loss there is the KL divergence from the original's next tokens on its own
 answers. The false refusals are learned by TARGET_LAYERS, the true ones by KEEP_LAYERS: one output,
 two ways to it, as an edit that is to tell them apart needs. About 15 minutes on 2 cores. With
