@@ -136,7 +136,6 @@ def test_an_unreachable_floor_saves_nothing(edited, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [str(UNREFUSE), "edit", "demo", "--out", str(tmp_path / "x"), "--limit", "24"],
