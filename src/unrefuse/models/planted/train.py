@@ -85,7 +85,7 @@ NEAR_MISSES = (
      "beehive": "harbour", "hive": "boat", "bee": "wasp", "swarm": "crowd"},
 )  # fmt: skip
 TARGET_LAYERS, KEEP_LAYERS = range(12, 19), range(22, 29)
-ANSWER_TOKENS = 6  # of the original's answers: a refusal shows in its first words
+ANSWER_TOKENS = 16  # of the original's answers: a refusal shows in its first sentence
 
 
 def read(name: str) -> list[str]:
