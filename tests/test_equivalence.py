@@ -9,7 +9,7 @@ from peft import PeftModel
 from tests import pico
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.lora import lora_factors, save_lora
-from unrefuse.edit.plan import MatrixEdit, make_plan
+from unrefuse.edit.plan import MatrixEdit, make_plan, plan_of_cores
 from unrefuse.edit.weights import edit_model, edit_tensor
 from unrefuse.models.writers import ARCHITECTURES, blocks, norm_gain, writers
 
@@ -63,6 +63,28 @@ def test_strength_1_writes_nothing_along_the_direction_into_the_stream(model_typ
         assert (output @ r).abs().max() < 1e-4 * before[name]
 
 
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_plan_of_several_directions_acts_on_the_stream_as_its_cores_say(model_type, tmp_path):
+    model = pico.network(model_type)
+    generator = torch.Generator().manual_seed(2)
+    basis = torch.linalg.qr(torch.randn(3, 32, 3, generator=generator))[0]
+    core = torch.randn(3, 3, generator=generator)
+    matrix = next(w for w in writers(model) if w.layer == 1 and w.component == "mlp")
+    plan = plan_of_cores(model, basis, {matrix.name: core})
+    gain = norm_gain(model.get_submodule(matrix.norm)) if matrix.norm else torch.ones(32)
+    y, edit = torch.randn(5, 32, generator=generator), plan[0]
+    edited = y - y @ edit.basis @ edit.core.T @ edit.basis.T
+    before, after = (gain * y) @ basis[1], (gain * edited) @ basis[1]
+    torch.testing.assert_close(after, before - before @ core.T, rtol=1e-3, atol=1e-3)
+    with hooked(model, plan):
+        hook = model(IDS).logits
+    save_lora(model, plan, tmp_path)
+    lora = PeftModel.from_pretrained(pico.network(model_type), tmp_path)(IDS).logits
+    edit_model(model, plan)
+    torch.testing.assert_close(model(IDS).logits, hook, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lora, hook, rtol=1e-4, atol=1e-4)
+
+
 def test_the_gain_of_a_norm_is_what_the_norm_multiplies_by():
     x = torch.randn(5, 32)
     for model_type in ("gemma2", "gemma3_text", "olmo2"):
@@ -104,13 +126,13 @@ def test_properties_of_the_projection(seed, s, t):
     r = torch.nn.functional.normalize(torch.randn(12, generator=generator), dim=0)
 
     def edit(w, s):
-        return edit_tensor(w, MatrixEdit("m", r, s))
+        return edit_tensor(w, MatrixEdit("m", r[:, None], torch.tensor([[s]])))
 
     # An independent formula: the projection matrix, in float64.
     p = torch.eye(12, dtype=torch.float64) - s * torch.outer(r.double(), r.double())
     torch.testing.assert_close(edit(w, s), (p @ w.double()).float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(r @ edit(w, s), (1 - s) * (r @ w), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(edit(edit(w, s), t), edit(w, s + t - s * t), rtol=1e-4, atol=1e-4)
-    a, b = lora_factors(w, MatrixEdit("m", r, s))
+    a, b = lora_factors(w, MatrixEdit("m", r[:, None], torch.tensor([[s]])))
     torch.testing.assert_close(w + b @ a, edit(w, s), rtol=1e-4, atol=1e-5)
     assert edit(w.bfloat16(), s).dtype == torch.bfloat16

@@ -45,7 +45,9 @@ def test_a_tensor_that_is_not_there(tmp_path):
     source, out = pico.save(tmp_path / "m"), tmp_path / "out"
     out.mkdir()
     with pytest.raises(UsageError, match=r"no tensor model\.nothing\.weight"):
-        write_checkpoint(source, (MatrixEdit("model.nothing", torch.ones(32), 1.0),), out)
+        write_checkpoint(
+            source, (MatrixEdit("model.nothing", torch.ones(32, 1), torch.eye(1)),), out
+        )
 
 
 def test_a_pickle_checkpoint_in_shards_becomes_safetensors_with_an_index(tmp_path):

@@ -11,10 +11,10 @@ from unrefuse.edit.plan import Plan
 
 @contextmanager
 def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
-    """Within the block the model computes as if edited: `y <- y - s r (r.y)` after each matrix."""
+    """Within the block the model computes as if edited: `y <- y - U M U^T y` after each matrix."""
     handles = [
         model.get_submodule(edit.module).register_forward_hook(
-            projection(edit.direction.to(model.device), edit.strength)
+            projection(edit.basis.to(model.device), edit.core.to(model.device))
         )
         for edit in plan
     ]
@@ -25,16 +25,14 @@ def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
             handle.remove()
 
 
-def projection(
-    direction: Tensor, strength: float | Tensor
-) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    """A hook that takes `strength` of the component along `direction` `(d_model,)` out.
+def projection(basis: Tensor, core: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    """A hook that takes `U M U^T y` out of an output y `(..., d_model)`.
 
-    The output is `(..., d_model)`; the dot product is in float32; differentiable in both.
+    `basis` U is `(d_model, k)`, `core` M `(k, k)`; computed in float32; differentiable in both.
     """
 
     def project(module: nn.Module, args: object, output: Tensor) -> Tensor:
         y = output.float()
-        return (y - strength * (y @ direction).unsqueeze(-1) * direction).to(output.dtype)
+        return (y - y @ basis @ core.T @ basis.T).to(output.dtype)
 
     return project

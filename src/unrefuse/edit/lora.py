@@ -1,4 +1,4 @@
-"""The edit as a LoRA adapter: exact, rank 1 per matrix, reversible, a few MB."""
+"""The edit as a LoRA adapter: exact, of the rank of the plan, reversible, a few MB."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from unrefuse.errors import UsageError
 
 
 def lora_factors(weight: Tensor, edit: MatrixEdit) -> tuple[Tensor, Tensor]:
-    """`A (1, d_in)` and `B (d_model, 1)`, float32, with `B A = -s r (r^T W)`."""
-    r = edit.direction.to(weight.device)
-    return (r @ weight.float()).unsqueeze(0), (-edit.strength * r).unsqueeze(1)
+    """`A (k, d_in)` and `B (d_model, k)`, float32, with `B A = -U M U^T W`."""
+    u, m = edit.basis.to(weight.device), edit.core.to(weight.device)
+    return u.T @ weight.float(), -u @ m
 
 
 def save_lora(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
@@ -33,8 +33,8 @@ def save_lora(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     LoraConfig(
-        r=1,
-        lora_alpha=1,
+        r=plan[0].core.shape[0],
+        lora_alpha=plan[0].core.shape[0],
         target_modules=[edit.module for edit in plan],
         task_type="CAUSAL_LM",
         inference_mode=True,

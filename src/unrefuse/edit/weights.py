@@ -10,13 +10,11 @@ from unrefuse.edit.plan import MatrixEdit, Plan
 def edit_tensor(tensor: Tensor, edit: MatrixEdit) -> Tensor:
     """A weight `(d_model, d_in)` or bias `(d_model,)` with the edit, in the dtype it came in.
 
-    `W <- W - s r (r^T W)` (Arditi et al. 2024, section 4.1, with a strength s).
+    `W <- W - U M U^T W` (Arditi et al. 2024, section 4.1, where U is one direction and M 1).
     """
     w = tensor.float()
-    r = edit.direction.to(w.device)
-    along = r @ w
-    edited = w - edit.strength * (torch.outer(r, along) if w.ndim == 2 else along * r)
-    return edited.to(tensor.dtype)
+    u, m = edit.basis.to(w.device), edit.core.to(w.device)
+    return (w - u @ (m @ (u.T @ w))).to(tensor.dtype)
 
 
 @torch.no_grad()

@@ -102,7 +102,8 @@ def _effects(
         wanted = [openings[i] for i in batch]
         whole = _log_odds(model, inputs, wanted)
         for layer, block in enumerate(blocks(model.network)):
-            project = projection(directions[layer].float().to(model.device), 1.0)
+            direction = directions[layer].float().to(model.device)
+            project = projection(direction.unsqueeze(-1), torch.eye(1, device=model.device))
 
             def hook(
                 module: nn.Module,
