@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from unrefuse.activations.capture import residuals
 from unrefuse.edit.hooks import projection
 from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.margin import make_openings
 from unrefuse.models.load import Model
 from unrefuse.models.writers import blocks, logits_of
 from unrefuse.progress import track
-from unrefuse.prompts.chat import batches, encode, left_pad
+from unrefuse.prompts.chat import batches, left_pad
 
-OPENING_TOKENS = 4  # of the model's own refusal: enough to tell "I'm sorry, but" from "I'm a"
 WIDTHS = (0.08, 0.25)  # the narrowest and the widest kernel that is suggested
 
 
@@ -92,14 +92,12 @@ def _effects(
     model: Model, directions: Tensor, prompts: Sequence[str], refusals: Sequence[Reply]
 ) -> Tensor:
     """`(prompts, layers)`: the fall of the refusal log-odds with one layer's direction gone."""
-    openings = [list(reply.tokens[:OPENING_TOKENS]) for reply in refusals]
-    ids = encode(model.tokenizer, prompts)
-    sequences = [a + b[:-1] for a, b in zip(ids, openings, strict=True)]
+    forced = make_openings(model, prompts, refusals)
     result = torch.empty(len(prompts), len(directions), dtype=torch.float64)
-    order = list(batches(sequences, model.batch_size))
+    order = list(batches(forced.sequences, model.batch_size))
     for batch in track(order, "effect by layer", len(order)):
-        inputs = left_pad([sequences[i] for i in batch], model.device)
-        wanted = [openings[i] for i in batch]
+        inputs = left_pad([forced.sequences[i] for i in batch], model.device)
+        wanted = [forced.openings[i] for i in batch]
         whole = _log_odds(model, inputs, wanted)
         for layer, block in enumerate(blocks(model.network)):
             direction = directions[layer].float().to(model.device)

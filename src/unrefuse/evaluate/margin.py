@@ -1,0 +1,68 @@
+"""The refusal margin: does the model still open with its own refusal? By a forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unrefuse.evaluate.generate import Reply
+from unrefuse.models.load import Model
+from unrefuse.models.writers import logits_of
+from unrefuse.progress import track
+from unrefuse.prompts.chat import batches, encode, left_pad
+
+OPENING_TOKENS = 4  # of the model's own refusal: enough to tell "I'm sorry, but" from "I'm a"
+
+
+@dataclass(frozen=True)
+class Openings:
+    """Prompts, each followed by the opening of the model's own reply, as token ids.
+
+    `sequences` end one token before the opening does: what predicts its last token.
+    """
+
+    sequences: list[list[int]]
+    openings: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.openings)
+
+
+def make_openings(
+    model: Model, prompts: Sequence[str], replies: Sequence[Reply], tokens: int = OPENING_TOKENS
+) -> Openings:
+    """The first `tokens` tokens of each reply, teacher-forced after its prompt."""
+    openings = [list(reply.tokens[:tokens]) for reply in replies]
+    ids = encode(model.tokenizer, prompts)
+    return Openings([a + b[:-1] for a, b in zip(ids, openings, strict=True)], openings)
+
+
+@torch.inference_mode()
+def margins(model: Model, openings: Openings) -> Tensor:
+    """`(prompts,)`, float32: above 0 where greedy decoding gives the same opening again.
+
+    One forward pass a batch. A model that refuses in other words has a margin below 0 too.
+    """
+    result = torch.empty(len(openings))
+    order = list(batches(openings.sequences, model.batch_size))
+    for batch in track(order, "refusal margin", len(order)):
+        inputs = left_pad([openings.sequences[i] for i in batch], model.device)
+        hidden = model.network.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        result[batch] = opening_margins(model, hidden, [openings.openings[i] for i in batch]).cpu()
+    return result
+
+
+def opening_margins(model: Model, hidden: Tensor, openings: Sequence[Sequence[int]]) -> Tensor:
+    """`(batch,)`: the least, over an opening's tokens, of its logit less the highest other.
+
+    `hidden` `(batch, tokens, d_model)`, after the final norm, ends with the positions that
+    predict the openings. Differentiable.
+    """
+    rows = []
+    for states, opening in zip(hidden, openings, strict=True):
+        logits = logits_of(model.network, states[-len(opening) :])
+        own = torch.tensor(opening, device=logits.device).unsqueeze(1)
+        others = logits.scatter(1, own, -torch.inf).amax(dim=1)
+        rows.append((logits.gather(1, own).squeeze(1) - others).amin())
+    return torch.stack(rows)
