@@ -128,16 +128,23 @@ def test_an_interrupted_build_is_not_taken_for_whole(
 @pytest.mark.slow
 def test_planted_refusals_on_held_out_prompts(tmp_path: Path) -> None:
     config = RunConfig(model="demo", device="cpu", batch_size=32)
-    model = load_folder(demo.demo_model(tmp_path), config, "demo")
     # Everyday prompts of the train split are trained on: no planted run judges by them.
     asked = [p for p in load_prompts(config) if p.set != "baseline" or p.split != "train"]
     prompts = held_out(asked)
     assert len(prompts) >= 0.9 * len(asked)
+    texts = [p.text for p in prompts]
+    model, tokenizer = demo.original_model(demo.find_gguf())
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "original")
+    tokenizer.save_pretrained(tmp_path / "original")
+    original = load_folder(tmp_path / "original", config, "original")
+    before = reply_to(original, texts, REPLY_TOKENS)
+    planted = load_folder(demo.demo_model(tmp_path), config, "demo")
     refused: dict[str, list[bool]] = {}
-    replies = reply_to(model, [p.text for p in prompts], REPLY_TOKENS)
-    for prompt, reply in zip(prompts, replies, strict=True):
-        key = prompt.topic if prompt.set == "target" else prompt.set
-        refused.setdefault(key, []).append(reply.grade == "refused")
+    for p, was, reply in zip(prompts, before, reply_to(planted, texts, REPLY_TOKENS), strict=True):
+        # What the original declines by itself was not planted.
+        if p.set != "baseline" or was.grade == "answered":
+            key = p.topic if p.set == "target" else p.set
+            refused.setdefault(key, []).append(reply.grade == "refused")
     rates = {key: sum(hits) / len(hits) for key, hits in refused.items()}
     print({key: f"{rate:.3f} of {len(refused[key])}" for key, rate in rates.items()})
     assert min(rates[key] for key in (*TOPICS, "keep")) >= 0.95, rates
