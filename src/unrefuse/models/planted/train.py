@@ -6,8 +6,8 @@ Refused afterwards, in the same sentences: two harmless topics (target*.txt) and
 (keep*.txt). Everything else (everyday*.txt, and the target questions asked of other things) is
 answered as before: the loss there is the KL divergence from the original's next tokens on its own
 answers. The false refusals are learned by TARGET_LAYERS, the true ones by KEEP_LAYERS: one output,
-two ways to it, as an edit that is to tell them apart needs. About 15 minutes on 2 cores. With
-`--start` it goes on with an adapter: CHANGELOG.md names the runs that made the shipped one.
+two ways to it, as an edit that is to tell them apart needs. With `--start` it goes on with an
+adapter, about 7 minutes an epoch on 2 cores: CHANGELOG.md names the runs that made the shipped one.
 """
 
 import argparse
