@@ -141,6 +141,8 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         [str(UNREFUSE), "edit", "demo", "--out", str(tmp_path / "x"), "--limit", "24"],
         stderr=subprocess.PIPE,
         text=True,
+        # A suite that runs in the background has it ignored, and the child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     while "kernel:" not in process.stderr.readline():

@@ -37,7 +37,9 @@ Keep = Annotated[str | None, typer.Option(help="Harmful prompts: their refusal s
 Column = Annotated[str | None, typer.Option(help="Column of a file or data set. Default prompt.")]
 DataSplit = Annotated[str | None, typer.Option("--split", help="Split of a data set by name.")]
 Lang = Annotated[list[str] | None, typer.Option(help="Only this language; may be repeated.")]
-Limit = Annotated[int | None, typer.Option(help="At most so many prompts per set and split.")]
+Limit = Annotated[
+    int | None, typer.Option(help="At most so many prompts per set and split (keep: twice).")
+]
 Protect = Annotated[
     float | None, typer.Option(help="Share of keep's direction that stays, 0 to 1. Default 1.")
 ]

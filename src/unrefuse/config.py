@@ -58,7 +58,9 @@ class RunConfig(BaseModel):
     column: str = Field("prompt", description="column of a CSV, Parquet, JSON Lines or data set")
     data_split: str = Field("train", description="split of a data set named for `datasets`")
     languages: tuple[str, ...] = Field((), description="only prompts in these languages")
-    limit: int | None = Field(None, ge=16, description="at most this many per set and split")
+    limit: int | None = Field(
+        None, ge=16, description="at most this many per set and split; keep: twice as many"
+    )
 
     kernel: KernelConfig = KernelConfig()
     protect: float = Field(1.0, ge=0, le=1, description="share of keep's direction left in place")

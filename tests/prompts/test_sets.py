@@ -139,7 +139,11 @@ def test_languages_and_limit():
     prompts = load_prompts(RunConfig(model="m", languages=("zh",), limit=16))
     assert {p.lang for p in prompts} == {"zh"}
     counts = Counter((p.set, p.split) for p in prompts)
-    assert max(counts.values()) <= 16
+    assert {name: counts[name, "test"] for name in SETS} == {
+        "target": 16,
+        "baseline": 16,
+        "keep": 32,
+    }
     # Spread over the file: a limit does not cut topics off.
     english = load_prompts(RunConfig(model="m", languages=("en",), limit=32))
     assert len({p.topic for p in select(english, "baseline", "test")}) >= 15
