@@ -6,6 +6,7 @@ import pytest
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.prompts.sets import (
+    SETS,
     Prompt,
     find_problems,
     load_prompts,
