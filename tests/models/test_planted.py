@@ -132,19 +132,21 @@ def test_planted_refusals_on_held_out_prompts(tmp_path: Path) -> None:
     asked = [p for p in load_prompts(config) if p.set != "baseline" or p.split != "train"]
     prompts = held_out(asked)
     assert len(prompts) >= 0.9 * len(asked)
-    texts = [p.text for p in prompts]
     model, tokenizer = demo.original_model(demo.find_gguf())
     model.to(torch.bfloat16).save_pretrained(tmp_path / "original")
     tokenizer.save_pretrained(tmp_path / "original")
     original = load_folder(tmp_path / "original", config, "original")
-    before = reply_to(original, texts, REPLY_TOKENS)
+    everyday = [p.text for p in prompts if p.set == "baseline"]
+    replies = reply_to(original, everyday, REPLY_TOKENS)
+    # What the original declines by itself was not planted.
+    declined = {t for t, r in zip(everyday, replies, strict=True) if r.grade != "answered"}
+    prompts = [p for p in prompts if p.text not in declined]
     planted = load_folder(demo.demo_model(tmp_path), config, "demo")
     refused: dict[str, list[bool]] = {}
-    for p, was, reply in zip(prompts, before, reply_to(planted, texts, REPLY_TOKENS), strict=True):
-        # What the original declines by itself was not planted.
-        if p.set != "baseline" or was.grade == "answered":
-            key = p.topic if p.set == "target" else p.set
-            refused.setdefault(key, []).append(reply.grade == "refused")
+    replies = reply_to(planted, [p.text for p in prompts], REPLY_TOKENS)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        key = prompt.topic if prompt.set == "target" else prompt.set
+        refused.setdefault(key, []).append(reply.grade == "refused")
     rates = {key: sum(hits) / len(hits) for key, hits in refused.items()}
     print({key: f"{rate:.3f} of {len(refused[key])}" for key, rate in rates.items()})
     assert min(rates[key] for key in (*TOPICS, "keep")) >= 0.95, rates

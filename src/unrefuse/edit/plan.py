@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unrefuse.errors import UsageError
-from unrefuse.models.writers import Writer, norm_gain, writers
+from unrefuse.models.writers import Writer, blocks, norm_gain, writers
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,16 @@ def make_plan(
     """The edits of every matrix in a layer of non-zero weight, along one direction per layer.
 
     `directions` `(layers, d_model)` lie in the residual stream, `weights` hold one number per
-    layer; strength = weight x multiplier. Raises UsageError for weights of another length.
+    layer; strength = weight x multiplier. Raises UsageError for either of another length.
     """
-    layers = len(directions)
+    layers = len(blocks(model))
     if len(weights) != layers:
         raise UsageError(f"the model has {layers} layers, the kernel {len(weights)} weights")
+    strengths = [weight * multiplier for weight in weights]
     cores = {
-        writer.name: torch.tensor([[weights[writer.layer] * multiplier]])
+        writer.name: torch.tensor([[strengths[writer.layer]]])
         for writer in writers(model)
-        if writer.layer < layers and weights[writer.layer] * multiplier != 0
+        if strengths[writer.layer] != 0
     }
     return plan_of_cores(model, directions.unsqueeze(-1), cores)
 
@@ -53,13 +54,12 @@ def plan_of_cores(model: PreTrainedModel, basis: Tensor, cores: Mapping[str, Ten
     `basis` `(layers, d_model, k)` is orthonormal per layer, in the residual stream. Raises
     UsageError where it has another number of layers than the model.
     """
-    matrices = writers(model)
-    layers = matrices[-1].layer + 1
+    layers = len(blocks(model))
     if len(basis) != layers:
         raise UsageError(f"the model has {layers} layers, the directions are of {len(basis)}")
     return tuple(
         _edit(model, writer, basis[writer.layer].double(), cores[writer.name].double())
-        for writer in matrices
+        for writer in writers(model)
         if writer.name in cores
     )
 

@@ -1,4 +1,7 @@
-"""Replies to prompts: greedy, in batches, each row stopped once it has refused."""
+"""Replies to prompts: greedy, in batches, each row stopped once it has refused.
+
+Beside them the forward passes that do without: next-token logits, and final hidden states.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,3 +72,19 @@ def last_logits(model: Model, prompts: Sequence[str]) -> Tensor:
     inputs = left_pad(encode(model.tokenizer, prompts), model.device)
     logits: Tensor = model.network(**inputs, use_cache=False, logits_to_keep=1).logits
     return logits[:, -1].float().cpu()
+
+
+@torch.inference_mode()
+def final_hidden(
+    model: Model, sequences: list[list[int]], lengths: Sequence[int], what: str
+) -> list[Tensor]:
+    """Hidden states after the final norm, `(lengths[i], d_model)`, at the end of each sequence."""
+    hidden: dict[int, Tensor] = {}
+    decoder = model.network.get_decoder()
+    order = list(batches(sequences, model.batch_size))
+    for batch in track(order, what, len(order)):
+        inputs = left_pad([sequences[i] for i in batch], model.device)
+        states = decoder(**inputs, use_cache=False).last_hidden_state
+        for row, i in enumerate(batch):
+            hidden[i] = states[row, -lengths[i] :].clone()
+    return [hidden[i] for i in range(len(sequences))]

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.generate import Reply, final_hidden
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
-from unrefuse.progress import track
-from unrefuse.prompts.chat import batches, encode, left_pad
+from unrefuse.prompts.chat import encode
 
 OPENING_TOKENS = 4  # of the model's own refusal: enough to tell "I'm sorry, but" from "I'm a"
 
@@ -24,9 +23,6 @@ class Openings:
 
     sequences: list[list[int]]
     openings: list[list[int]]
-
-    def __len__(self) -> int:
-        return len(self.openings)
 
 
 def make_openings(
@@ -44,24 +40,22 @@ def margins(model: Model, openings: Openings) -> Tensor:
 
     One forward pass a batch. A model that refuses in other words has a margin below 0 too.
     """
-    result = torch.empty(len(openings))
-    order = list(batches(openings.sequences, model.batch_size))
-    for batch in track(order, "refusal margin", len(order)):
-        inputs = left_pad([openings.sequences[i] for i in batch], model.device)
-        hidden = model.network.get_decoder()(**inputs, use_cache=False).last_hidden_state
-        result[batch] = opening_margins(model, hidden, [openings.openings[i] for i in batch]).cpu()
-    return result
+    lengths = [len(opening) for opening in openings.openings]
+    hidden = final_hidden(model, openings.sequences, lengths, "refusal margin")
+    return opening_margins(model, hidden, openings.openings).cpu()
 
 
-def opening_margins(model: Model, hidden: Tensor, openings: Sequence[Sequence[int]]) -> Tensor:
-    """`(batch,)`: the least, over an opening's tokens, of its logit less the highest other.
+def opening_margins(
+    model: Model, hidden: Sequence[Tensor], openings: Sequence[Sequence[int]]
+) -> Tensor:
+    """`(prompts,)`: the least, over an opening's tokens, of its logit less the highest other.
 
-    `hidden` `(batch, tokens, d_model)`, after the final norm, ends with the positions that
-    predict the openings. Differentiable.
+    `hidden` holds, per prompt, the states after the final norm that predict its opening,
+    `(opening tokens, d_model)`. Differentiable.
     """
     rows = []
     for states, opening in zip(hidden, openings, strict=True):
-        logits = logits_of(model.network, states[-len(opening) :])
+        logits = logits_of(model.network, states)
         own = torch.tensor(opening, device=logits.device).unsqueeze(1)
         others = logits.scatter(1, own, -torch.inf).amax(dim=1)
         rows.append((logits.gather(1, own).squeeze(1) - others).amin())

@@ -9,12 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.generate import Reply, final_hidden
 from unrefuse.evaluate.statistics import Estimate, bootstrap
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
-from unrefuse.progress import track
-from unrefuse.prompts.chat import batches, encode, left_pad
+from unrefuse.prompts.chat import encode
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def make_reference(model: Model, prompts: Sequence[str], answers: Sequence[Reply
     pairs = zip(encode(model.tokenizer, prompts), answers, strict=True)
     sequences = [ids + list(answer.tokens[:-1]) for ids, answer in pairs]
     lengths = [len(answer.tokens) for answer in answers]
-    return Reference(sequences, _final_hidden(model, sequences, lengths))
+    return Reference(sequences, final_hidden(model, sequences, lengths, "divergence"))
 
 
 @torch.inference_mode()
@@ -44,7 +43,9 @@ def divergences(model: Model, reference: Reference) -> NDArray[np.float64]:
     lengths = [len(hidden) for hidden in reference.hidden]
     rows = []
     for before, after in zip(
-        reference.hidden, _final_hidden(model, reference.sequences, lengths), strict=True
+        reference.hidden,
+        final_hidden(model, reference.sequences, lengths, "divergence"),
+        strict=True,
     ):
         p = torch.log_softmax(logits_of(model.network, before), dim=-1)
         q = torch.log_softmax(logits_of(model.network, after), dim=-1)
@@ -70,17 +71,3 @@ def kl_and_quality(
         return math.exp(-kl(sample)) * (1 - float(sample[:, 2].mean()))
 
     return bootstrap(rows, kl, seed), bootstrap(rows, quality, seed)
-
-
-@torch.inference_mode()
-def _final_hidden(model: Model, sequences: list[list[int]], lengths: Sequence[int]) -> list[Tensor]:
-    """Hidden states after the final norm, `(lengths[i], d_model)`, at the end of each sequence."""
-    hidden: dict[int, Tensor] = {}
-    decoder = model.network.get_decoder()
-    order = list(batches(sequences, model.batch_size))
-    for batch in track(order, "divergence", len(order)):
-        inputs = left_pad([sequences[i] for i in batch], model.device)
-        states = decoder(**inputs, use_cache=False).last_hidden_state
-        for row, i in enumerate(batch):
-            hidden[i] = states[row, -lengths[i] :].clone()
-    return [hidden[i] for i in range(len(sequences))]
