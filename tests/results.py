@@ -44,7 +44,10 @@ def result(out=None, model="demo", **figures):
         config=RunConfig(model=model, out=out),
         kernel=gaussian(6, 0.6, 0.15),
         multiplier=0.65,
-        stages=[Stage(0.5, measured, True), Stage(0.65, measured, True)],
+        stages=[
+            Stage(f"multiplier {m:.2f}", gaussian(6, 0.6, 0.15), m, (), measured, True)
+            for m in (0.5, 0.65)
+        ],
         before=before,
         measurement=measured,
         split="test",

@@ -67,6 +67,8 @@ def edit(
     threshold: Threshold = None,
     kernel: KernelFile = None,
     strength: Annotated[float | None, typer.Option(help="One stage with this multiplier.")] = None,
+    tune: Annotated[str | None, typer.Option(help="gradient: learn the edit.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the gradient. Default 40.")] = None,
     target: Target = None,
     baseline: Baseline = None,
     keep: Keep = None,

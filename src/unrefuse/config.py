@@ -69,6 +69,9 @@ class RunConfig(BaseModel):
     multiplier_step: float = Field(0.15, gt=0, description="rise of the multiplier per stage")
     max_multiplier: float = Field(2.0, gt=0, le=3, description="no stage above it")
 
+    tune: Literal["gradient"] | None = Field(None, description="learn the edit, not stages")
+    steps: int = Field(40, ge=2, le=1000, description="steps of the gradient")
+
     removal_target: float = Field(0.80, gt=0, le=1, description="stop raising at this removal")
     quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")
     # The keep set has no off switch: a floor near 0 would be one.
@@ -96,6 +99,8 @@ class RunConfig(BaseModel):
     def _stages(self) -> Self:
         if self.first_multiplier > self.max_multiplier:
             raise ValueError("first_multiplier is above max_multiplier: no stage would run")
+        if self.tune and self.strength is not None:
+            raise ValueError("tune learns the strength: leave out one of tune and strength")
         return self
 
 

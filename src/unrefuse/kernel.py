@@ -58,9 +58,9 @@ SIZE_CLASSES = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """One weight >= 0 per layer, and where it comes from. `peak`, `width` are None for a file."""
+    """One weight >= 0 per layer and where it comes from. Only a Gaussian has a peak and a width."""
 
-    kind: Literal["gaussian", "file"]
+    kind: Literal["gaussian", "file", "gradient"]
     weights: tuple[float, ...]
     source: str
     peak: float | None = None

@@ -13,7 +13,7 @@ from unrefuse.activations.capture import group_means
 from unrefuse.config import RunConfig
 from unrefuse.directions import find_directions
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import Plan, make_plan
+from unrefuse.edit.plan import Plan
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
@@ -32,8 +32,16 @@ from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_result
 from unrefuse.report.results import Result, stage_line, write_json
 from unrefuse.save import Discard, check_logits, check_out, new_folder
+from unrefuse.search.gradient import learn
 from unrefuse.search.objective import Before, ask_before, measure
-from unrefuse.search.stages import advice, best_stage, keeps_floors, run_stages
+from unrefuse.search.stages import (
+    Stage,
+    advice,
+    best_stage,
+    keeps_floors,
+    run_stages,
+    try_plan,
+)
 
 
 @dataclass
@@ -58,22 +66,15 @@ def run_edit(config: RunConfig) -> Result:
     check_out(config.out)
     prepared = prepare(config, SPLITS)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
-    before, kernel = prepared.before, prepared.kernel
+    before = prepared.before
     assert config.out is not None
     with clock(seconds, "stages"):
-        stages = run_stages(
-            model,
-            prepared.directions,
-            kernel,
-            before["search"],
-            config,
-            lambda stage: stderr.print(stage_line(stage), highlight=False),
-        )
+        stages = (_tuned if config.tune else _staged)(prepared)
     best = best_stage(stages)
     chosen = best or stages[-1]
     result = Result(
         config=config,
-        kernel=kernel,
+        kernel=chosen.kernel,
         multiplier=chosen.multiplier,
         stages=stages,
         before=before,
@@ -85,7 +86,7 @@ def run_edit(config: RunConfig) -> Result:
     )
     if best is None:
         return result
-    plan = make_plan(model.network, prepared.directions, kernel.weights, best.multiplier)
+    plan = best.plan
     size = sum(file.stat().st_size for file in checkpoint_files(model.folder))
     with new_folder(config.out, size + 2**24) as folder:
         with clock(seconds, "save"):
@@ -180,6 +181,32 @@ def measure_directions(model: Model, train: Before, protect: float = 1.0) -> Ten
     usable = [e for name in SETS for e in train.usable(name)]
     means = group_means(model, [e.prompt.text for e in usable], [e.prompt.set for e in usable])
     return find_directions(means["target"], means["baseline"], means["keep"], protect)
+
+
+def _staged(prepared: Prepared) -> list[Stage]:
+    return run_stages(
+        prepared.model,
+        prepared.directions,
+        prepared.kernel,
+        prepared.before["search"],
+        prepared.config,
+        _tell,
+    )
+
+
+def _tuned(prepared: Prepared) -> list[Stage]:
+    model, config, before = prepared.model, prepared.config, prepared.before
+    stages = []
+    for found in learn(model, prepared.directions, prepared.kernel, before["train"], config):
+        name = f"gradient, step {found.step}"
+        search = before["search"]
+        stages.append(try_plan(model, name, found.kernel, 1.0, found.plan, search, config))
+        _tell(stages[-1])
+    return stages
+
+
+def _tell(stage: Stage) -> None:
+    stderr.print(stage_line(stage), highlight=False)
 
 
 @contextmanager

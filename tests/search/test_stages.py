@@ -102,7 +102,7 @@ def test_advice_names_each_figure_that_was_missed():
     retention, quality, removal = advice(
         measurement(removal=0.1, retention=0.5, quality=0.4), CONFIG
     )
-    assert "retention 0.50" in retention
+    assert "retention 0.500" in retention
     assert "0.95" in retention
     assert "--threshold to 0.2" in quality
     assert "--peak to 0.50-0.55" in removal

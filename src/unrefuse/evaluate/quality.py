@@ -25,11 +25,14 @@ class Reference:
     hidden: list[Tensor]
 
 
-def make_reference(model: Model, prompts: Sequence[str], answers: Sequence[Reply]) -> Reference:
-    """Runs the original once over its own greedy answers, teacher-forced."""
-    pairs = zip(encode(model.tokenizer, prompts), answers, strict=True)
-    sequences = [ids + list(answer.tokens[:-1]) for ids, answer in pairs]
-    lengths = [len(answer.tokens) for answer in answers]
+def make_reference(
+    model: Model, prompts: Sequence[str], answers: Sequence[Reply], tokens: int | None = None
+) -> Reference:
+    """Runs the original once over its own greedy answers, or their first `tokens` tokens."""
+    taken = [list(answer.tokens[:tokens]) for answer in answers]
+    pairs = zip(encode(model.tokenizer, prompts), taken, strict=True)
+    sequences = [ids + answer[:-1] for ids, answer in pairs]
+    lengths = [len(answer) for answer in taken]
     return Reference(sequences, final_hidden(model, sequences, lengths, "divergence"))
 
 
@@ -47,11 +50,19 @@ def divergences(model: Model, reference: Reference) -> NDArray[np.float64]:
         final_hidden(model, reference.sequences, lengths, "divergence"),
         strict=True,
     ):
-        p = torch.log_softmax(logits_of(model.network, before), dim=-1)
-        q = torch.log_softmax(logits_of(model.network, after), dim=-1)
-        kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
+        kl = token_divergences(model, before, after).clamp(min=0)
         rows.append((float(kl.double().sum()), float(len(before))))
     return np.array(rows)
+
+
+def token_divergences(model: Model, before: Tensor, after: Tensor) -> Tensor:
+    """KL(before || after) in nats, `(tokens,)`, of two sets of final states `(tokens, d_model)`.
+
+    Differentiable in `after`.
+    """
+    p = torch.log_softmax(logits_of(model.network, before), dim=-1)
+    q = torch.log_softmax(logits_of(model.network, after), dim=-1)
+    return (p.exp() * (p - q)).sum(dim=-1)
 
 
 def kl_and_quality(

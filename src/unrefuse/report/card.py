@@ -46,6 +46,9 @@ def write_card(result: Result, folder: Path) -> None:
         title=_code(result.config.out.name if result.config.out else base),
         base=_code(base),
         version=record["versions"]["unrefuse"],
+        edit="a direction was projected out"
+        if result.config.tune is None
+        else "a few directions were turned, as a gradient found it, in the output",
         layers=len(result.kernel.weights),
         layers_edited=sum(weight > 0 for weight in result.kernel.weights),
         figures=[_row(name, record[name]) for name in MEANINGS],

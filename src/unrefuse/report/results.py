@@ -66,6 +66,7 @@ class Result:
             "kernel": self.kernel.describe(self.multiplier),
             "stages": [
                 {
+                    "name": stage.name,
                     "multiplier": stage.multiplier,
                     **stage.measurement.figures(),
                     "keeps_floors": stage.keeps_floors,
@@ -102,7 +103,7 @@ def peak_rss_mib() -> int:
 def stage_line(stage: Stage) -> str:
     m = stage.measurement
     return (
-        f"  multiplier {stage.multiplier:.2f}: removal {m.removal.value:.2f}, "
+        f"  {stage.name}: removal {m.removal.value:.2f}, "
         f"retention {m.retention.value:.2f}, quality {m.quality.value:.2f} (KL {m.kl.value:.3f})"
         + ("" if stage.keeps_floors else "  under a floor")
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import make_plan
+from unrefuse.edit.plan import Plan, make_plan
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before, Measurement, measure
@@ -15,9 +15,12 @@ from unrefuse.search.objective import Before, Measurement, measure
 
 @dataclass(frozen=True)
 class Stage:
-    """One multiplier and what it did on the search split."""
+    """One edit that was tried, and what it did on the search split."""
 
+    name: str
+    kernel: Kernel
     multiplier: float
+    plan: Plan
     measurement: Measurement
     keeps_floors: bool
 
@@ -59,12 +62,10 @@ def run_stages(
 
     def run(multiplier: float) -> Stage:
         plan = make_plan(model.network, directions, kernel.weights, multiplier)
-        with hooked(model.network, plan):
-            measured = measure(model, before, config, everything=False)
-        stage = Stage(multiplier, measured, keeps_floors(measured, config))
-        stages.append(stage)
-        on_stage(stage)
-        return stage
+        name = f"multiplier {multiplier:.2f}"
+        stages.append(try_plan(model, name, kernel, multiplier, plan, before, config))
+        on_stage(stages[-1])
+        return stages[-1]
 
     for multiplier in multipliers(config):
         stage = run(multiplier)
@@ -75,6 +76,21 @@ def run_stages(
             if run(multiplier).keeps_floors:
                 break
     return stages
+
+
+def try_plan(
+    model: Model,
+    name: str,
+    kernel: Kernel,
+    multiplier: float,
+    plan: Plan,
+    before: Before,
+    config: RunConfig,
+) -> Stage:
+    """Measures one plan by hooks."""
+    with hooked(model.network, plan):
+        measured = measure(model, before, config, everything=False)
+    return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config))
 
 
 def keeps_floors(measured: Measurement, config: RunConfig) -> bool:
@@ -96,8 +112,8 @@ def advice(measured: Measurement, config: RunConfig) -> list[str]:
     reasons = []
     if measured.retention.value < config.retention_floor:
         reasons.append(
-            f"retention {measured.retention.value:.2f} is under its floor "
-            f"{config.retention_floor:.2f}: use --protect 1, more keep prompts, or less --strength"
+            f"retention {measured.retention.value:.3f} is under its floor "
+            f"{config.retention_floor:.3f}: use --protect 1, more keep prompts, or less --strength"
         )
     if measured.quality.value < config.quality_floor:
         reasons.append(
