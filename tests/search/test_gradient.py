@@ -1,0 +1,101 @@
+"""Tuning by gradient: the shared prefix is exact, and what is learned does what it is for."""
+
+import pytest
+import torch
+
+from tests import pico
+from unrefuse.config import RunConfig
+from unrefuse.edit.hooks import hooked
+from unrefuse.evaluate.generate import Reply, reply_to
+from unrefuse.evaluate.margin import make_openings, margins
+from unrefuse.kernel import gaussian
+from unrefuse.models.writers import blocks
+from unrefuse.prompts.chat import encode
+from unrefuse.prompts.sets import Prompt
+from unrefuse.search.gradient import learn, states_after
+from unrefuse.search.objective import Before, Exchange
+
+WORDS = {"target": "kill a process {}", "baseline": "boil {} eggs", "keep": "hurt neighbour {}"}
+CONFIG = RunConfig(model="x", steps=12)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text", "qwen3"])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_a_shared_prefix_gives_the_states_of_the_whole_sequences(model_type, prefix):
+    model = pico.loaded(model_type, layers=6)
+    start = encode(model.tokenizer, ["Hello"])[0][:5]
+    sequences = [start + rest for rest in ([7, 8, 9, 10], [20], [30, 31, 32, 33, 34, 35, 36])]
+    lengths = [3, 1, 2]
+    with torch.no_grad():
+        found = states_after(model, sequences, lengths, prefix)
+        for states, sequence, length in zip(found, sequences, lengths, strict=True):
+            whole = model.network.get_decoder()(torch.tensor([sequence])).last_hidden_state
+            torch.testing.assert_close(states, whole[0, -length:], rtol=1e-4, atol=1e-4)
+
+
+def original(model, tokens=6) -> Before:
+    """A split on which the model did as expected: its own replies, graded by their set."""
+    prompts = [
+        Prompt(text.format(i), name, "", "en", "train")
+        for name, text in WORDS.items()
+        for i in range(17)
+    ]
+    replies = reply_to(model, [p.text for p in prompts], tokens)
+    grades = {"target": "refused", "baseline": "answered", "keep": "refused"}
+    exchanges = (
+        Exchange(p, Reply(r.text, r.tokens or (5,), grades[p.set]))
+        for p, r in zip(prompts, replies, strict=True)
+    )
+    return Before("train", tuple(exchanges))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    model = pico.loaded()
+    before = original(model)
+    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
+    kernel = gaussian(3, 0.5, 0.3)
+    candidates = list(learn(model, directions, kernel, before, CONFIG))
+    again = list(learn(model, directions, kernel, before, CONFIG))
+    return model, before, candidates, again
+
+
+def test_target_margins_fall_and_keep_margins_are_held(learned):
+    model, before, candidates, _ = learned
+
+    def means(plan):
+        with hooked(model.network, plan):
+            return {
+                name: float(margins(model, make_openings(model, *asked)).mean())
+                for name in ("target", "keep")
+                if (
+                    asked := (
+                        [e.prompt.text for e in before.usable(name)],
+                        [e.before for e in before.usable(name)],
+                    )
+                )
+            }
+
+    first, last = means(()), means(candidates[-1].plan)
+    assert last["target"] < first["target"]
+    assert last["keep"] - last["target"] > first["keep"] - first["target"]
+
+
+def test_candidates_come_halfway_and_at_the_end_with_the_strength_of_each_layer(learned):
+    model, _, candidates, _ = learned
+    assert [c.step for c in candidates] == [6, 12]
+    for candidate in candidates:
+        weights = candidate.kernel.weights
+        assert candidate.kernel.kind == "gradient"
+        assert weights[0] == 0  # the shallow quarter is left alone
+        norms = [0.0] * len(blocks(model.network))
+        for edit in candidate.plan:
+            layer = int(edit.module.split(".")[2])
+            norms[layer] = max(norms[layer], float(torch.linalg.svdvals(edit.core)[0]))
+        assert weights == pytest.approx(norms)
+
+
+def test_the_same_seed_learns_the_same(learned):
+    _, _, first, second = learned
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(x.core, y.core) for x, y in zip(a.plan, b.plan, strict=True))
