@@ -50,7 +50,7 @@ def test_group_means_are_means():
 
 def test_no_hook_outlives_an_error():
     model = pico.loaded()
-    with pytest.raises(RuntimeError), recorded(model):
+    with pytest.raises(RuntimeError), recorded(model, [0]):
         raise RuntimeError
     assert all(not block._forward_hooks for block in blocks(model.network))
 

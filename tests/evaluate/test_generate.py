@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests import pico
-from unrefuse.evaluate.generate import StopOnceRefused, last_logits, reply_to
+from unrefuse.evaluate import generate
+from unrefuse.evaluate.generate import last_logits, reply_to
 from unrefuse.prompts.chat import encode
 
 PROMPTS = ["Hi", "What is a volcano?", "x" * 60, "Tell me about chess.", "ok then"]
@@ -30,13 +31,21 @@ def test_a_reply_ends_at_the_end_of_turn():
     assert {r.grade for r in reply_to(model, PROMPTS, 12)} == {"broken"}
 
 
-def test_rows_stop_once_they_have_refused():
-    tokenizer = pico.tokenizer()
-    texts = ["I'm sorry, but I can't", "The capital of France."]
-    ids = [tokenizer.encode("?????" + text, add_special_tokens=False) for text in texts]
-    criterion = StopOnceRefused(tokenizer, 5)
-    rows = torch.tensor([row[:25] for row in ids])
-    assert criterion(rows, None).tolist() == [True, False]
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text"])
+def test_a_row_ends_once_it_has_refused_and_the_others_go_on(monkeypatch, model_type):
+    """A random model never refuses: what counts as a refusal here are texts that it writes."""
+    model = pico.loaded(model_type, batch_size=5)
+    decode = model.tokenizer.decode
+    whole = [reply.tokens for reply in reply_to(model, PROMPTS, 12)]
+    refusals = (decode(whole[0][:3]), decode(whole[2][:7]))
+    monkeypatch.setattr(generate, "is_refusal", lambda text: text in refusals)
+
+    def ended(tokens):
+        heads = (tokens[:n] for n in range(1, len(tokens)))
+        return next((head for head in heads if decode(head) in refusals), tokens)
+
+    assert len(ended(whole[0])) <= 3
+    assert [reply.tokens for reply in reply_to(model, PROMPTS, 12)] == list(map(ended, whole))
 
 
 def test_last_logits_are_the_models():

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from unrefuse.activations.moments import RunningMean
+from unrefuse.models.forward import common_prefix, prefix_cache, right_pad
 from unrefuse.models.load import Model
 from unrefuse.models.writers import blocks
 from unrefuse.progress import track
-from unrefuse.prompts.chat import batches, encode, left_pad
+from unrefuse.prompts.chat import batches, encode
 
 
 @contextmanager
-def recorded(model: Model) -> Iterator[list[Tensor]]:
-    """Yields a list that the next forward fills: each block's output at the last position.
+def recorded(model: Model, last: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Yields a list that the next forward fills: each block's output at each row's position `last`.
 
     Each is `(batch, d_model)`. The output of a block, not `hidden_states[-1]`: transformers puts
     that one through the final norm.
@@ -24,7 +25,7 @@ def recorded(model: Model) -> Iterator[list[Tensor]]:
 
     def record(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
         stream = output[0] if isinstance(output, tuple) else output
-        seen.append(stream[:, -1].detach())
+        seen.append(stream[range(len(last)), last].detach())
 
     handles = [block.register_forward_hook(record) for block in blocks(model.network)]
     try:
@@ -41,11 +42,14 @@ def residuals(model: Model, prompts: Sequence[str]) -> Iterator[tuple[list[int],
     Taken at the last prompt token, after the generation prompt.
     """
     ids = encode(model.tokenizer, prompts)
+    prefix = common_prefix(ids) if ids else 0
     order = list(batches(ids, model.batch_size))
     decoder = model.network.get_decoder()
     for batch in track(order, "residual stream", len(order)):
-        with recorded(model) as seen:
-            decoder(**left_pad([ids[i] for i in batch], model.device), use_cache=False)
+        cache = prefix_cache(model, ids[batch[0]][:prefix], len(batch))
+        rest = [ids[i][prefix:] for i in batch]
+        with recorded(model, [len(row) - 1 for row in rest]) as seen:
+            decoder(input_ids=right_pad(rest, model.device), past_key_values=cache, use_cache=True)
         yield batch, torch.stack([layer.float() for layer in seen], dim=1)
 
 

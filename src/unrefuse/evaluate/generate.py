@@ -1,4 +1,4 @@
-"""Replies to prompts: greedy, in batches, each row stopped once it has refused.
+"""Replies to prompts: greedy, in batches that a row leaves once it has ended or refused.
 
 Beside them the forward passes that do without: next-token logits, and final hidden states.
 """
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from unrefuse.evaluate.refusal import Grade, grade, is_refusal
+from unrefuse.models.forward import common_prefix, final_states, prefix_cache
 from unrefuse.models.load import Model
+from unrefuse.models.writers import logits_of
 from unrefuse.progress import track
 from unrefuse.prompts.chat import batches, encode, left_pad
 
@@ -25,45 +26,68 @@ class Reply:
     grade: Grade
 
 
-class StopOnceRefused(StoppingCriteria):
-    """Ends a row once its reply so far is a refusal: what follows can't change the grade."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int) -> None:
-        self.tokenizer, self.prompt_tokens = tokenizer, prompt_tokens
-
-    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
-        texts = self.tokenizer.batch_decode(
-            input_ids[:, self.prompt_tokens :], skip_special_tokens=True
-        )
-        return torch.tensor([is_refusal(text) for text in texts], device=input_ids.device)
-
-
 @torch.inference_mode()
 def reply_to(
     model: Model, prompts: Sequence[str], reply_tokens: int, what: str = "replies"
 ) -> list[Reply]:
-    """Greedy replies of at most `reply_tokens` tokens, in the order of the prompts."""
+    """Greedy replies of at most `reply_tokens` tokens, in the order of the prompts.
+
+    A reply ends once it has refused: what follows can't change its grade.
+    """
     ids = encode(model.tokenizer, prompts)
+    prefix = common_prefix(ids) if ids else 0
     order = list(batches(ids, model.batch_size))
-    stop = model.network.generation_config.eos_token_id
-    stops = set(stop) if isinstance(stop, list) else {stop}
     replies: dict[int, Reply] = {}
     for batch in track(order, what, len(order)):
-        inputs = left_pad([ids[i] for i in batch], model.device)
-        prompt_tokens = inputs["input_ids"].shape[1]
-        criteria = StoppingCriteriaList([StopOnceRefused(model.tokenizer, prompt_tokens)])
-        output = model.network.generate(  # type: ignore[operator]
-            **inputs,
-            max_new_tokens=reply_tokens,
-            do_sample=False,
-            stopping_criteria=criteria,
-        )
-        for i, row in zip(batch, output[:, prompt_tokens:].tolist(), strict=True):
-            end = next((k for k, token in enumerate(row) if token in stops), len(row))
-            tokens = tuple(row[:end])
-            text = str(model.tokenizer.decode(row[:end], skip_special_tokens=True))
-            replies[i] = Reply(text, tokens, grade(text, tokens))
+        rows = _decode(model, [ids[i] for i in batch], prefix, reply_tokens)
+        for i, tokens in zip(batch, rows, strict=True):
+            text = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+            replies[i] = Reply(text, tuple(tokens), grade(text, tokens))
     return [replies[i] for i in range(len(prompts))]
+
+
+def _decode(
+    model: Model, sequences: Sequence[list[int]], prefix: int, limit: int
+) -> list[list[int]]:
+    """The reply to each row as token ids. Not `generate`: there a row that has ended runs on."""
+    network, tokenizer = model.network, model.tokenizer
+    end = network.generation_config.eos_token_id
+    ends = set(end) if isinstance(end, list) else {end}
+    window = getattr(network.config, "sliding_window", None)
+    if window and max(map(len, sequences)) + limit > window:
+        prefix = 0  # a window is counted in places, and padding after a prefix takes some
+    cache = prefix_cache(model, sequences[0][:prefix], len(sequences))
+    inputs = left_pad([sequence[prefix:] for sequence in sequences], model.device)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    mask = torch.cat([mask.new_ones(len(mask), prefix), mask], dim=1)
+    replies: list[list[int]] = [[] for _ in sequences]
+    rows = list(range(len(sequences)))
+    for _ in range(limit):
+        states = network.get_decoder()(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        picked = logits_of(network, states[:, -1].contiguous()).argmax(dim=-1)
+        going = []
+        for k, (row, token) in enumerate(zip(rows, picked.tolist(), strict=True)):
+            if token in ends:
+                continue
+            replies[row].append(token)
+            if not is_refusal(str(tokenizer.decode(replies[row], skip_special_tokens=True))):
+                going.append(k)
+        if not going:
+            break
+        if len(going) < len(rows):
+            rows = [rows[k] for k in going]
+            index = torch.tensor(going, device=model.device)
+            cache.batch_select_indices(index)
+            mask, picked = mask[index], picked[index]
+        ids = picked.unsqueeze(1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return replies
 
 
 @torch.inference_mode()
@@ -80,11 +104,11 @@ def final_hidden(
 ) -> list[Tensor]:
     """Hidden states after the final norm, `(lengths[i], d_model)`, at the end of each sequence."""
     hidden: dict[int, Tensor] = {}
-    decoder = model.network.get_decoder()
+    beginnings = [len(s) - n for s, n in zip(sequences, lengths, strict=True)]
+    prefix = min(common_prefix(sequences), *beginnings)
     order = list(batches(sequences, model.batch_size))
     for batch in track(order, what, len(order)):
-        inputs = left_pad([sequences[i] for i in batch], model.device)
-        states = decoder(**inputs, use_cache=False).last_hidden_state
-        for row, i in enumerate(batch):
-            hidden[i] = states[row, -lengths[i] :].clone()
+        chosen = [sequences[i] for i in batch]
+        states = final_states(model, chosen, [lengths[i] for i in batch], prefix)
+        hidden |= {i: row.clone() for i, row in zip(batch, states, strict=True)}
     return [hidden[i] for i in range(len(sequences))]
