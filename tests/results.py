@@ -7,7 +7,7 @@ from unrefuse.kernel import gaussian
 from unrefuse.prompts.sets import Prompt
 from unrefuse.report.results import Result
 from unrefuse.search.objective import Before, Exchange, Measurement, removed, retained
-from unrefuse.search.stages import Stage
+from unrefuse.search.stage import Stage
 
 REFUSED = Reply("I'm sorry, but I can't help with that.", (1, 2, 3), "refused")
 ANSWERED = Reply("Press Ctrl-C twice.", (4, 5), "answered")

@@ -33,10 +33,13 @@ _WHERE = {
     "ask_before": "search.objective",
     "measure": "search.objective",
     "run_stages": "search.stages",
-    "best_stage": "search.stages",
-    "measure_directions": "pipeline",
+    "best_stage": "search.stage",
+    "tune": "search.tune",
+    "hold_finals": "search.finalists",
+    "measure_means": "pipeline",
     "prepare": "pipeline",
     "analyze": "pipeline",
+    "run_tune": "pipeline",
     "run_edit": "pipeline",
 }
 __all__ = list(_WHERE)

@@ -7,6 +7,43 @@ from typing import Annotated, Any
 
 import typer
 
+from unrefuse.options import (
+    AllowPickle,
+    Baseline,
+    BatchSize,
+    Column,
+    Config,
+    DataSplit,
+    Device,
+    Dtype,
+    Json,
+    Keep,
+    KernelFile,
+    KernelSteps,
+    Lang,
+    Limit,
+    ModelName,
+    Peak,
+    Profile,
+    Protect,
+    QualityFloor,
+    RemovalTarget,
+    ReplyTokens,
+    Resume,
+    RetentionFloor,
+    Revision,
+    Seed,
+    Shape,
+    Steps,
+    Style,
+    Target,
+    TestFile,
+    Threshold,
+    Trials,
+    TrustRemoteCode,
+    Width,
+)
+
 app = typer.Typer(
     name="unrefuse",
     help="Edit an open chat model so that it stops false refusals and goes on with true ones.",
@@ -16,43 +53,6 @@ app = typer.Typer(
 )
 prompts_app = typer.Typer(no_args_is_help=True, help="List, show and check prompt sets.")
 app.add_typer(prompts_app, name="prompts")
-
-ModelName = Annotated[
-    str | None, typer.Argument(help="A local folder, a hub name, or 'demo'.", metavar="MODEL")
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="TOML, or the run.json of a run to repeat.")
-]
-Profile = Annotated[
-    str | None, typer.Option(help="default, early_focus, late_focus, broad or narrow.")
-]
-Style = Annotated[str | None, typer.Option(help="conservative, standard or aggressive.")]
-Peak = Annotated[float | None, typer.Option(help="Centre of the kernel, 0 to 1 of the depth.")]
-Width = Annotated[float | None, typer.Option(help="Width of the kernel.")]
-Threshold = Annotated[float | None, typer.Option(help="Weights under it are 0. Default 0.1.")]
-KernelFile = Annotated[Path | None, typer.Option("--kernel", help="File, one weight per layer.")]
-Target = Annotated[str | None, typer.Option(help="Harmless prompts that are refused today.")]
-Baseline = Annotated[str | None, typer.Option(help="Harmless prompts that are answered today.")]
-Keep = Annotated[str | None, typer.Option(help="Harmful prompts: their refusal stays.")]
-Column = Annotated[str | None, typer.Option(help="Column of a file or data set. Default prompt.")]
-DataSplit = Annotated[str | None, typer.Option("--split", help="Split of a data set by name.")]
-Lang = Annotated[list[str] | None, typer.Option(help="Only this language; may be repeated.")]
-Limit = Annotated[
-    int | None, typer.Option(help="At most so many prompts per set and split (keep: twice).")
-]
-Protect = Annotated[
-    float | None, typer.Option(help="Share of keep's direction that stays, 0 to 1. Default 1.")
-]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-BatchSize = Annotated[int | None, typer.Option(help="Prompts at once. Default: by memory.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of splits and intervals. Default 0.")]
-Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
-AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Read .bin weights.")]
-TrustRemoteCode = Annotated[
-    bool | None, typer.Option("--trust-remote-code", help="Run Python code of the model.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
 @app.command()
@@ -67,25 +67,29 @@ def edit(
     threshold: Threshold = None,
     kernel: KernelFile = None,
     strength: Annotated[float | None, typer.Option(help="One stage with this multiplier.")] = None,
-    tune: Annotated[str | None, typer.Option(help="gradient: learn the edit.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Of the gradient. Default 40.")] = None,
+    tune: Annotated[
+        str | None, typer.Option(help="gradient, optuna or grid, in place of stages.")
+    ] = None,
+    steps: Steps = None,
+    kernel_steps: KernelSteps = None,
+    shape: Shape = None,
+    trials: Trials = None,
+    resume: Resume = None,
     target: Target = None,
     baseline: Baseline = None,
     keep: Keep = None,
-    test_target: Annotated[str | None, typer.Option(help="For the last step only.")] = None,
-    test_baseline: Annotated[str | None, typer.Option(help="For the last step only.")] = None,
-    test_keep: Annotated[str | None, typer.Option(help="For the last step only.")] = None,
+    test_target: TestFile = None,
+    test_baseline: TestFile = None,
+    test_keep: TestFile = None,
     column: Column = None,
     split: DataSplit = None,
     lang: Lang = None,
     limit: Limit = None,
     protect: Protect = None,
-    removal_target: Annotated[float | None, typer.Option(help="Enough. Default 0.80.")] = None,
-    quality_floor: Annotated[float | None, typer.Option(help="Default 0.70.")] = None,
-    retention_floor: Annotated[
-        float | None, typer.Option(help="0.80 to 1; it has no off switch. Default 0.95.")
-    ] = None,
-    reply_tokens: Annotated[int | None, typer.Option(help="Graded tokens. Default 32.")] = None,
+    removal_target: RemovalTarget = None,
+    quality_floor: QualityFloor = None,
+    retention_floor: RetentionFloor = None,
+    reply_tokens: ReplyTokens = None,
     revision: Revision = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -95,29 +99,80 @@ def edit(
     trust_remote_code: TrustRemoteCode = None,
     as_json: Json = False,
 ) -> None:
-    """Measure MODEL, edit it in stages, test the edit, and save it to a new folder."""
-    from unrefuse.report.results import example_text, result_table
-    from unrefuse.report.terminal import layer_bars
-
+    """Measure MODEL, edit it in stages or by tuning, test the edit, save it to a new folder."""
     settings = _settings(locals())
     from unrefuse.pipeline import run_edit
 
     result = run_edit(settings)
+    where = f"{settings.out} (card: {settings.out}/README.md, record: {settings.out}/run.json)"
+    _report(result, where, as_json)
+
+
+@app.command()
+def tune(
+    model: ModelName = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run: new or empty.")] = None,
+    config: Config = None,
+    method: Annotated[
+        str | None, typer.Option(help="gradient, optuna or grid. Default gradient.")
+    ] = None,
+    profile: Profile = None,
+    style: Style = None,
+    peak: Peak = None,
+    width: Width = None,
+    threshold: Threshold = None,
+    steps: Steps = None,
+    kernel_steps: KernelSteps = None,
+    shape: Shape = None,
+    trials: Trials = None,
+    resume: Resume = None,
+    target: Target = None,
+    baseline: Baseline = None,
+    keep: Keep = None,
+    test_target: TestFile = None,
+    test_baseline: TestFile = None,
+    test_keep: TestFile = None,
+    column: Column = None,
+    split: DataSplit = None,
+    lang: Lang = None,
+    limit: Limit = None,
+    protect: Protect = None,
+    removal_target: RemovalTarget = None,
+    quality_floor: QualityFloor = None,
+    retention_floor: RetentionFloor = None,
+    reply_tokens: ReplyTokens = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    allow_pickle: AllowPickle = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Find the kernel and the plan of an edit; `edit --kernel OUT/kernel.json` applies them."""
+    settings = _settings(locals() | {"tune": method})
+    from unrefuse.pipeline import run_tune
+
+    result = run_tune(settings)
+    _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
+
+
+def _report(result: Any, where: str, as_json: bool) -> None:
+    """Prints a result; exit status 1 where nothing was saved."""
+    from unrefuse.report.results import example_text, result_table
+    from unrefuse.report.terminal import layer_bars
+
     if as_json:
         _print_json(result.to_json())
     else:
         console = _console()
         console.print(result_table(result))
         console.print(f"\nkernel: {result.kernel.source}, multiplier {result.multiplier:g}")
-        console.print(layer_bars({"weight": result.kernel.weights}))
+        console.print(layer_bars(result.kernel.curves("weight")))
         console.print(example_text(result))
         if result.saved:
-            console.print(
-                f"\nsaved: {result.config.out} (card: {settings.out}/README.md, "
-                f"record: {settings.out}/run.json)",
-                highlight=False,
-                soft_wrap=True,
-            )
+            console.print(f"\nsaved: {where}", highlight=False, soft_wrap=True, markup=False)
     for reason in result.reasons:
         _say(reason)
     if not result.saved:
@@ -219,7 +274,8 @@ def kernel(
         return
     from unrefuse.report.terminal import layer_bars
 
-    _console().print(layer_bars({name: k.weights for name, k in kernels}))
+    bars = {label: w for name, k in kernels for label, w in k.curves(name).items()}
+    _console().print(layer_bars(bars))
 
 
 @prompts_app.command("list")

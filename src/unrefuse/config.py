@@ -69,8 +69,16 @@ class RunConfig(BaseModel):
     multiplier_step: float = Field(0.15, gt=0, description="rise of the multiplier per stage")
     max_multiplier: float = Field(2.0, gt=0, le=3, description="no stage above it")
 
-    tune: Literal["gradient"] | None = Field(None, description="learn the edit, not stages")
-    steps: int = Field(40, ge=2, le=1000, description="steps of the gradient")
+    tune: Literal["grid", "optuna", "gradient"] | None = Field(
+        None, description="how the edit is tuned; None: one kernel in stages"
+    )
+    trials: int = Field(40, ge=1, le=100_000, description="trials of optuna")
+    resume: bool = Field(False, description="go on with the tuning run of an earlier process")
+    shape: Literal["gaussian", "asymmetric", "free"] = Field(
+        "gaussian", description="shape of the kernel that the gradient tunes"
+    )
+    kernel_steps: int = Field(0, ge=0, le=1000, description="steps of the gradient on the kernel")
+    steps: int = Field(24, ge=0, le=1000, description="steps of the gradient on the cores")
 
     removal_target: float = Field(0.80, gt=0, le=1, description="stop raising at this removal")
     quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")
@@ -99,8 +107,14 @@ class RunConfig(BaseModel):
     def _stages(self) -> Self:
         if self.first_multiplier > self.max_multiplier:
             raise ValueError("first_multiplier is above max_multiplier: no stage would run")
-        if self.tune and self.strength is not None:
-            raise ValueError("tune learns the strength: leave out one of tune and strength")
+        if self.tune in ("optuna", "gradient") and self.strength is not None:
+            raise ValueError("tuning finds the strength: leave out one of tune and strength")
+        if self.tune and self.kernel.file:
+            raise ValueError("a kernel file is not tuned: leave out one of tune and kernel file")
+        if self.tune == "gradient" and self.steps + self.kernel_steps == 0:
+            raise ValueError("steps and kernel_steps are both 0: the gradient would learn nothing")
+        if self.resume and not self.tune:
+            raise ValueError("resume goes on with a tuning run: name the method, --tune")
         return self
 
 

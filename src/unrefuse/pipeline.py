@@ -1,10 +1,12 @@
 """Every step of the main job, in order: measure, find, edit in stages, save, test, report."""
 
 import gc
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from unrefuse.activations.capture import group_means
 from unrefuse.config import RunConfig
 from unrefuse.directions import find_directions
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import Plan
+from unrefuse.edit.plan import Plan, scaled
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
@@ -31,59 +33,54 @@ from unrefuse.prompts.sets import SETS, SPLITS, load_prompts, prompts_hash
 from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_result
 from unrefuse.report.results import Result, stage_line, write_json
+from unrefuse.report.tuned import keep_record, plan_for, save_tuned
 from unrefuse.save import Discard, check_logits, check_out, new_folder
-from unrefuse.search.gradient import learn
-from unrefuse.search.objective import Before, ask_before, measure
-from unrefuse.search.stages import (
-    Stage,
-    advice,
-    best_stage,
-    keeps_floors,
-    run_stages,
-    try_plan,
-)
+from unrefuse.search.finalists import Trial, hold_finals, merit
+from unrefuse.search.objective import Before, Measurement, ask_before, measure
+from unrefuse.search.record import check_run, open_run
+from unrefuse.search.stage import Stage, advice, best_stage, keeps_floors, try_plan
+from unrefuse.search.stages import run_stages
+from unrefuse.search.tune import tune
 
 
 @dataclass
 class Prepared:
-    """A loaded model with all that is measured on it before an edit."""
+    """A loaded model with all that is measured on it before an edit.
+
+    `means` are the residual stream's `(layers, d_model)` per set, `run` the folder of a tuning.
+    """
 
     config: RunConfig
     model: Model
     before: dict[str, Before]
-    directions: Tensor
+    means: dict[str, Tensor]
     kernel: Kernel
+    run: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def directions(self) -> Tensor:
+        """Unit directions `(layers, d_model)`, float64."""
+        means = self.means
+        protect = self.config.protect
+        return find_directions(means["target"], means["baseline"], means["keep"], protect)
 
 
 def run_edit(config: RunConfig) -> Result:
     """The main job. Saves to `config.out` an edit that keeps the floors, or nothing.
 
+    A tuning (`config.tune`) keeps its record in a folder beside it, OUT.tuning, until it is done.
     Raises UsageError for a mistake in usage or input.
     """
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
     check_out(config.out)
-    prepared = prepare(config, SPLITS)
+    run = config.out.with_name(f"{config.out.name}.tuning") if config.tune else None
+    prepared = prepare(config, SPLITS, run)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
     before = prepared.before
     assert config.out is not None
-    with clock(seconds, "stages"):
-        stages = (_tuned if config.tune else _staged)(prepared)
-    best = best_stage(stages)
-    chosen = best or stages[-1]
-    result = Result(
-        config=config,
-        kernel=chosen.kernel,
-        multiplier=chosen.multiplier,
-        stages=stages,
-        before=before,
-        measurement=chosen.measurement,
-        split="search",
-        seconds=seconds,
-        saved=False,
-        reasons=advice(chosen.measurement, config),
-    )
+    best, result = _search(prepared)
     if best is None:
         return result
     plan = best.plan
@@ -100,22 +97,75 @@ def run_edit(config: RunConfig) -> Result:
             check_logits(wanted, _probe(saved, before["search"], ()), coarser)
         with clock(seconds, "test"):
             measured = measure(saved, before["test"], config, everything=True)
-        keeps = keeps_floors(measured, config) and measured.removal.value > 0
-        result = Result(
-            **vars(result)
-            | {
-                "measurement": measured,
-                "split": "test",
-                "saved": keeps,
-                "reasons": advice(measured, config),
-            }
-        )
-        if not keeps:
+        result = _tested(result, measured)
+        if not result.saved:
             raise Discard
         plot_result(result, folder / "result.png")
         write_card(result, folder)
         write_json(result, folder / "run.json")
+        if run is not None:
+            save_tuned(best, result, run)
+            keep_record(run, folder / "tuning")
+    if run is not None:
+        shutil.rmtree(run)
     return result
+
+
+def run_tune(config: RunConfig) -> Result:
+    """Tunes, and writes the kernel and the plan that it found to `config.out`; saves no model.
+
+    `config.out` is the folder of the run, with its trials. The figures are those of the test
+    split, by hooks. Raises UsageError for a mistake in usage or input.
+    """
+    out = config.out
+    if out is None:
+        raise UsageError("where to? name a folder: --out DIR")
+    if config.tune is None:
+        config = config.model_copy(update={"tune": "gradient"})
+    prepared = prepare(config, SPLITS, out)
+    best, result = _search(prepared)
+    if best is None:
+        return result
+    with clock(prepared.seconds, "test"), hooked(prepared.model.network, best.plan):
+        measured = measure(prepared.model, prepared.before["test"], prepared.config, True)
+    result = _tested(result, measured)
+    if result.saved:
+        save_tuned(best, result, out)
+        plot_result(result, out / "result.png")
+        write_json(result, out / "run.json")
+    return result
+
+
+def _search(prepared: Prepared) -> tuple[Stage | None, Result]:
+    """The best edit by the search split, and the result as it stands there: nothing saved yet."""
+    config = prepared.config
+    with clock(prepared.seconds, "tuning" if config.tune else "stages"):
+        stages, best = (_tuned if config.tune else _staged)(prepared)
+    chosen = best or stages[-1]
+    result = Result(
+        config=config,
+        kernel=chosen.kernel,
+        multiplier=chosen.multiplier,
+        stages=stages,
+        before=prepared.before,
+        measurement=chosen.measurement,
+        split="search",
+        seconds=prepared.seconds,
+        saved=False,
+        reasons=advice(chosen.measurement, config),
+    )
+    return best, result
+
+
+def _tested(result: Result, measured: Measurement) -> Result:
+    """The result with the figures of the test split; `saved` where these keep the floors."""
+    return replace(
+        result,
+        measurement=measured,
+        split="test",
+        saved=keeps_floors(measured, result.config) and measured.removal.value > 0,
+        reasons=advice(measured, result.config),
+    )
 
 
 def analyze(config: RunConfig) -> tuple[dict[str, LayerStrength], dict[str, float]]:
@@ -138,11 +188,14 @@ def analyze(config: RunConfig) -> tuple[dict[str, LayerStrength], dict[str, floa
     return strengths, prepared.seconds
 
 
-def prepare(config: RunConfig, splits: tuple[str, ...]) -> Prepared:
-    """Loads the model, asks the original on `splits`, finds the directions, chooses the kernel.
+def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None) -> Prepared:
+    """Loads the model, asks the original on `splits`, takes the means, chooses the kernel.
 
-    The configuration comes back resolved: device, dtype, batch size and hashes filled in.
+    The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
+    `run`, the folder of a tuning, the replies are kept there for a run that goes on with it.
     """
+    if run:
+        check_run(run, config.resume)
     seconds: dict[str, float] = {}
     with clock(seconds, "load"):
         prompts = load_prompts(config)
@@ -166,43 +219,58 @@ def prepare(config: RunConfig, splits: tuple[str, ...]) -> Prepared:
         f"\nkernel: {kernel.source}{_numbers(kernel)}",
         highlight=False,
     )
+    if run:
+        open_run(run, config)
     before: dict[str, Before] = {}
     with clock(seconds, "before"):
         for split in splits:
-            before[split] = ask_before(model, prompts, split, config)
+            before[split] = ask_before(model, prompts, split, config, run)
             stderr.print(f"refused before, {split}: {_counts(before[split])}", highlight=False)
     with clock(seconds, "directions"):
-        directions = measure_directions(model, before["train"], config.protect)
-    return Prepared(config, model, before, directions, kernel, seconds)
+        means = measure_means(model, before["train"])
+    return Prepared(config, model, before, means, kernel, run, seconds)
 
 
-def measure_directions(model: Model, train: Before, protect: float = 1.0) -> Tensor:
-    """Unit directions `(layers, d_model)`, float64, from the prompts that did as expected."""
+def measure_means(model: Model, train: Before) -> dict[str, Tensor]:
+    """The mean residual stream `(layers, d_model)`, float64, of each set: of the prompts that did
+    as expected."""
     usable = [e for name in SETS for e in train.usable(name)]
     means = group_means(model, [e.prompt.text for e in usable], [e.prompt.set for e in usable])
-    return find_directions(means["target"], means["baseline"], means["keep"], protect)
+    return {name: means[name] for name in SETS}
 
 
-def _staged(prepared: Prepared) -> list[Stage]:
-    return run_stages(
-        prepared.model,
-        prepared.directions,
-        prepared.kernel,
-        prepared.before["search"],
-        prepared.config,
-        _tell,
-    )
+def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
+    model, config, kernel = prepared.model, prepared.config, prepared.kernel
+    search = prepared.before["search"]
+    if kernel.plan is None:
+        stages = run_stages(model, prepared.directions, kernel, search, config, _tell)
+    else:
+        plan, strength = plan_for(kernel.plan, config), config.strength or 1.0
+        found = scaled(plan, strength)
+        stages = [try_plan(model, "tuned plan", kernel, strength, found, search, config)]
+        _tell(stages[0])
+    return stages, best_stage(stages, config)
 
 
-def _tuned(prepared: Prepared) -> list[Stage]:
+def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     model, config, before = prepared.model, prepared.config, prepared.before
-    stages = []
-    for found in learn(model, prepared.directions, prepared.kernel, before["train"], config):
-        name = f"gradient, step {found.step}"
-        search = before["search"]
-        stages.append(try_plan(model, name, found.kernel, 1.0, found.plan, search, config))
-        _tell(stages[-1])
-    return stages
+    assert prepared.run is not None
+    trials = tune(model, prepared.means, prepared.kernel, before, config, prepared.run, _tell_trial)
+    if config.tune == "grid" and config.strength is None:
+        best = max(trials, key=lambda trial: merit(trial.score, config))
+        stages = run_stages(model, prepared.directions, best.kernel, before["search"], config,
+                            _tell)  # fmt: skip
+        return stages, best_stage(stages, config)
+    return hold_finals(model, trials, before["search"], config, _tell)
+
+
+def _tell_trial(trial: Trial) -> None:
+    s = trial.score
+    stderr.print(
+        f"  trial {trial.number}: openings removed {s.removal:.2f}, kept {s.retention:.2f}, "
+        f"KL {s.kl:.3f}",
+        highlight=False,
+    )
 
 
 def _tell(stage: Stage) -> None:

@@ -15,7 +15,7 @@ PROMPTS = ["Hi", "What is a volcano?", "x" * 30, "Tell me about chess.", "ok", "
 def test_the_margin_tells_whether_greedy_decoding_gives_the_opening_again(model_type):
     model = pico.loaded(model_type)
     replies = reply_to(model, PROMPTS, OPENING_TOKENS)
-    openings = make_openings(model, PROMPTS, replies)
+    openings = make_openings(model, PROMPTS, [r.tokens for r in replies])
     assert bool((margins(model, openings) > 0).all())
     means = torch.randn(3, 3, 32, generator=torch.Generator().manual_seed(0)).double()
     plan = make_plan(model.network, find_directions(*means), (0.5, 0.5, 0.5))
@@ -30,7 +30,7 @@ def test_the_margin_tells_whether_greedy_decoding_gives_the_opening_again(model_
 def test_the_margin_is_the_least_lead_of_an_opening_token():
     model = pico.loaded()
     replies = reply_to(model, PROMPTS[:1], OPENING_TOKENS)
-    openings = make_openings(model, PROMPTS[:1], replies)
+    openings = make_openings(model, PROMPTS[:1], [replies[0].tokens])
     opening, ids = openings.openings[0], openings.sequences[0]
     logits = model.network(torch.tensor([ids])).logits[0, -len(opening) :]
     leads = []

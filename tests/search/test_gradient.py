@@ -10,27 +10,12 @@ from unrefuse.evaluate.generate import Reply, reply_to
 from unrefuse.evaluate.margin import make_openings, margins
 from unrefuse.kernel import gaussian
 from unrefuse.models.writers import blocks
-from unrefuse.prompts.chat import encode
 from unrefuse.prompts.sets import Prompt
-from unrefuse.search.gradient import learn, states_after
+from unrefuse.search.gradient import learn
 from unrefuse.search.objective import Before, Exchange
 
 WORDS = {"target": "kill a process {}", "baseline": "boil {} eggs", "keep": "hurt neighbour {}"}
-CONFIG = RunConfig(model="x", steps=12)
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text", "qwen3"])
-@pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_a_shared_prefix_gives_the_states_of_the_whole_sequences(model_type, prefix):
-    model = pico.loaded(model_type, layers=6)
-    start = encode(model.tokenizer, ["Hello"])[0][:5]
-    sequences = [start + rest for rest in ([7, 8, 9, 10], [20], [30, 31, 32, 33, 34, 35, 36])]
-    lengths = [3, 1, 2]
-    with torch.no_grad():
-        found = states_after(model, sequences, lengths, prefix)
-        for states, sequence, length in zip(found, sequences, lengths, strict=True):
-            whole = model.network.get_decoder()(torch.tensor([sequence])).last_hidden_state
-            torch.testing.assert_close(states, whole[0, -length:], rtol=1e-4, atol=1e-4)
+CONFIG = RunConfig(model="x", kernel_steps=4, steps=12)
 
 
 def original(model, tokens=6) -> Before:
@@ -71,7 +56,7 @@ def test_target_margins_fall_and_keep_margins_are_held(learned):
                 if (
                     asked := (
                         [e.prompt.text for e in before.usable(name)],
-                        [e.before for e in before.usable(name)],
+                        [e.before.tokens for e in before.usable(name)],
                     )
                 )
             }
@@ -83,10 +68,12 @@ def test_target_margins_fall_and_keep_margins_are_held(learned):
 
 def test_candidates_come_halfway_and_at_the_end_with_the_strength_of_each_layer(learned):
     model, _, candidates, _ = learned
-    assert [c.step for c in candidates] == [6, 12]
+    assert [(c.phase, c.step) for c in candidates] == [
+        *[("kernel", 4), ("cores", 6), ("cores", 9), ("cores", 12)]
+    ]
     for candidate in candidates:
-        weights = candidate.kernel.weights
-        assert candidate.kernel.kind == "gradient"
+        weights = candidate.kernel.layer_weights
+        assert candidate.kernel.kind == "tuned"
         assert weights[0] == 0  # the shallow quarter is left alone
         norms = [0.0] * len(blocks(model.network))
         for edit in candidate.plan:

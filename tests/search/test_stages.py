@@ -8,9 +8,10 @@ from tests.results import measurement
 from unrefuse.config import RunConfig
 from unrefuse.evaluate.generate import last_logits
 from unrefuse.kernel import gaussian
-from unrefuse.search import stages
+from unrefuse.search import stage as stage_module
 from unrefuse.search.objective import Before
-from unrefuse.search.stages import advice, best_stage, gentler_multipliers, multipliers, run_stages
+from unrefuse.search.stage import advice, best_stage
+from unrefuse.search.stages import gentler_multipliers, multipliers, run_stages
 
 CONFIG = RunConfig(model="x")
 
@@ -29,7 +30,7 @@ def tried(monkeypatch):
             logits.append(last_logits(model, ["Hi"]))
             return measurement(**queue.pop(0))
 
-        monkeypatch.setattr(stages, "measure", measure)
+        monkeypatch.setattr(stage_module, "measure", measure)
         original = last_logits(model, ["Hi"])
         heard = []
         found = run_stages(
@@ -63,38 +64,38 @@ def test_a_first_stage_under_a_floor_is_followed_by_gentler_ones(tried):
     low = {"removal": 0.6, "retention": 0.9}
     found = tried([low, low | {"removal": 0.4}, {"removal": 0.3}])
     assert [s.multiplier for s in found] == [0.5, 0.35, 0.2]
-    assert best_stage(found) is found[2]
-    assert best_stage(tried([low] * 4)) is None
+    assert best_stage(found, CONFIG) is found[2]
+    assert best_stage(tried([low] * 4), CONFIG) is None
 
 
 def test_stages_stop_at_the_removal_target(tried):
     found = tried([{"removal": 0.3}, {"removal": 0.6}, {"removal": 0.8}])
     assert [s.multiplier for s in found] == [0.5, 0.65, 0.8]
-    assert best_stage(found) is found[2]
+    assert best_stage(found, CONFIG) is found[2]
 
 
 @pytest.mark.parametrize("figure", [{"retention": 0.9}, {"quality": 0.6}])
 def test_stages_stop_under_a_floor_and_take_the_best_before_it(tried, figure):
     found = tried([{"removal": 0.3}, {"removal": 0.5}, {"removal": 0.7} | figure])
     assert [s.keeps_floors for s in found] == [True, True, False]
-    assert best_stage(found) is found[1]
+    assert best_stage(found, CONFIG) is found[1]
 
 
 def test_the_gentlest_of_equal_stages_wins(tried):
     config = RunConfig(model="x", max_multiplier=0.8)
     found = tried([{"removal": 0.3}, {"removal": 0.5}, {"removal": 0.5}], config)
-    assert best_stage(found) is found[1]
+    assert best_stage(found, CONFIG) is found[1]
 
 
 @pytest.mark.parametrize("figure", [{"retention": 0.9}, {"quality": 0.6}, {"removal": 0.0}])
 def test_no_stage_is_taken_under_a_floor_or_without_removal(tried, figure):
     found = tried([{"removal": 0.9} | figure], RunConfig(model="x", strength=0.5))
-    assert best_stage(found) is None
+    assert best_stage(found, CONFIG) is None
 
 
 def test_a_floor_is_kept_by_its_own_value(tried):
     found = tried([{"removal": 0.9, "retention": 0.95, "quality": 0.7}])
-    assert best_stage(found) is found[0]
+    assert best_stage(found, CONFIG) is found[0]
 
 
 def test_advice_names_each_figure_that_was_missed():

@@ -1,13 +1,16 @@
 """The plan: what is taken out of every matrix that writes into the residual stream."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UsageError, first_line
 from unrefuse.models.writers import Writer, blocks, norm_gain, writers
 
 
@@ -29,22 +32,25 @@ Plan = tuple[MatrixEdit, ...]
 
 
 def make_plan(
-    model: PreTrainedModel, directions: Tensor, weights: Sequence[float], multiplier: float = 1.0
+    model: PreTrainedModel,
+    directions: Tensor,
+    weights: Sequence[float],
+    multiplier: float = 1.0,
+    mlp_weights: Sequence[float] | None = None,
 ) -> Plan:
-    """The edits of every matrix in a layer of non-zero weight, along one direction per layer.
+    """The edits of every matrix of non-zero weight, along one direction per layer.
 
     `directions` `(layers, d_model)` lie in the residual stream, `weights` hold one number per
-    layer; strength = weight x multiplier. Raises UsageError for either of another length.
+    layer, for both components unless the MLP has `mlp_weights`; strength = weight x multiplier.
+    Raises UsageError for any of another length.
     """
     layers = len(blocks(model))
-    if len(weights) != layers:
-        raise UsageError(f"the model has {layers} layers, the kernel {len(weights)} weights")
-    strengths = [weight * multiplier for weight in weights]
-    cores = {
-        writer.name: torch.tensor([[strengths[writer.layer]]])
-        for writer in writers(model)
-        if strengths[writer.layer] != 0
-    }
+    by_component = {"attention": weights, "mlp": weights if mlp_weights is None else mlp_weights}
+    for own in by_component.values():
+        if len(own) != layers:
+            raise UsageError(f"the model has {layers} layers, the kernel {len(own)} weights")
+    strengths = {w.name: by_component[w.component][w.layer] * multiplier for w in writers(model)}
+    cores = {name: torch.tensor([[strength]]) for name, strength in strengths.items() if strength}
     return plan_of_cores(model, directions.unsqueeze(-1), cores)
 
 
@@ -62,6 +68,33 @@ def plan_of_cores(model: PreTrainedModel, basis: Tensor, cores: Mapping[str, Ten
         for writer in writers(model)
         if writer.name in cores
     )
+
+
+def scaled(plan: Plan, factor: float) -> Plan:
+    """The plan at `factor` times its strength."""
+    return tuple(replace(edit, core=edit.core * factor) for edit in plan)
+
+
+def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a plan as a safetensors file: `MODULE.basis` and `MODULE.core` of every edit."""
+    tensors = {}
+    for edit in plan:
+        tensors[f"{edit.module}.basis"] = edit.basis.detach().contiguous().clone()
+        tensors[f"{edit.module}.core"] = edit.core.detach().contiguous().clone()
+    save_file(tensors, file, metadata=dict(metadata))
+
+
+def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
+    """A plan of `save_plan` and its metadata. Raises UsageError for a file that is none."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            metadata = stored.metadata() or {}
+        names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+        plan = tuple(MatrixEdit(n, tensors[f"{n}.basis"], tensors[f"{n}.core"]) for n in names)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UsageError(f"cannot read the plan {file}: {first_line(error)}") from None
+    return plan, metadata
 
 
 def _edit(model: PreTrainedModel, writer: Writer, basis: Tensor, core: Tensor) -> MatrixEdit:

@@ -92,7 +92,7 @@ def _effects(
     model: Model, directions: Tensor, prompts: Sequence[str], refusals: Sequence[Reply]
 ) -> Tensor:
     """`(prompts, layers)`: the fall of the refusal log-odds with one layer's direction gone."""
-    forced = make_openings(model, prompts, refusals)
+    forced = make_openings(model, prompts, [r.tokens for r in refusals])
     result = torch.empty(len(prompts), len(directions), dtype=torch.float64)
     order = list(batches(forced.sequences, model.batch_size))
     for batch in track(order, "effect by layer", len(order)):

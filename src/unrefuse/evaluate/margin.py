@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unrefuse.evaluate.generate import Reply, final_hidden
+from unrefuse.evaluate.generate import final_hidden
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
 from unrefuse.prompts.chat import encode
@@ -26,10 +26,14 @@ class Openings:
 
 
 def make_openings(
-    model: Model, prompts: Sequence[str], replies: Sequence[Reply], tokens: int = OPENING_TOKENS
+    model: Model,
+    prompts: Sequence[str],
+    replies: Sequence[Sequence[int]],
+    tokens: int = OPENING_TOKENS,
 ) -> Openings:
-    """The first `tokens` tokens of each reply, teacher-forced after its prompt."""
-    openings = [list(reply.tokens[:tokens]) for reply in replies]
+    """The first `tokens` tokens of each reply, given as token ids, teacher-forced after its
+    prompt."""
+    openings = [list(reply[:tokens]) for reply in replies]
     ids = encode(model.tokenizer, prompts)
     return Openings([a + b[:-1] for a, b in zip(ids, openings, strict=True)], openings)
 
@@ -42,7 +46,12 @@ def margins(model: Model, openings: Openings) -> Tensor:
     """
     lengths = [len(opening) for opening in openings.openings]
     hidden = final_hidden(model, openings.sequences, lengths, "refusal margin")
-    return opening_margins(model, hidden, openings.openings).cpu()
+    size = model.batch_size  # a row of logits is a thousand times its hidden state
+    found = [
+        opening_margins(model, hidden[i : i + size], openings.openings[i : i + size]).cpu()
+        for i in range(0, len(hidden), size)
+    ]
+    return torch.cat(found)
 
 
 def opening_margins(
@@ -53,10 +62,10 @@ def opening_margins(
     `hidden` holds, per prompt, the states after the final norm that predict its opening,
     `(opening tokens, d_model)`. Differentiable.
     """
-    rows = []
-    for states, opening in zip(hidden, openings, strict=True):
-        logits = logits_of(model.network, states)
-        own = torch.tensor(opening, device=logits.device).unsqueeze(1)
-        others = logits.scatter(1, own, -torch.inf).amax(dim=1)
-        rows.append((logits.gather(1, own).squeeze(1) - others).amin())
-    return torch.stack(rows)
+    lengths = [len(opening) for opening in openings]
+    logits = logits_of(model.network, torch.cat(list(hidden)))
+    own = torch.tensor([t for opening in openings for t in opening], device=logits.device)
+    own = own.unsqueeze(1)
+    others = logits.scatter(1, own, -torch.inf).amax(dim=1)
+    leads = logits.gather(1, own).squeeze(1) - others
+    return torch.stack([lead.amin() for lead in torch.split(leads, lengths)])

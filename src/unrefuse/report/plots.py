@@ -21,10 +21,10 @@ COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
 def plot_kernels(kernels: Sequence[tuple[str, Kernel]], file: Path) -> None:
     """One or more kernels over depth, one over another. Raises UsageError for the file type."""
     figure, (axes,) = _figure(1)
-    for (label, kernel), colour in zip(kernels, _cycle(len(kernels)), strict=True):
-        layers = len(kernel.weights)
-        x = [i / max(1, layers - 1) for i in range(layers)]
-        axes.plot(x, kernel.weights, marker="o", markersize=3, label=label, color=colour)
+    curves = {k: v for name, kernel in kernels for k, v in kernel.curves(name).items()}
+    for (label, weights), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+        x = [i / max(1, len(weights) - 1) for i in range(len(weights))]
+        axes.plot(x, weights, marker="o", markersize=3, label=label, color=colour)
     axes.set(xlabel="position (layer / (layers - 1))", ylabel="weight", xlim=(0, 1))
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -72,7 +72,7 @@ def plot_result(result: Result, file: Path) -> None:
     left.set_xticks(range(len(names)), names)
     left.set(ylim=(0, 1.05), ylabel=f"share refused, {result.split} split")
     left.legend()
-    strengths = [weight * result.multiplier for weight in result.kernel.weights]
+    strengths = [weight * result.multiplier for weight in result.kernel.layer_weights]
     right.bar(range(len(strengths)), strengths, color=COLOURS[1])
     right.set(xlabel="layer", ylabel="strength of the edit")
     _write(figure, file)

@@ -26,7 +26,7 @@ from unrefuse.search.objective import (
     retained,
     shares_by,
 )
-from unrefuse.search.stages import Stage
+from unrefuse.search.stage import Stage
 
 LIBRARIES = ("unrefuse", "torch", "transformers", "safetensors")
 

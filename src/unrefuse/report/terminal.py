@@ -1,6 +1,6 @@
 """Plain text for the terminal: bars by layer, and untrusted text made safe to print."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +14,7 @@ def depth_third(layer: int, layers: int) -> str:
     return next(name for end, name in DEPTHS if position < end)
 
 
-def layer_bars(columns: dict[str, Sequence[float]], digits: int = 4) -> Table:
+def layer_bars(columns: Mapping[str, Sequence[float]], digits: int = 4) -> Table:
     """One row a layer, one column of bars per series, each scaled to its own maximum."""
     table = Table(box=None, pad_edge=False)
     width = max(4, 36 // len(columns) - 2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unrefuse.config import RunConfig
@@ -11,6 +12,7 @@ from unrefuse.evaluate.quality import Reference, divergences, kl_and_quality, ma
 from unrefuse.evaluate.statistics import Estimate, share
 from unrefuse.models.load import Model
 from unrefuse.prompts.sets import SETS, Prompt, select
+from unrefuse.search.record import remembered
 
 MINIMUM = 16  # prompts of each set below which no share says anything
 EXPECTED = {"target": "refused", "baseline": "answered", "keep": "refused"}
@@ -67,10 +69,23 @@ def count_refused(exchanges: Sequence[Exchange], set: str, when: str) -> list[in
     return [sum(r is not None and r.grade == "refused" for r in replies), len(replies)]
 
 
-def ask_before(model: Model, prompts: Sequence[Prompt], split: str, config: RunConfig) -> Before:
-    """The original's replies on one split. Raises UsageError where too few can be measured."""
+def ask_before(
+    model: Model,
+    prompts: Sequence[Prompt],
+    split: str,
+    config: RunConfig,
+    folder: Path | None = None,
+) -> Before:
+    """The original's replies on one split. Raises UsageError where too few can be measured.
+
+    With `folder`, that of a tuning run, they are kept there, and read where they are kept.
+    """
     asked = [p for name in SETS for p in select(prompts, name, split)]
-    replies = reply_to(model, [p.text for p in asked], config.reply_tokens, f"before: {split}")
+
+    def ask() -> list[Reply]:
+        return reply_to(model, [p.text for p in asked], config.reply_tokens, f"before: {split}")
+
+    replies = remembered(folder, split, asked, ask)
     before = Before(split, tuple(Exchange(p, r) for p, r in zip(asked, replies, strict=True)))
     for name in SETS:
         usable = before.usable(name)

@@ -1,28 +1,15 @@
 """Stages: one kernel at rising strength, each from the original weights, until it is enough."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from unrefuse.config import RunConfig
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import Plan, make_plan
+from unrefuse.edit.plan import make_plan
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
-from unrefuse.search.objective import Before, Measurement, measure
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One edit that was tried, and what it did on the search split."""
-
-    name: str
-    kernel: Kernel
-    multiplier: float
-    plan: Plan
-    measurement: Measurement
-    keeps_floors: bool
+from unrefuse.search.objective import Before
+from unrefuse.search.stage import Stage, try_plan
 
 
 def multipliers(config: RunConfig) -> list[float]:
@@ -61,7 +48,7 @@ def run_stages(
     stages: list[Stage] = []
 
     def run(multiplier: float) -> Stage:
-        plan = make_plan(model.network, directions, kernel.weights, multiplier)
+        plan = make_plan(model.network, directions, kernel.weights, multiplier, kernel.mlp_weights)
         name = f"multiplier {multiplier:.2f}"
         stages.append(try_plan(model, name, kernel, multiplier, plan, before, config))
         on_stage(stages[-1])
@@ -76,54 +63,3 @@ def run_stages(
             if run(multiplier).keeps_floors:
                 break
     return stages
-
-
-def try_plan(
-    model: Model,
-    name: str,
-    kernel: Kernel,
-    multiplier: float,
-    plan: Plan,
-    before: Before,
-    config: RunConfig,
-) -> Stage:
-    """Measures one plan by hooks."""
-    with hooked(model.network, plan):
-        measured = measure(model, before, config, everything=False)
-    return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config))
-
-
-def keeps_floors(measured: Measurement, config: RunConfig) -> bool:
-    """Whether retention and quality are both at or above their floors."""
-    return (
-        measured.retention.value >= config.retention_floor
-        and measured.quality.value >= config.quality_floor
-    )
-
-
-def best_stage(stages: list[Stage]) -> Stage | None:
-    """The stage that removes most among those that keep both floors, the gentlest of equals."""
-    kept = [s for s in stages if s.keeps_floors and s.measurement.removal.value > 0]
-    return max(kept, key=lambda s: (s.measurement.removal.value, -s.multiplier), default=None)
-
-
-def advice(measured: Measurement, config: RunConfig) -> list[str]:
-    """What was not reached, and what to try: the troubleshooting table of DESIGN.md."""
-    reasons = []
-    if measured.retention.value < config.retention_floor:
-        reasons.append(
-            f"retention {measured.retention.value:.3f} is under its floor "
-            f"{config.retention_floor:.3f}: use --protect 1, more keep prompts, or less --strength"
-        )
-    if measured.quality.value < config.quality_floor:
-        reasons.append(
-            f"quality {measured.quality.value:.2f} is under its floor {config.quality_floor:.2f}: "
-            "move --peak to 0.65-0.70, --width to 0.10-0.12, --threshold to 0.2"
-        )
-    if measured.removal.value < config.removal_target:
-        reasons.append(
-            f"removal {measured.removal.value:.2f} is under the target "
-            f"{config.removal_target:.2f}: move --peak to 0.50-0.55 and --width to 0.18-0.20; "
-            "see `unrefuse analyze`"
-        )
-    return reasons

@@ -1,0 +1,57 @@
+"""The options that commands share: type and help, each said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelName = Annotated[
+    str | None, typer.Argument(help="A local folder, a hub name, or 'demo'.", metavar="MODEL")
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="TOML, or the run.json of a run to repeat.")
+]
+Profile = Annotated[
+    str | None, typer.Option(help="default, early_focus, late_focus, broad or narrow.")
+]
+Style = Annotated[str | None, typer.Option(help="conservative, standard or aggressive.")]
+Peak = Annotated[float | None, typer.Option(help="Centre of the kernel, 0 to 1 of the depth.")]
+Width = Annotated[float | None, typer.Option(help="Width of the kernel.")]
+Threshold = Annotated[float | None, typer.Option(help="Weights under it are 0. Default 0.1.")]
+KernelFile = Annotated[Path | None, typer.Option("--kernel", help="File, one weight per layer.")]
+Target = Annotated[str | None, typer.Option(help="Harmless prompts that are refused today.")]
+Baseline = Annotated[str | None, typer.Option(help="Harmless prompts that are answered today.")]
+Keep = Annotated[str | None, typer.Option(help="Harmful prompts: their refusal stays.")]
+Column = Annotated[str | None, typer.Option(help="Column of a file or data set. Default prompt.")]
+DataSplit = Annotated[str | None, typer.Option("--split", help="Split of a data set by name.")]
+Lang = Annotated[list[str] | None, typer.Option(help="Only this language; may be repeated.")]
+Limit = Annotated[
+    int | None, typer.Option(help="At most so many prompts per set and split (keep: twice).")
+]
+Protect = Annotated[
+    float | None, typer.Option(help="Share of keep's direction that stays, 0 to 1. Default 1.")
+]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts at once. Default: by memory.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of splits and intervals. Default 0.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Read .bin weights.")]
+TrustRemoteCode = Annotated[
+    bool | None, typer.Option("--trust-remote-code", help="Run Python code of the model.")
+]
+Steps = Annotated[int | None, typer.Option(help="Of the gradient, on what each matrix does.")]
+KernelSteps = Annotated[int | None, typer.Option(help="Of the gradient, on the kernel, before.")]
+Shape = Annotated[
+    str | None, typer.Option(help="The gradient's kernel: gaussian, asymmetric or free.")
+]
+Trials = Annotated[int | None, typer.Option(help="Of optuna. Default 40.")]
+Resume = Annotated[bool | None, typer.Option("--resume", help="Go on with a tuning that ended.")]
+RemovalTarget = Annotated[float | None, typer.Option(help="Enough. Default 0.80.")]
+QualityFloor = Annotated[float | None, typer.Option(help="Default 0.70.")]
+RetentionFloor = Annotated[
+    float | None, typer.Option(help="0.80 to 1; it has no off switch. Default 0.95.")
+]
+ReplyTokens = Annotated[int | None, typer.Option(help="Graded tokens. Default 32.")]
+TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]

@@ -1,0 +1,48 @@
+"""What a tuning leaves: the kernel as a profile file, the exact plan beside it, and its trials."""
+
+import json
+import shutil
+from pathlib import Path
+
+from unrefuse.config import RunConfig
+from unrefuse.edit.plan import Plan, load_plan, save_plan
+from unrefuse.errors import UsageError
+from unrefuse.report.results import Result
+from unrefuse.search.record import SETTINGS, TRIALS, write_whole
+from unrefuse.search.stage import Stage
+
+KERNEL, PLAN = "kernel.json", "plan.safetensors"
+
+
+def save_tuned(stage: Stage, result: Result, folder: Path) -> None:
+    """Writes kernel.json, which `--kernel` takes, and plan.safetensors, which it names.
+
+    The kernel's weights say how strong each layer is edited; the plan says along what.
+    """
+    made_for = {
+        "model": result.config.model,
+        "model_sha256": result.config.model_sha256 or "",
+    }
+    save_plan(stage.plan, folder / PLAN, made_for)
+    figures = {"split": result.split, **result.measurement.figures()}
+    kernel = stage.kernel.describe(stage.multiplier)
+    text = json.dumps(kernel | made_for | {"plan": PLAN, "figures": figures}, indent=2)
+    write_whole(folder / KERNEL, text + "\n")
+
+
+def keep_record(run: Path, folder: Path) -> None:
+    """Copies the record of a run, without what only going on with it would need."""
+    folder.mkdir()
+    for name in (SETTINGS, TRIALS, KERNEL, PLAN):
+        shutil.copyfile(run / name, folder / name)
+
+
+def plan_for(file: Path, config: RunConfig) -> Plan:
+    """The plan in `file`. Raises UsageError where it was made for other weights than these."""
+    plan, made_for = load_plan(file)
+    if made_for.get("model_sha256") != config.model_sha256:
+        raise UsageError(
+            f"{file} was tuned on other weights ({made_for.get('model')}): tune on these, or take "
+            "the line 'plan' out of the kernel file to use its weights alone"
+        )
+    return plan

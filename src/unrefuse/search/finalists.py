@@ -1,0 +1,95 @@
+"""The last heats of a tuning: the few best trials generate, the winner answers at length."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unrefuse.config import RunConfig
+from unrefuse.edit.hooks import hooked
+from unrefuse.edit.plan import Plan, scaled
+from unrefuse.evaluate.generate import reply_to
+from unrefuse.evaluate.statistics import share
+from unrefuse.kernel import Kernel
+from unrefuse.models.load import Model
+from unrefuse.search.objective import Before, removed
+from unrefuse.search.score import Score
+from unrefuse.search.stage import Stage, best_stage, try_plan
+
+FINALISTS = 3  # trials that generate
+GENTLER = (0.85, 0.7, 0.5)  # shares of the best trial, where none keeps the floors
+LONG_REPLY = 100  # tokens: a refusal can come late
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One edit that a tuning tried, told by `parameters`, and its score by forward passes."""
+
+    number: int
+    parameters: dict[str, Any]
+    kernel: Kernel
+    plan: Plan
+    score: Score
+
+
+def merit(score: Score, config: RunConfig) -> float:
+    """What a trial is worth before it generates: removal up to the target, less twice what
+    retention lacks of its floor and less the divergence, in nats."""
+    lacking = max(0.0, config.retention_floor - score.retention)
+    return min(score.removal, config.removal_target) - 2 * lacking - score.kl
+
+
+def hold_finals(
+    model: Model,
+    trials: Iterable[Trial],
+    before: Before,
+    config: RunConfig,
+    on_stage: Callable[[Stage], None] = lambda stage: None,
+) -> tuple[list[Stage], Stage | None]:
+    """Every stage of the finals, and the winner, None where no edit keeps the floors.
+
+    The best trials by merit generate until one keeps the floors and reaches the target; where
+    none keeps them, the best one does at less of its strength. Then the best stage answers at
+    length, and wins if it is still the best.
+    """
+    ranked = sorted(trials, key=lambda t: (-merit(t.score, config), t.number))[:FINALISTS]
+    stages: list[Stage] = []
+
+    def run(trial: Trial, share: float) -> Stage:
+        name = f"trial {trial.number}" + ("" if share == 1 else f", {share:g} of it")
+        plan = scaled(trial.plan, share)
+        stages.append(try_plan(model, name, trial.kernel, share, plan, before, config))
+        on_stage(stages[-1])
+        return stages[-1]
+
+    for trial in ranked:
+        stage = run(trial, 1.0)
+        if stage.keeps_floors and stage.measurement.removal.value >= config.removal_target:
+            break
+    if not any(stage.keeps_floors for stage in stages):
+        for part in GENTLER:
+            if run(ranked[0], part).keeps_floors:
+                break
+    running, confirmed = list(stages), list[Stage]()
+    while (best := best_stage(running, config)) and all(best is not c for c in confirmed):
+        confirmed.append(_at_length(model, best, config))
+        on_stage(confirmed[-1])
+        running = [confirmed[-1] if stage is best else stage for stage in running]
+    return stages + confirmed, best
+
+
+def _at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
+    """The stage with its target answers at LONG_REPLY tokens. What refuses has ended long ago."""
+    tokens = max(LONG_REPLY, config.reply_tokens)
+    measured = stage.measurement
+    answers = [e for e in measured.exchanges if e.prompt.set == "target" and removed(e)]
+    with hooked(model.network, stage.plan):
+        replies = reply_to(model, [e.prompt.text for e in answers], tokens, "at length")
+    longer = {e.prompt: reply for e, reply in zip(answers, replies, strict=True)}
+    exchanges = tuple(replace(e, after=longer.get(e.prompt, e.after)) for e in measured.exchanges)
+    counted = [e for e in exchanges if e.prompt.set == "target" and e.as_expected]
+    removal = share(removed(e) for e in counted)
+    return replace(
+        stage,
+        name=f"{stage.name}, {tokens} tokens",
+        measurement=replace(measured, removal=removal, exchanges=exchanges),
+    )

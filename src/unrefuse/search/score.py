@@ -1,0 +1,157 @@
+"""A plan judged by forward passes alone: what openings it changes, how far it moves answers."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+
+from unrefuse.edit.hooks import hooked
+from unrefuse.edit.plan import Plan
+from unrefuse.evaluate.margin import (
+    OPENING_TOKENS,
+    Openings,
+    make_openings,
+    opening_margins,
+)
+from unrefuse.evaluate.quality import make_reference, token_divergences
+from unrefuse.models.load import Model
+from unrefuse.prompts.chat import batches
+from unrefuse.prompts.sets import SETS
+from unrefuse.search.objective import Before, Exchange
+from unrefuse.search.upper import Upper
+
+ANSWER_TOKENS = 12  # of the original's answers that the divergence is taken over
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Sequences of one set, as they enter the upper part, and what the states at their end are
+    held to: an opening's tokens, or the original's final states `(answer_tokens, d_model)`.
+
+    `ways` holds, per prompt, which of the sequences are its own.
+    """
+
+    ways: list[list[int]]
+    entering: list[Tensor]
+    openings: list[list[int]]
+    reference: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.ways)
+
+
+@dataclass(frozen=True)
+class Score:
+    """`removal`: the share of the target prompts that greedy decoding no longer opens with a known
+    refusal; `retention`: of the keep prompts, the share that it still does, a lower bound of
+    sorts, since a refusal in other words is one too; `kl` in nats."""
+
+    removal: float
+    retention: float
+    kl: float
+
+    def to_json(self) -> dict[str, float]:
+        return {name: round(value, 6) for name, value in asdict(self).items()}
+
+
+class Judge:
+    """The prompts of one split, ready to be run under many plans that leave the blocks below
+    `first` alone.
+
+    The known refusals of a prompt are the opening of the original's own, and the one that the
+    original gives most often in the same language: an edit that keeps a refusal often gives it
+    the usual words.
+    """
+
+    def __init__(self, model: Model, before: Before, first: int, limit: int | None = None) -> None:
+        self.model = model
+        taken = {name: before.usable(name)[:limit] for name in SETS}
+        usual = usual_openings([*before.usable("target"), *before.usable("keep")])
+        ways: dict[str, list[list[int]]] = {}
+        forced: dict[str, Openings] = {}
+        for name in ("target", "keep"):
+            asked = [
+                (e.prompt.text, opening)
+                for e in taken[name]
+                for opening in {opening_of(e): 0, usual[e.prompt.lang]: 0}
+            ]
+            texts = [text for text, _ in asked]
+            forced[name] = make_openings(model, texts, [opening for _, opening in asked])
+            own: dict[str, list[int]] = {e.prompt.text: [] for e in taken[name]}
+            for place, text in enumerate(texts):
+                own[text].append(place)
+            ways[name] = list(own.values())
+        baseline = taken["baseline"]
+        answers = make_reference(
+            model, [e.prompt.text for e in baseline], [e.before for e in baseline], ANSWER_TOKENS
+        )
+        ways["baseline"] = [[i] for i in range(len(baseline))]
+        sequences = {name: openings.sequences for name, openings in forced.items()}
+        sequences["baseline"] = answers.sequences
+        self.upper = Upper(model, first, [s for own in sequences.values() for s in own])
+        self.rows = {
+            name: Forced(
+                ways[name],
+                self.upper.enter(own),
+                forced[name].openings if name in forced else [],
+                answers.hidden if name == "baseline" else [],
+            )
+            for name, own in sequences.items()
+        }
+
+    def margins(self, picked: Sequence[tuple[str, int]]) -> Tensor:
+        """The refusal margins `(rows,)` of the prompts named by set and index: the highest over
+        their known refusals. Differentiable."""
+        ways = [self.rows[name].ways[i] for name, i in picked]
+        places = [(self.rows[n], w) for (n, _), own in zip(picked, ways, strict=True) for w in own]
+        openings = [rows.openings[way] for rows, way in places]
+        lengths = [len(opening) for opening in openings]
+        states = self.upper.states([rows.entering[way] for rows, way in places], lengths)
+        margins = opening_margins(self.model, states, openings)
+        parts = torch.split(margins, [len(own) for own in ways])
+        return torch.stack([own.amax() for own in parts])
+
+    def divergence(self, picked: Sequence[int]) -> Tensor:
+        """KL from the original in nats, `(tokens,)`, on these answers. Differentiable."""
+        rows = self.rows["baseline"]
+        before = [rows.reference[i] for i in picked]
+        after = self.upper.states([rows.entering[i] for i in picked], [len(h) for h in before])
+        return token_divergences(self.model, torch.cat(before), torch.cat(after))
+
+    @torch.no_grad()
+    def score(self, plan: Plan) -> Score:
+        """The plan's figures over all prompts of the split."""
+        with hooked(self.model.network, plan):
+            changed = (self.all_margins("target") < 0).float().mean()
+            given = (self.all_margins("keep") > 0).float().mean()
+            kl = torch.cat([self.divergence(b) for b in self._batches("baseline")]).mean()
+        return Score(float(changed), float(given), float(kl))
+
+    @torch.no_grad()
+    def all_margins(self, name: str) -> Tensor:
+        """The margins `(prompts,)` of a whole set, in the order of its prompts."""
+        found = torch.empty(len(self.rows[name]))
+        for batch in self._batches(name):
+            found[batch] = self.margins([(name, i) for i in batch]).cpu()
+        return found
+
+    def _batches(self, name: str) -> list[list[int]]:
+        rows = self.rows[name]
+        lengths = [range(len(rows.entering[ways[0]])) for ways in rows.ways]
+        return list(batches(lengths, self.model.batch_size))
+
+
+def opening_of(exchange: Exchange) -> tuple[int, ...]:
+    """The first tokens of the original's reply."""
+    return exchange.before.tokens[:OPENING_TOKENS]
+
+
+def usual_openings(refusals: Sequence[Exchange]) -> dict[str, tuple[int, ...]]:
+    """Per language the opening that refusals have most often, the first of equals."""
+    counts: dict[str, Counter[tuple[int, ...]]] = defaultdict(Counter)
+    for refusal in refusals:
+        counts[refusal.prompt.lang][opening_of(refusal)] += 1
+    return {lang: count.most_common(1)[0][0] for lang, count in counts.items()}

@@ -1,0 +1,90 @@
+"""One edit that is tried: measured by hooks, held to the floors, compared with the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unrefuse.config import RunConfig
+from unrefuse.edit.hooks import hooked
+from unrefuse.edit.plan import Plan
+from unrefuse.kernel import Kernel
+from unrefuse.models.load import Model
+from unrefuse.search.objective import Before, Measurement, measure
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One edit that was tried, and what it did on the search split."""
+
+    name: str
+    kernel: Kernel
+    multiplier: float
+    plan: Plan
+    measurement: Measurement
+    keeps_floors: bool
+
+
+def try_plan(
+    model: Model,
+    name: str,
+    kernel: Kernel,
+    multiplier: float,
+    plan: Plan,
+    before: Before,
+    config: RunConfig,
+) -> Stage:
+    """Measures one plan by hooks."""
+    with hooked(model.network, plan):
+        measured = measure(model, before, config, everything=False)
+    return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config))
+
+
+def keeps_floors(measured: Measurement, config: RunConfig) -> bool:
+    """Whether retention and quality are both at or above their floors."""
+    return (
+        measured.retention.value >= config.retention_floor
+        and measured.quality.value >= config.quality_floor
+    )
+
+
+def best_stage(stages: Sequence[Stage], config: RunConfig) -> Stage | None:
+    """Of the stages that keep both floors, the one that removes most; the least divergence where
+    several reach the target, or are equal. None where no stage keeps them.
+
+    Those that reach the target with the lower end of retention's interval above the floor go
+    first: few keep prompts can show that, and where none does, the value decides.
+    """
+    kept = [s for s in stages if s.keeps_floors and s.measurement.removal.value > 0]
+    sure = [
+        s
+        for s in kept
+        if s.measurement.retention.low >= config.retention_floor
+        and s.measurement.removal.value >= config.removal_target
+    ]
+
+    def merit(stage: Stage) -> tuple[float, float]:
+        measured = stage.measurement
+        return min(measured.removal.value, config.removal_target), -measured.kl.value
+
+    return max(sure or kept, key=merit, default=None)
+
+
+def advice(measured: Measurement, config: RunConfig) -> list[str]:
+    """What was not reached, and what to try: the troubleshooting table of DESIGN.md."""
+    reasons = []
+    if measured.retention.value < config.retention_floor:
+        reasons.append(
+            f"retention {measured.retention.value:.3f} is under its floor "
+            f"{config.retention_floor:.3f}: use --protect 1, more keep prompts, or less --strength"
+        )
+    if measured.quality.value < config.quality_floor:
+        reasons.append(
+            f"quality {measured.quality.value:.2f} is under its floor {config.quality_floor:.2f}: "
+            "move --peak to 0.65-0.70, --width to 0.10-0.12, --threshold to 0.2"
+        )
+    if measured.removal.value < config.removal_target:
+        reasons.append(
+            f"removal {measured.removal.value:.2f} is under the target "
+            f"{config.removal_target:.2f}: move --peak to 0.50-0.55 and --width to 0.18-0.20, "
+            "or let it be learned: --tune gradient"
+        )
+    return reasons

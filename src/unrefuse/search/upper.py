@@ -1,0 +1,97 @@
+"""The upper part of a model: the blocks below, which no plan edits, run once for all plans."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unrefuse.models.forward import common_prefix, prefix_cache, right_pad
+from unrefuse.models.load import Model
+from unrefuse.models.writers import blocks
+from unrefuse.progress import track
+from unrefuse.prompts.chat import batches
+
+
+class Upper:
+    """A model from block `first` on, for sequences that are run many times under changing edits.
+
+    Holds how many tokens all of `sequences` share; what `enter` gives for each of them holds the
+    rest. Exact as long as nothing below block `first` is edited.
+    """
+
+    def __init__(self, model: Model, first: int, sequences: Sequence[Sequence[int]]) -> None:
+        self.model, self.first = model, first
+        self.prefix = list(sequences[0][: common_prefix(sequences)])
+
+    @torch.no_grad()
+    def enter(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What enters block `first`, `(tokens after the shared ones, d_model)`, per sequence."""
+        entering: dict[int, Tensor] = {}
+        order = list(batches(sequences, self.model.batch_size))
+        for batch in track(order, "lower blocks", len(order)):
+            rest = [sequences[i][len(self.prefix) :] for i in batch]
+            states = self._run(right_pad(rest, self.model.device), None)
+            for i, row, tokens in zip(batch, states, rest, strict=True):
+                entering[i] = row[: len(tokens)].clone()
+        return [entering[i] for i in range(len(sequences))]
+
+    def states(self, entering: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+        """States after the final norm, `(lengths[i], d_model)`, at the end of each sequence.
+
+        One batch, differentiable in whatever is hooked to block `first` and those above it.
+        """
+        states = self._run(None, nn.utils.rnn.pad_sequence(list(entering), batch_first=True))
+        return [
+            row[len(tokens) - length : len(tokens)]
+            for row, tokens, length in zip(states, entering, lengths, strict=True)
+        ]
+
+    def _run(self, ids: Tensor | None, entering: Tensor | None) -> Tensor:
+        """With `ids`: what enters block `first`. With `entering`, which takes the place of what
+        the blocks below give: the final states."""
+        network = self.model.network
+        if ids is None:
+            assert entering is not None
+            ids = torch.zeros(entering.shape[:2], dtype=torch.long, device=self.model.device)
+        cache = prefix_cache(self.model, self.prefix, len(ids))
+        stack = blocks(network)
+        lower, upper = (stack[: self.first], stack[self.first :])
+        seen: list[Tensor] = []
+
+        def enter(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            stream = args[0] if args else options["hidden_states"]
+            if entering is None:
+                seen.append(stream)
+                return None
+            if args:
+                return (entering, *args[1:]), options
+            return args, options | {"hidden_states": entering}
+
+        handle = upper[0].register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            # Not run: below, what was entered stands for them; above, nobody asks for it.
+            with _passing(upper if entering is None else lower):
+                states: Tensor = network.get_decoder()(
+                    input_ids=ids, past_key_values=cache, use_cache=True
+                ).last_hidden_state
+        finally:
+            handle.remove()
+        return seen[0] if seen else states
+
+
+@contextmanager
+def _passing(idle: nn.ModuleList) -> Iterator[None]:
+    """Within the block these decoder blocks hand on what comes in."""
+
+    def hand_on(hidden_states: Tensor, *args: object, **options: object) -> Tensor:
+        return hidden_states
+
+    for block in idle:
+        block.forward = hand_on
+    try:
+        yield
+    finally:
+        for block in idle:
+            del block.forward

@@ -1,0 +1,29 @@
+"""What prompts share runs once, and changes nothing."""
+
+import pytest
+import torch
+
+from tests import pico
+from unrefuse.models.forward import common_prefix, final_states
+from unrefuse.prompts.chat import encode
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text", "qwen3"])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_a_shared_prefix_gives_the_states_of_the_whole_sequences(model_type, prefix):
+    model = pico.loaded(model_type, layers=6)
+    start = encode(model.tokenizer, ["Hello"])[0][:5]
+    sequences = [start + rest for rest in ([7, 8, 9, 10], [20], [30, 31, 32, 33, 34, 35, 36])]
+    lengths = [3, 1, 2]
+    with torch.no_grad():
+        found = final_states(model, sequences, lengths, prefix)
+        for states, sequence, length in zip(found, sequences, lengths, strict=True):
+            whole = model.network.get_decoder()(torch.tensor([sequence])).last_hidden_state
+            torch.testing.assert_close(states, whole[0, -length:], rtol=1e-4, atol=1e-4)
+
+
+def test_the_common_prefix_leaves_each_sequence_a_token():
+    assert common_prefix([[1, 2, 3], [1, 2, 4, 5]]) == 2
+    assert common_prefix([[1, 2, 3], [1, 2]]) == 1
+    assert common_prefix([[1], [1]]) == 0
+    assert common_prefix([[7, 8, 9]]) == 2
