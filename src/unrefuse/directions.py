@@ -30,7 +30,7 @@ def find_directions(
 
 
 def find_spans(
-    directions: Tensor, target: Tensor, baseline: Tensor, keep: Tensor, components: int = 6
+    directions: Tensor, target: Tensor, baseline: Tensor, keep: Tensor, components: int = 8
 ) -> Tensor:
     """An orthonormal basis per layer, `(layers, d_model, k)`, float64, of what was measured.
 

@@ -217,7 +217,7 @@ def choose_batch_size(network: PreTrainedModel, reply_tokens: int, prompt_tokens
     """How many prompts fit at once, from the memory that is free now: no trial runs.
 
     A row costs its KV cache, its float32 logits for every reply token, and the widest activation
-    of a block; half of what is free is used. On a CPU more than 32 rows bring no speed.
+    of a block; half of what is free is used. On a CPU more than 64 rows bring little speed.
     """
     config, size = network.config, network.dtype.itemsize
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -232,4 +232,4 @@ def choose_batch_size(network: PreTrainedModel, reply_tokens: int, prompt_tokens
     free = (
         torch.cuda.mem_get_info(network.device)[0] if on_gpu else psutil.virtual_memory().available
     )
-    return max(1, min(256 if on_gpu else 32, int(free / 2 / (cache + logits + activations))))
+    return max(1, min(256 if on_gpu else 64, int(free / 2 / (cache + logits + activations))))

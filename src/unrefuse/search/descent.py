@@ -19,7 +19,7 @@ from unrefuse.search.score import Judge
 
 ROWS = 16  # prompts of each set in a step
 TARGET_MARGIN, KEEP_MARGIN = -1.0, 1.5  # nats, where the loss of a prompt begins to level off
-DIVERGENCE = 3.0  # weight of the divergence against a margin, both in nats
+DIVERGENCE = 5.0  # weight of the divergence against a margin, both in nats
 RETAINED = 0.98  # share of the train split's keep openings that the multiplier works towards
 PRESSURE = (0.25, 10.0)  # the range of the Lagrange multiplier
 FIRST_PRESSURE = 3.0  # where it starts: from 1, the first steps cost keep what the rest win back

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan
 from unrefuse.evaluate.margin import (
