@@ -67,11 +67,11 @@ class Descent:
         after each of the steps `candidates`; those of a stored run first, without running them
         again.
         """
-        yield from [found for found in self.found if found["phase"] == phase]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         rates = [group["lr"] for group in optimizer.param_groups]
         for parameter, value in zip(parameters, self.values.get(phase, ()), strict=False):
             parameter.data.copy_(value)
+        yield from [found for found in self.found if found["phase"] == phase]
         if phase in self.values and phase != self.phase:
             return  # a stored run has ended this phase
         if self.phase != phase:

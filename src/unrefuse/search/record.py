@@ -87,7 +87,7 @@ def remembered(
     """The original's replies on one split: from the run's folder, or asked now and kept there."""
     file = folder / f"before-{split}.jsonl" if folder else None
     if file and file.exists():
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
         if [row["prompt"] for row in rows] == [p.text for p in prompts]:
             return [
                 Reply(row["text"], tuple(row["tokens"]), grade(row["text"], row["tokens"]))

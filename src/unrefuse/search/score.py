@@ -53,7 +53,7 @@ class Score:
     kl: float
 
     def to_json(self) -> dict[str, float]:
-        return {name: round(value, 6) for name, value in asdict(self).items()}
+        return asdict(self)
 
 
 class Judge:

@@ -31,13 +31,14 @@ def start_numbers(shape: Shape, kernel: Kernel, multiplier: float) -> dict[str, 
         weights = torch.tensor([kernel.weights, kernel.weights]) * multiplier
         return {"weight": weights.requires_grad_()}
     peak, width = PROFILES["default"]
+    highest = max(kernel.layer_weights)
     if kernel.peak is not None and kernel.width is not None:
-        peak, width = kernel.peak, kernel.width
+        peak, width, highest = kernel.peak, kernel.width, 1.0
     sides = 1 if shape == "gaussian" else 2
     numbers = {
         "peak": torch.full((2, 1), peak),
         "log_width": torch.full((2, sides), math.log(width)),
-        "strength": torch.full((2, 1), multiplier * max(kernel.weights)),
+        "strength": torch.full((2, 1), multiplier * highest),
     }
     return {name: tensor.requires_grad_() for name, tensor in numbers.items()}
 

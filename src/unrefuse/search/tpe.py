@@ -79,17 +79,23 @@ def search(
         load_if_exists=True,
     )
 
-    def objective(trial: optuna.Trial) -> tuple[float, float, float]:
-        # Seeded by the trial's number: the same whether the run was killed before it or not.
-        trial.study.sampler = _sampler(seed + trial.number)
-        score = evaluate(suggest(trial), trial.number)
-        return score.removal, score.retention, score.kl
+    def finish(number: int, parameters: dict[str, Any]) -> None:
+        score = evaluate(parameters, number)
+        values = (score.removal, score.retention, score.kl)
+        study.tell(number, values, skip_if_finished=True)
 
+    # Of a killed process, or of a worker beside this one: then it is scored twice, to the same.
+    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if left.params.get("direction") == "own" or "layer" in left.params:
+            finish(left.number, left.params)
+        else:
+            study.tell(left.number, state=TrialState.FAIL, skip_if_finished=True)
     while len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < trials:
+        # Seeded by its number: the same trial whether the run was killed before it or not.
         study.sampler = _sampler(seed + len(study.get_trials(deepcopy=False)))
-        study.optimize(objective, n_trials=1)
+        trial = study.ask()
+        finish(trial.number, suggest(trial))
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True,
-                                      group=True)  # fmt: skip
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True)

@@ -1,0 +1,77 @@
+"""The folder of a tuning run: never overwritten, never mixed, whole whenever the process dies."""
+
+import json
+
+import pytest
+
+from unrefuse.config import RunConfig
+from unrefuse.errors import UsageError
+from unrefuse.evaluate.generate import Reply
+from unrefuse.prompts.sets import Prompt
+from unrefuse.search.record import (
+    append_trial,
+    check_run,
+    open_run,
+    read_trials,
+    remembered,
+)
+
+CONFIG = RunConfig(model="x", tune="gradient")
+
+
+def test_a_run_is_gone_on_with_only_when_asked(tmp_path):
+    run = tmp_path / "run"
+    check_run(run, resume=False)
+    with pytest.raises(UsageError, match="no run in"):
+        check_run(run, resume=True)
+    open_run(run, CONFIG)
+    with pytest.raises(UsageError, match="--resume"):
+        check_run(run, resume=False)
+    check_run(run, resume=True)
+    open_run(run, CONFIG.model_copy(update={"resume": True, "device": "cuda:1"}))
+
+
+def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path):
+    open_run(tmp_path, CONFIG)
+    with pytest.raises(UsageError, match=r"seed was 0 and is 1 now"):
+        open_run(tmp_path, CONFIG.model_copy(update={"seed": 1}))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="no run of unrefuse"):
+        check_run(tmp_path, resume=False)
+    file = tmp_path / "thesis.tex"
+    with pytest.raises(UsageError, match="no run of unrefuse"):
+        check_run(file, resume=False)
+
+
+def test_trials_are_read_back_and_half_a_line_is_left_out(tmp_path):
+    assert read_trials(tmp_path) == []
+    rows = [{"trial": i, "parameters": {"peak": 0.5, "名": "值"}} for i in range(3)]
+    for row in rows:
+        append_trial(tmp_path, row)
+    assert read_trials(tmp_path) == rows
+    with (tmp_path / "trials.jsonl").open("a") as file:
+        file.write('{"trial": 3, "para')
+    assert read_trials(tmp_path) == rows
+
+
+def test_replies_are_asked_for_once(tmp_path):
+    prompts = [Prompt("Hi\nthere\u2028!", "target"), Prompt("你好", "keep")]
+    replies = [Reply("I'm sorry, but no.", (1, 2), "refused"), Reply("Hello", (3,), "answered")]
+    asked = []
+
+    def ask():
+        asked.append(1)
+        return replies
+
+    assert remembered(tmp_path, "train", prompts, ask) == replies
+    assert remembered(tmp_path, "train", prompts, ask) == replies
+    assert len(asked) == 1
+    # Other prompts: these replies are not theirs.
+    remembered(tmp_path, "train", prompts[::-1], ask)
+    remembered(None, "train", prompts, ask)
+    assert len(asked) == 3
+    rows = (tmp_path / "before-train.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert json.loads(rows[0])["grade"] == "refused"
