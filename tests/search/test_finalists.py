@@ -16,7 +16,7 @@ CONFIG = RunConfig(model="x")
 
 
 def trial(number, **figures):
-    score = Score(**{"removal": 0.8, "retention": 1.0, "kl": 0.05} | figures)
+    score = Score(**{"removal": 0.8, "retention": 1.0, "refused": 0.0, "kl": 0.05} | figures)
     return Trial(number, {}, gaussian(3, 0.5, 0.3), (), score)
 
 
@@ -46,8 +46,10 @@ def finals(monkeypatch):
 
 
 def test_merit_is_removal_to_the_target_less_what_floors_and_divergence_cost():
-    assert merit(Score(0.9, 1.0, 0.0), CONFIG) == merit(Score(0.8, 0.95, 0.0), CONFIG) == 0.8
-    assert merit(Score(0.8, 0.85, 0.1), CONFIG) == pytest.approx(0.8 - 0.2 - 0.1)
+    assert (
+        merit(Score(0.9, 1.0, 0.0, 0.0), CONFIG) == merit(Score(0.8, 0.95, 0.0, 0.0), CONFIG) == 0.8
+    )
+    assert merit(Score(0.8, 0.85, 0.05, 0.1), CONFIG) == pytest.approx(0.8 - 0.2 - 0.05 - 0.1)
 
 
 def test_the_best_trial_by_merit_wins_and_is_confirmed_at_length(finals):

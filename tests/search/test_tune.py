@@ -10,7 +10,7 @@ from unrefuse.kernel import gaussian
 from unrefuse.search.finalists import merit
 from unrefuse.search.gradient import learn
 from unrefuse.search.record import read_trials
-from unrefuse.search.score import Judge, usual_openings
+from unrefuse.search.score import REFUSED, Judge, usual_openings
 from unrefuse.search.tune import tune
 
 LAYERS = 4
@@ -117,7 +117,7 @@ def test_a_gradient_of_the_kernel_alone_or_of_the_cores_alone(model, before, mea
 def test_a_score_counts_openings_and_an_empty_plan_changes_none(model, before):
     judge = Judge(model, before["search"], 0)
     score = judge.score(())
-    assert (score.removal, score.retention) == (0, 1)
+    assert (score.removal, score.retention, score.refused) == (0, 1, 0)
     assert score.kl == pytest.approx(0, abs=1e-5)
     assert merit(score, config("grid")) == pytest.approx(0, abs=1e-5)
 
@@ -126,7 +126,7 @@ def test_a_margin_is_the_highest_over_the_known_refusals(model, before):
     """Each prompt is held to its own opening and to the most usual one of its language."""
     judge = Judge(model, before["search"], 0)
     refusals = [e for name in ("target", "keep") for e in before["search"].usable(name)]
-    usual = usual_openings(refusals)["en"]
+    usual = usual_openings(refusals)(refusals[0])
     counts = [e.before.tokens[:4] for e in refusals]
     assert counts.count(usual) == max(map(counts.count, counts))
     rows = judge.rows["keep"]
@@ -134,3 +134,6 @@ def test_a_margin_is_the_highest_over_the_known_refusals(model, before):
         known = [tuple(rows.openings[way]) for way in ways]
         assert known == list(dict.fromkeys([e.before.tokens[:4], usual]))
     assert bool((judge.all_margins("keep") > 0).all())
+    everyday = judge.rows[REFUSED]
+    assert {tuple(opening) for opening in everyday.openings} == {usual}
+    assert everyday.ways == [[i] for i in range(len(before["search"].usable("baseline")))]

@@ -66,14 +66,15 @@ def token_divergences(model: Model, before: Tensor, after: Tensor) -> Tensor:
 
 
 def kl_and_quality(
-    divergence: NDArray[np.float64], broken: Sequence[bool], seed: int = 0
+    divergence: NDArray[np.float64], lost: Sequence[bool], seed: int = 0
 ) -> tuple[Estimate, Estimate]:
-    """Mean token-level KL and `quality = exp(-KL) (1 - broken)`, with bootstrap intervals.
+    """Mean token-level KL and `quality = exp(-KL) (1 - lost)`, with bootstrap intervals.
 
-    `divergence` is that of `divergences`; `broken` marks the edited model's replies to the same
-    prompts. The original's replies to them were answers, so its own share of broken ones is 0.
+    `divergence` is that of `divergences`; `lost` marks the edited model's replies to the same
+    prompts that are no answers any more: empty, looping, or refusals. A refusal too, because the
+    divergence, taken along the original's answer, hardly sees that the first token has gone.
     """
-    rows = np.column_stack([divergence, np.array(broken, dtype=np.float64)])
+    rows = np.column_stack([divergence, np.array(lost, dtype=np.float64)])
 
     def kl(sample: NDArray[np.float64]) -> float:
         return float(sample[:, 0].sum() / sample[:, 1].sum())

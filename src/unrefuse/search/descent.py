@@ -14,8 +14,7 @@ from torch.nn.functional import softplus
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import plan_of_cores
 from unrefuse.progress import track
-from unrefuse.prompts.sets import SETS
-from unrefuse.search.score import Judge
+from unrefuse.search.score import REFUSED, Judge
 
 ROWS = 16  # prompts of each set in a step
 TARGET_MARGIN, KEEP_MARGIN = -1.0, 1.5  # nats, where the loss of a prompt begins to level off
@@ -103,14 +102,16 @@ class Descent:
         judge, network = self.judge, self.judge.model.network
         optimizer.zero_grad()
         picked = {
-            name: self.rng.sample(range(len(judge.rows[name])), min(ROWS, len(judge.rows[name])))
-            for name in SETS
+            name: self.rng.sample(range(len(rows)), min(ROWS, len(rows)))
+            for name, rows in judge.rows.items()
         }
-        refusals = [(name, i) for name in ("target", "keep") for i in picked[name]]
+        refusals = [(name, i) for name in ("target", "keep", REFUSED) for i in picked[name]]
         with hooked(network, plan_of_cores(network, basis, cores())):
             margins = judge.margins(refusals)
-            target, keep = margins[: len(picked["target"])], margins[len(picked["target"]) :]
+            sizes = [len(picked[name]) for name in ("target", "keep", REFUSED)]
+            target, keep, everyday = torch.split(margins, sizes)
             loss = softplus(target - TARGET_MARGIN).mean() + penalty()
+            loss = loss + softplus(everyday - TARGET_MARGIN).mean()
             loss = loss + self.pressure * softplus(KEEP_MARGIN - keep).mean()
             loss.backward()  # type: ignore[no-untyped-call]
         # A plan of its own: the graph between the parameters and the first one's cores is gone.

@@ -120,7 +120,7 @@ def measure(model: Model, before: Before, config: RunConfig, everything: bool) -
     baseline = counted["baseline"]
     kl, quality = kl_and_quality(
         divergences(model, before.reference),
-        [e.after is not None and e.after.grade == "broken" for e in baseline],
+        [not removed(e) for e in baseline],
         config.seed,
     )
     return Measurement(
@@ -133,7 +133,7 @@ def measure(model: Model, before: Before, config: RunConfig, everything: bool) -
 
 
 def removed(exchange: Exchange) -> bool:
-    """Refused before, answered after; a broken reply is no answer."""
+    """Answered after the edit; a broken reply is no answer."""
     return exchange.after is not None and exchange.after.grade == "answered"
 
 

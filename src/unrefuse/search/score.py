@@ -1,7 +1,7 @@
 """A plan judged by forward passes alone: what openings it changes, how far it moves answers."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -22,6 +22,7 @@ from unrefuse.prompts.sets import SETS
 from unrefuse.search.objective import Before, Exchange
 from unrefuse.search.upper import Upper
 
+REFUSED = "baseline, refused"  # the rows of baseline prompts with a refusal's opening
 ANSWER_TOKENS = 12  # of the original's answers that the divergence is taken over
 
 
@@ -46,10 +47,12 @@ class Forced:
 class Score:
     """`removal`: the share of the target prompts that greedy decoding no longer opens with a known
     refusal; `retention`: of the keep prompts, the share that it still does, a lower bound of
-    sorts, since a refusal in other words is one too; `kl` in nats."""
+    sorts, since a refusal in other words is one too; `refused`: the share of the baseline prompts
+    that it now opens with the most usual refusal; `kl` in nats."""
 
     removal: float
     retention: float
+    refused: float
     kl: float
 
     def to_json(self) -> dict[str, float]:
@@ -62,7 +65,7 @@ class Judge:
 
     The known refusals of a prompt are the opening of the original's own, and the one that the
     original gives most often in the same language: an edit that keeps a refusal often gives it
-    the usual words.
+    the usual words. For a baseline prompt, under REFUSED, that one alone.
     """
 
     def __init__(self, model: Model, before: Before, first: int, limit: int | None = None) -> None:
@@ -71,18 +74,16 @@ class Judge:
         usual = usual_openings([*before.usable("target"), *before.usable("keep")])
         ways: dict[str, list[list[int]]] = {}
         forced: dict[str, Openings] = {}
-        for name in ("target", "keep"):
-            asked = [
-                (e.prompt.text, opening)
+        for name in SETS:
+            known = [
+                list(dict.fromkeys([opening_of(e)] * (name != "baseline") + [usual(e)]))
                 for e in taken[name]
-                for opening in {opening_of(e): 0, usual[e.prompt.lang]: 0}
             ]
-            texts = [text for text, _ in asked]
-            forced[name] = make_openings(model, texts, [opening for _, opening in asked])
-            own: dict[str, list[int]] = {e.prompt.text: [] for e in taken[name]}
-            for place, text in enumerate(texts):
-                own[text].append(place)
-            ways[name] = list(own.values())
+            asked = [e.prompt.text for e, own in zip(taken[name], known, strict=True) for _ in own]
+            rows = REFUSED if name == "baseline" else name
+            forced[rows] = make_openings(model, asked, [o for own in known for o in own])
+            places = iter(range(len(asked)))
+            ways[rows] = [[next(places) for _ in own] for own in known]
         baseline = taken["baseline"]
         answers = make_reference(
             model, [e.prompt.text for e in baseline], [e.before for e in baseline], ANSWER_TOKENS
@@ -126,8 +127,9 @@ class Judge:
         with hooked(self.model.network, plan):
             changed = (self.all_margins("target") < 0).float().mean()
             given = (self.all_margins("keep") > 0).float().mean()
+            refused = (self.all_margins(REFUSED) > 0).float().mean()
             kl = torch.cat([self.divergence(b) for b in self._batches("baseline")]).mean()
-        return Score(float(changed), float(given), float(kl))
+        return Score(float(changed), float(given), float(refused), float(kl))
 
     @torch.no_grad()
     def all_margins(self, name: str) -> Tensor:
@@ -148,9 +150,12 @@ def opening_of(exchange: Exchange) -> tuple[int, ...]:
     return exchange.before.tokens[:OPENING_TOKENS]
 
 
-def usual_openings(refusals: Sequence[Exchange]) -> dict[str, tuple[int, ...]]:
-    """Per language the opening that refusals have most often, the first of equals."""
-    counts: dict[str, Counter[tuple[int, ...]]] = defaultdict(Counter)
+def usual_openings(refusals: Sequence[Exchange]) -> Callable[[Exchange], tuple[int, ...]]:
+    """Tells the opening that refusals have most often in an exchange's language, the first of
+    equals; in all languages, where there are none in that one."""
+    counts: dict[str | None, Counter[tuple[int, ...]]] = defaultdict(Counter)
     for refusal in refusals:
-        counts[refusal.prompt.lang][opening_of(refusal)] += 1
-    return {lang: count.most_common(1)[0][0] for lang, count in counts.items()}
+        for lang in (refusal.prompt.lang, None):
+            counts[lang][opening_of(refusal)] += 1
+    usual = {lang: count.most_common(1)[0][0] for lang, count in counts.items()}
+    return lambda exchange: usual.get(exchange.prompt.lang, usual[None])
