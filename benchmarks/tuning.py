@@ -34,7 +34,6 @@ from unrefuse.progress import stderr
 from unrefuse.prompts.sets import SPLITS
 from unrefuse.search.finalists import hold_finals
 from unrefuse.search.objective import Before, Measurement, measure
-from unrefuse.search.record import open_run
 from unrefuse.search.tune import tune
 
 # The refusals of these models in the words that both tools look for, in any part of a reply.
@@ -52,13 +51,17 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--limit", type=int, help="prompts per set and split")
     parser.add_argument("--method", default="gradient")
+    parser.add_argument("--run", type=Path, help="keep our run there, or go on with the one there")
     parser.add_argument("--system-prompt", help="the one of the model's template, for the peer")
     options = parser.parse_args()
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        config = load_config(model=options.model, limit=options.limit, tune=options.method)
-        ours, prepared_config, before = _ours(config, work)
+        run = options.run or work / "run"
+        config = load_config(
+            model=options.model, limit=options.limit, tune=options.method, resume=run.exists()
+        )
+        ours, prepared_config, before = _ours(config, run)
         figures = {"model": options.model, "threads": threads, "ours": ours}
         if options.peer:
             peer, seconds = _peer(options, prepared_config, before, work, threads)
@@ -74,12 +77,11 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def _ours(config: RunConfig, work: Path) -> tuple[dict[str, object], RunConfig, dict[str, Before]]:
-    prepared = prepare(config, SPLITS, work / "run")
+def _ours(config: RunConfig, run: Path) -> tuple[dict[str, object], RunConfig, dict[str, Before]]:
+    prepared = prepare(config, SPLITS, run)
     config, model, before = prepared.config, prepared.model, prepared.before
-    open_run(work / "run", config)
     start = time.perf_counter()
-    trials = tune(model, prepared.means, prepared.kernel, before, config, work / "run")
+    trials = tune(model, prepared.means, prepared.kernel, before, config, run)
     learned = time.perf_counter()
     _, best = hold_finals(model, trials, before["search"], config)
     ended = time.perf_counter()

@@ -17,28 +17,30 @@ from unrefuse.progress import track
 from unrefuse.search.score import REFUSED, Judge
 
 ROWS = 16  # prompts of each set in a step
-TARGET_MARGIN, KEEP_MARGIN = -1.0, 1.5  # nats, where the loss of a prompt begins to level off
+TARGET_MARGIN, HELD_MARGIN = -1.0, 1.5  # nats, where the loss of a prompt begins to level off
 DIVERGENCE = 5.0  # weight of the divergence against a margin, both in nats
-RETAINED = 0.98  # share of the train split's keep openings that the multiplier works towards
-PRESSURE = (0.25, 10.0)  # the range of the Lagrange multiplier
-FIRST_PRESSURE = 3.0  # where it starts: from 1, the first steps cost keep what the rest win back
+HELD = {"keep": 1.0, REFUSED: -1.0}  # what must stay, and the sign of a margin that does
+WANTED = 0.98  # share of the prompts in HELD that a Lagrange multiplier works towards
+PRESSURE = (0.25, 10.0)  # the range of the multipliers
+FIRST_PRESSURE = 3.0  # where they start: from 1, the first steps cost keep what the rest win back
 STORED = 4  # steps between two stored states
 STATE = "gradient.pt"
-KEPT = ("pressure", "retained", "phase", "step", "found", "values")
+KEPT = ("pressure", "held", "phase", "step", "found", "values")
 
 
 class Descent:
     """What goes on from one phase of the learning to the next, and from a killed run to another.
 
-    `pressure` is the Lagrange multiplier on keep's margins, `retained` a running mean of the
-    share of keep's openings that stay, `found` the candidates so far, `values` the parameters of
-    each phase.
+    Per set of HELD, `pressure` is the Lagrange multiplier on its margins and `held` a running mean
+    of the share that stays; `found` are the candidates so far, `values` the parameters of each
+    phase.
     """
 
     def __init__(self, judge: Judge, seed: int, folder: Path | None = None) -> None:
         self.judge, self.folder = judge, folder
         self.rng = random.Random(seed)
-        self.pressure, self.retained = FIRST_PRESSURE, RETAINED
+        self.pressure = dict.fromkeys(HELD, FIRST_PRESSURE)
+        self.held = dict.fromkeys(HELD, WANTED)
         self.phase, self.step = "", 0
         self.found: list[dict[str, Any]] = []
         self.values: dict[str, list[Tensor]] = {}
@@ -105,14 +107,15 @@ class Descent:
             name: self.rng.sample(range(len(rows)), min(ROWS, len(rows)))
             for name, rows in judge.rows.items()
         }
-        refusals = [(name, i) for name in ("target", "keep", REFUSED) for i in picked[name]]
+        names = ("target", *HELD)
+        refusals = [(name, i) for name in names for i in picked[name]]
         with hooked(network, plan_of_cores(network, basis, cores())):
-            margins = judge.margins(refusals)
-            sizes = [len(picked[name]) for name in ("target", "keep", REFUSED)]
-            target, keep, everyday = torch.split(margins, sizes)
-            loss = softplus(target - TARGET_MARGIN).mean() + penalty()
-            loss = loss + softplus(everyday - TARGET_MARGIN).mean()
-            loss = loss + self.pressure * softplus(KEEP_MARGIN - keep).mean()
+            parts = torch.split(judge.margins(refusals), [len(picked[name]) for name in names])
+            margins = dict(zip(names, parts, strict=True))
+            loss = softplus(margins["target"] - TARGET_MARGIN).mean() + penalty()
+            for name, sign in HELD.items():
+                short = softplus(HELD_MARGIN - sign * margins[name]).mean()
+                loss = loss + self.pressure[name] * short
             loss.backward()  # type: ignore[no-untyped-call]
         # A plan of its own: the graph between the parameters and the first one's cores is gone.
         with hooked(network, plan_of_cores(network, basis, cores())):
@@ -123,10 +126,11 @@ class Descent:
         for grad in grads:
             grad /= norm
         optimizer.step()
-        kept = float((keep.detach() > 0).float().mean())
-        self.retained = 0.7 * self.retained + 0.3 * kept
-        wanted = self.pressure + 5 * (RETAINED - self.retained)
-        self.pressure = min(max(wanted, PRESSURE[0]), PRESSURE[1])
+        for name, sign in HELD.items():
+            stays = float((sign * margins[name].detach() > 0).float().mean())
+            self.held[name] = 0.7 * self.held[name] + 0.3 * stays
+            wanted = self.pressure[name] + 5 * (WANTED - self.held[name])
+            self.pressure[name] = min(max(wanted, PRESSURE[0]), PRESSURE[1])
 
     def _store(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
         state = {name: getattr(self, name) for name in KEPT}
