@@ -17,7 +17,9 @@ from unrefuse.progress import track
 from unrefuse.search.score import REFUSED, Judge
 
 ROWS = 16  # prompts of each set in a step
-TARGET_MARGIN, HELD_MARGIN = -1.0, 1.5  # nats, where the loss of a prompt begins to level off
+# Nats, where the loss of a prompt levels off, within 1 / SHARPNESS: further than it takes, keep's
+# margins rise at the cost of everyday prompts, which are then refused too (LOG.md).
+TARGET_MARGIN, HELD_MARGIN, SHARPNESS = -0.5, 0.5, 3.0
 DIVERGENCE = 5.0  # weight of the divergence against a margin, both in nats
 HELD = {"keep": 1.0, REFUSED: -1.0}  # what must stay, and the sign of a margin that does
 WANTED = 0.98  # share of the prompts in HELD that a Lagrange multiplier works towards
@@ -112,9 +114,9 @@ class Descent:
         with hooked(network, plan_of_cores(network, basis, cores())):
             parts = torch.split(judge.margins(refusals), [len(picked[name]) for name in names])
             margins = dict(zip(names, parts, strict=True))
-            loss = softplus(margins["target"] - TARGET_MARGIN).mean() + penalty()
+            loss = softplus(margins["target"] - TARGET_MARGIN, SHARPNESS).mean() + penalty()
             for name, sign in HELD.items():
-                short = softplus(HELD_MARGIN - sign * margins[name]).mean()
+                short = softplus(HELD_MARGIN - sign * margins[name], SHARPNESS).mean()
                 loss = loss + self.pressure[name] * short
             loss.backward()  # type: ignore[no-untyped-call]
         # A plan of its own: the graph between the parameters and the first one's cores is gone.
