@@ -268,7 +268,7 @@ def _tell_trial(trial: Trial) -> None:
     s = trial.score
     stderr.print(
         f"  trial {trial.number}: openings removed {s.removal:.2f}, kept {s.retention:.2f}, "
-        f"baseline refused {s.refused:.2f}, KL {s.kl:.3f}",
+        f"answered ones refused {s.refused:.2f}, KL {s.kl:.3f}",
         highlight=False,
     )
 

@@ -107,3 +107,19 @@ def test_advice_names_each_figure_that_was_missed():
     assert "0.95" in retention
     assert "--threshold to 0.2" in quality
     assert "--peak to 0.50-0.55" in removal
+    (tuned,) = advice(measurement(removal=0.1), RunConfig(model="x", tune="gradient"))
+    assert "more target prompts" in tuned
+
+
+def test_a_sure_stage_that_reaches_the_target_goes_before_one_that_removes_more(tried):
+    """Sure: the lower end of retention's interval is above the floor (here the value less 0.1)."""
+    config = RunConfig(model="x", retention_floor=0.8, removal_target=0.5)
+    for figures, winner in (
+        ([{"removal": 0.5, "retention": 0.95}], 0),
+        ([{"removal": 0.3, "retention": 0.95}, {"removal": 0.6, "retention": 0.85}], 1),
+    ):
+        found = tried(figures, config)
+        assert best_stage(found, config) is found[winner]
+    both = [*tried([{"removal": 0.5, "retention": 0.95}], config),
+            *tried([{"removal": 0.9, "retention": 0.85}], config)]  # fmt: skip
+    assert best_stage(both[::-1], config) is both[0]

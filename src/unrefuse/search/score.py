@@ -22,7 +22,7 @@ from unrefuse.prompts.sets import SETS
 from unrefuse.search.objective import Before, Exchange
 from unrefuse.search.upper import Upper
 
-REFUSED = "baseline, refused"  # the rows of baseline prompts with a refusal's opening
+REFUSED = "answered, refused"  # the rows of answered prompts with a refusal's opening
 ANSWER_TOKENS = 12  # of the original's answers that the divergence is taken over
 
 
@@ -47,8 +47,9 @@ class Forced:
 class Score:
     """`removal`: the share of the target prompts that greedy decoding no longer opens with a known
     refusal; `retention`: of the keep prompts, the share that it still does, a lower bound of
-    sorts, since a refusal in other words is one too; `refused`: the share of the baseline prompts
-    that it now opens with the most usual refusal; `kl` in nats."""
+    sorts, since a refusal in other words is one too; `refused`: the share of the harmless
+    prompts that the original answers, and that now open with the most usual refusal; `kl` in
+    nats."""
 
     removal: float
     retention: float
@@ -65,25 +66,28 @@ class Judge:
 
     The known refusals of a prompt are the opening of the original's own, and the one that the
     original gives most often in the same language: an edit that keeps a refusal often gives it
-    the usual words. For a baseline prompt, under REFUSED, that one alone.
+    the usual words. For a prompt that it answers, under REFUSED, that one alone.
     """
 
     def __init__(self, model: Model, before: Before, first: int, limit: int | None = None) -> None:
         self.model = model
         taken = {name: before.usable(name)[:limit] for name in SETS}
+        # A target prompt that the original answers is one more that is harmless and answered.
+        answered = [e for e in before.exchanges if e.before.grade == "answered"]
+        taken[REFUSED] = taken["baseline"] + [e for e in answered if e.prompt.set == "target"]
+        taken[REFUSED] = taken[REFUSED][: limit and 2 * limit]
         usual = usual_openings([*before.usable("target"), *before.usable("keep")])
         ways: dict[str, list[list[int]]] = {}
         forced: dict[str, Openings] = {}
-        for name in SETS:
+        for name in ("target", "keep", REFUSED):
             known = [
-                list(dict.fromkeys([opening_of(e)] * (name != "baseline") + [usual(e)]))
+                list(dict.fromkeys([opening_of(e)] * (name != REFUSED) + [usual(e)]))
                 for e in taken[name]
             ]
             asked = [e.prompt.text for e, own in zip(taken[name], known, strict=True) for _ in own]
-            rows = REFUSED if name == "baseline" else name
-            forced[rows] = make_openings(model, asked, [o for own in known for o in own])
+            forced[name] = make_openings(model, asked, [o for own in known for o in own])
             places = iter(range(len(asked)))
-            ways[rows] = [[next(places) for _ in own] for own in known]
+            ways[name] = [[next(places) for _ in own] for own in known]
         baseline = taken["baseline"]
         answers = make_reference(
             model, [e.prompt.text for e in baseline], [e.before for e in baseline], ANSWER_TOKENS

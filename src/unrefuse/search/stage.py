@@ -82,9 +82,14 @@ def advice(measured: Measurement, config: RunConfig) -> list[str]:
             "move --peak to 0.65-0.70, --width to 0.10-0.12, --threshold to 0.2"
         )
     if measured.removal.value < config.removal_target:
+        do = (
+            "give more target prompts to learn from, or more --steps or --trials"
+            if config.tune
+            else "move --peak to 0.50-0.55 and --width to 0.18-0.20, or let it be learned: "
+            "--tune gradient"
+        )
         reasons.append(
             f"removal {measured.removal.value:.2f} is under the target "
-            f"{config.removal_target:.2f}: move --peak to 0.50-0.55 and --width to 0.18-0.20, "
-            "or let it be learned: --tune gradient"
+            f"{config.removal_target:.2f}: {do}"
         )
     return reasons
