@@ -270,11 +270,12 @@ def _tell_trial(trial: Trial) -> None:
         f"  trial {trial.number}: openings removed {s.removal:.2f}, kept {s.retention:.2f}, "
         f"answered ones refused {s.refused:.2f}, KL {s.kl:.3f}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
 def _tell(stage: Stage) -> None:
-    stderr.print(stage_line(stage), highlight=False)
+    stderr.print(stage_line(stage), highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -68,6 +68,15 @@ def test_trials_under_a_floor_give_way_to_the_next(finals):
     assert best.name == "trial 1, 100 tokens"
 
 
+def test_a_trial_that_scores_less_retention_than_one_that_failed_is_left_out(finals):
+    low = {"removal": 0.9, "retention": 0.9}
+    stages, best, _ = finals(
+        [trial(0), trial(1, retention=0.99), trial(2, kl=0.1)], [low, {"removal": 0.85}]
+    )
+    assert [s.name for s in stages] == ["trial 0", "trial 2", "trial 2, 100 tokens"]
+    assert best is stages[-1]
+
+
 def test_where_all_fail_the_best_is_tried_at_less_of_its_strength(finals):
     low = {"removal": 0.9, "retention": 0.9}
     stages, best, _ = finals([trial(0)], [low, low, {"removal": 0.5}])

@@ -47,9 +47,10 @@ def hold_finals(
 ) -> tuple[list[Stage], Stage | None]:
     """Every stage of the finals, and the winner, None where no edit keeps the floors.
 
-    The best trials by merit generate until one keeps the floors and reaches the target; where
-    none keeps them, the best one does at less of its strength. Then the best stage answers at
-    length, and wins if it is still the best.
+    The best trials by merit generate until one keeps the floors and reaches the target, but for
+    those that score less retention than one that fell under its floor; where none keeps
+    them, the best one does at less of its strength. Then the best stage answers at length, and
+    wins if it is still the best.
     """
     ranked = sorted(trials, key=lambda t: (-merit(t.score, config), t.number))[:FINALISTS]
     stages: list[Stage] = []
@@ -61,10 +62,15 @@ def hold_finals(
         on_stage(stages[-1])
         return stages[-1]
 
+    retains = 0.0  # a score of retention that has turned out too low; what scores less is no better
     for trial in ranked:
+        if trial.score.retention < retains:
+            continue
         stage = run(trial, 1.0)
         if stage.keeps_floors and stage.measurement.removal.value >= config.removal_target:
             break
+        if stage.measurement.retention.value < config.retention_floor:
+            retains = trial.score.retention
     if not any(stage.keeps_floors for stage in stages):
         for part in GENTLER:
             if run(ranked[0], part).keeps_floors:
