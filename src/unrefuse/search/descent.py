@@ -19,12 +19,13 @@ from unrefuse.search.score import REFUSED, Judge
 ROWS = 16  # prompts of each set in a step
 # Nats, where the loss of a prompt levels off, within 1 / SHARPNESS: further than it takes, keep's
 # margins rise at the cost of everyday prompts, which are then refused too (LOG.md).
-TARGET_MARGIN, HELD_MARGIN, SHARPNESS = -0.5, 0.5, 3.0
+TARGET_MARGIN, SHARPNESS = -0.5, 3.0
 DIVERGENCE = 5.0  # weight of the divergence against a margin, both in nats
-HELD = {"keep": 1.0, REFUSED: -1.0}  # what must stay, and the sign of a margin that does
+# What must stay: the sign of a margin that does, and the margin in nats where its loss levels off.
+HELD = {"keep": (1.0, 1.0), REFUSED: (-1.0, 0.5)}
 WANTED = 0.98  # share of the prompts in HELD that a Lagrange multiplier works towards
 PRESSURE = (0.25, 10.0)  # the range of the multipliers
-FIRST_PRESSURE = 3.0  # where they start: from 1, the first steps cost keep what the rest win back
+FIRST_PRESSURE = 5.0  # where they start: from 1, the first steps cost keep what the rest win back
 STORED = 4  # steps between two stored states
 STATE = "gradient.pt"
 KEPT = ("pressure", "held", "phase", "step", "found", "values")
@@ -115,8 +116,8 @@ class Descent:
             parts = torch.split(judge.margins(refusals), [len(picked[name]) for name in names])
             margins = dict(zip(names, parts, strict=True))
             loss = softplus(margins["target"] - TARGET_MARGIN, SHARPNESS).mean() + penalty()
-            for name, sign in HELD.items():
-                short = softplus(HELD_MARGIN - sign * margins[name], SHARPNESS).mean()
+            for name, (sign, enough) in HELD.items():
+                short = softplus(enough - sign * margins[name], SHARPNESS).mean()
                 loss = loss + self.pressure[name] * short
             loss.backward()  # type: ignore[no-untyped-call]
         # A plan of its own: the graph between the parameters and the first one's cores is gone.
@@ -128,7 +129,7 @@ class Descent:
         for grad in grads:
             grad /= norm
         optimizer.step()
-        for name, sign in HELD.items():
+        for name, (sign, _) in HELD.items():
             stays = float((sign * margins[name].detach() > 0).float().mean())
             self.held[name] = 0.7 * self.held[name] + 0.3 * stays
             wanted = self.pressure[name] + 5 * (WANTED - self.held[name])
