@@ -14,18 +14,19 @@ from torch.nn.functional import softplus
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import plan_of_cores
 from unrefuse.progress import track
-from unrefuse.search.score import REFUSED, Judge
+from unrefuse.prompts.sets import SETS
+from unrefuse.search.score import Judge
 
 ROWS = 16  # prompts of each set in a step
-# Nats, where the loss of a prompt levels off, within 1 / SHARPNESS: further than it takes, keep's
-# margins rise at the cost of everyday prompts, which are then refused too (LOG.md).
-TARGET_MARGIN, SHARPNESS = -0.5, 3.0
+TARGET_MARGIN = -1.0  # nats, where the loss of a target prompt begins to level off
 DIVERGENCE = 5.0  # weight of the divergence against a margin, both in nats
-# What must stay: the sign of a margin that does, and the margin in nats where its loss levels off.
-HELD = {"keep": (1.0, 1.0), REFUSED: (-1.0, 0.5)}
+# What must stay: the sign of a margin that does, and the margin in nats where its loss begins to
+# level off. With REFUSED: (-1.0, 0.5) beside it fewer everyday prompts become refused, and fewer
+# keep prompts stay so: on Qwen2.5-Coder-0.5B-Instruct no edit kept the retention floor (LOG.md).
+HELD = {"keep": (1.0, 1.5)}
 WANTED = 0.98  # share of the prompts in HELD that a Lagrange multiplier works towards
 PRESSURE = (0.25, 10.0)  # the range of the multipliers
-FIRST_PRESSURE = 5.0  # where they start: from 1, the first steps cost keep what the rest win back
+FIRST_PRESSURE = 3.0  # where they start: from 1, the first steps cost keep what the rest win back
 STORED = 4  # steps between two stored states
 STATE = "gradient.pt"
 KEPT = ("pressure", "held", "phase", "step", "found", "values")
@@ -107,17 +108,17 @@ class Descent:
         judge, network = self.judge, self.judge.model.network
         optimizer.zero_grad()
         picked = {
-            name: self.rng.sample(range(len(rows)), min(ROWS, len(rows)))
-            for name, rows in judge.rows.items()
+            name: self.rng.sample(range(len(judge.rows[name])), min(ROWS, len(judge.rows[name])))
+            for name in dict.fromkeys((*SETS, *HELD))
         }
         names = ("target", *HELD)
         refusals = [(name, i) for name in names for i in picked[name]]
         with hooked(network, plan_of_cores(network, basis, cores())):
             parts = torch.split(judge.margins(refusals), [len(picked[name]) for name in names])
             margins = dict(zip(names, parts, strict=True))
-            loss = softplus(margins["target"] - TARGET_MARGIN, SHARPNESS).mean() + penalty()
+            loss = softplus(margins["target"] - TARGET_MARGIN).mean() + penalty()
             for name, (sign, enough) in HELD.items():
-                short = softplus(enough - sign * margins[name], SHARPNESS).mean()
+                short = softplus(enough - sign * margins[name]).mean()
                 loss = loss + self.pressure[name] * short
             loss.backward()  # type: ignore[no-untyped-call]
         # A plan of its own: the graph between the parameters and the first one's cores is gone.
