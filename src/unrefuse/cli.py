@@ -42,6 +42,8 @@ from unrefuse.options import (
     Trials,
     TrustRemoteCode,
     Width,
+    kernel_settings,
+    settings_of,
 )
 
 app = typer.Typer(
@@ -100,7 +102,7 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Measure MODEL, edit it in stages or by tuning, test the edit, save it to a new folder."""
-    settings = _settings(locals())
+    settings = settings_of(locals())
     from unrefuse.pipeline import run_edit
 
     result = run_edit(settings)
@@ -151,7 +153,7 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Find the kernel and the plan of an edit; `edit --kernel OUT/kernel.json` applies them."""
-    settings = _settings(locals() | {"tune": method})
+    settings = settings_of(locals() | {"tune": method})
     from unrefuse.pipeline import run_tune
 
     result = run_tune(settings)
@@ -203,7 +205,7 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Show where refusal sits: its strength by layer, over all and per topic."""
-    settings = _settings(locals())
+    settings = settings_of(locals())
     from unrefuse.pipeline import analyze as run
     from unrefuse.report.plots import check_image, plot_layers
     from unrefuse.report.terminal import layer_bars
@@ -260,7 +262,7 @@ def kernel(
     """Print and plot a weight kernel, one over another with --compare."""
     from unrefuse.kernel import choose_kernel, named_kernel
 
-    settings = _kernel_settings(locals())
+    settings = kernel_settings(locals())
     chosen = choose_kernel(settings, layers, name=model_name or "")
     kernels = [(chosen.source, chosen)]
     kernels += [(name, named_kernel(name, layers, settings.threshold)) for name in compare or []]
@@ -366,31 +368,6 @@ def main() -> None:
 
 
 INTERRUPTED = 130
-KERNEL_KEYS = ("profile", "style", "peak", "width", "threshold")
-
-
-def _settings(given: dict[str, Any]) -> Any:
-    """The RunConfig of a command's options, over its --config file."""
-    from unrefuse.config import RunConfig, load_config
-    from unrefuse.errors import UsageError
-
-    if given["model"] is None and given["config"] is None:
-        raise UsageError("name a MODEL: a local folder, a hub name, or demo")
-    names = set(RunConfig.model_fields) - {"kernel"}
-    values = {key: value for key, value in given.items() if key in names}
-    values |= {
-        "data_split": given["split"],
-        "languages": given["lang"] or None,
-        "kernel": {key: given.get(key) for key in KERNEL_KEYS} | {"file": given.get("kernel")},
-    }
-    return load_config(given["config"], **values)
-
-
-def _kernel_settings(given: dict[str, Any]) -> Any:
-    from unrefuse.config import load_config
-
-    kernel = {key: given[key] for key in KERNEL_KEYS} | {"file": given["kernel"]}
-    return load_config(model="none", kernel=kernel).kernel
 
 
 def _console() -> Any:

@@ -1,7 +1,7 @@
-"""The options that commands share: type and help, each said once."""
+"""The options that commands share, type and help each said once, and the settings they make."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,3 +55,30 @@ RetentionFloor = Annotated[
 ReplyTokens = Annotated[int | None, typer.Option(help="Graded tokens. Default 32.")]
 TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+
+KERNEL_KEYS = ("profile", "style", "peak", "width", "threshold")
+
+
+def settings_of(given: dict[str, Any]) -> Any:
+    """The RunConfig of a command's options, over its --config file."""
+    from unrefuse.config import RunConfig, load_config
+    from unrefuse.errors import UsageError
+
+    if given["model"] is None and given["config"] is None:
+        raise UsageError("name a MODEL: a local folder, a hub name, or demo")
+    names = set(RunConfig.model_fields) - {"kernel"}
+    values = {key: value for key, value in given.items() if key in names}
+    values |= {
+        "data_split": given["split"],
+        "languages": given["lang"] or None,
+        "kernel": {key: given.get(key) for key in KERNEL_KEYS} | {"file": given.get("kernel")},
+    }
+    return load_config(given["config"], **values)
+
+
+def kernel_settings(given: dict[str, Any]) -> Any:
+    """The KernelConfig of a command's options."""
+    from unrefuse.config import load_config
+
+    kernel = {key: given[key] for key in KERNEL_KEYS} | {"file": given["kernel"]}
+    return load_config(model="none", kernel=kernel).kernel

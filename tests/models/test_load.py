@@ -119,7 +119,7 @@ def test_the_batch_size_follows_the_free_memory(monkeypatch):
         sizes.append(choose_batch_size(network, 32))
     assert sizes[0] == 1
     assert sizes == sorted(sizes)
-    assert sizes[-1] == 32
+    assert sizes[-1] == 64
     assert len(set(sizes)) > 2
 
 
@@ -129,3 +129,20 @@ def test_the_hash_follows_the_weights(tmp_path):
     assert checkpoint_hash(folder) == before
     spoil_nan(folder)
     assert checkpoint_hash(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("units", "size", "wanted"),
+    [
+        ({"avx512_bf16": True}, 2**20, torch.float32),
+        ({"amx_bf16": True}, 2**20, torch.bfloat16),
+        ({"avx512_bf16": True}, 2**31, torch.bfloat16),  # would fill memory in float32
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_that_is_faster_or_float32_does_not_fit(
+    monkeypatch, units, size, wanted
+):
+    memory = type("Memory", (), {"available": 2**32})
+    monkeypatch.setattr(load.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(load.torch.cpu, "get_capabilities", lambda: units)
+    assert load.choose_dtype("auto", torch.device("cpu"), size) == wanted
