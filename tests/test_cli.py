@@ -75,3 +75,21 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("tune", "demo", "--resume"), "no run in"),
+        (("tune", "demo", "--method", "nonsense"), "'grid', 'optuna' or 'gradient'"),
+        (("tune", "demo", "--steps", 0), "would learn nothing"),
+        (("edit", "demo", "--tune", "optuna", "--strength", 1), "leave out one of tune and"),
+        (("edit", "demo", "--resume"), "name the method"),
+    ],
+)
+def test_a_mistake_in_tuning_is_told_in_one_line_before_a_model_loads(tmp_path, words, told):
+    done = unrefuse(*words, "--out", tmp_path / "x")
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

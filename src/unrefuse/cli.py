@@ -153,7 +153,7 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Find the kernel and the plan of an edit; `edit --kernel OUT/kernel.json` applies them."""
-    settings = settings_of(locals() | {"tune": method})
+    settings = settings_of(locals() | {"tune": method or (None if config else "gradient")})
     from unrefuse.pipeline import run_tune
 
     result = run_tune(settings)
