@@ -11,6 +11,7 @@ from unrefuse.errors import UsageError
 
 Profile = Literal["default", "early_focus", "late_focus", "broad", "narrow"]
 Style = Literal["conservative", "standard", "aggressive"]
+Shape = Literal["gaussian", "asymmetric", "free"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -74,9 +75,7 @@ class RunConfig(BaseModel):
     )
     trials: int = Field(40, ge=1, le=100_000, description="trials of optuna")
     resume: bool = Field(False, description="go on with the tuning run of an earlier process")
-    shape: Literal["gaussian", "asymmetric", "free"] = Field(
-        "gaussian", description="shape of the kernel that the gradient tunes"
-    )
+    shape: Shape = Field("gaussian", description="shape of the kernel that the gradient tunes")
     kernel_steps: int = Field(0, ge=0, le=1000, description="steps of the gradient on the kernel")
     steps: int = Field(20, ge=0, le=1000, description="steps of the gradient on the cores")
 

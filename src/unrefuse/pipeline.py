@@ -106,7 +106,7 @@ def run_edit(config: RunConfig) -> Result:
         if run is not None:
             save_tuned(best, result, run)
             keep_record(run, folder / "tuning")
-    if run is not None:
+    if run is not None and result.saved:  # else the record stays: it can be gone on with
         shutil.rmtree(run)
     return result
 

@@ -70,7 +70,7 @@ def _decode(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        picked = logits_of(network, states[:, -1].contiguous()).argmax(dim=-1)
+        picked = logits_of(network, states[:, -1]).argmax(dim=-1)
         going = []
         for k, (row, token) in enumerate(zip(rows, picked.tolist(), strict=True)):
             if token in ends:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from unrefuse.config import Shape
 from unrefuse.kernel import PROFILES, Kernel
 
-Shape = Literal["gaussian", "asymmetric", "free"]
 SHALLOW = 0.25  # of the depth, left alone: grammar
 COMPONENTS = ("attention", "mlp")
 ROUGHNESS = 0.1  # weight of the free shape's penalty
