@@ -1,6 +1,6 @@
 """Forward passes over prompts: the tokens that all share (a system prompt) run once a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 from torch import Tensor
@@ -45,7 +45,12 @@ def final_states(
     states = model.network.get_decoder()(
         input_ids=right_pad(rest, model.device), past_key_values=cache, use_cache=True
     ).last_hidden_state
+    return row_ends(states, rest, lengths)
+
+
+def row_ends(states: Tensor, rows: Sequence[Sized], lengths: Sequence[int]) -> list[Tensor]:
+    """Of right-padded `states` `(batch, tokens, d_model)` the last `lengths[i]` of each row."""
     return [
         row[len(tokens) - length : len(tokens)]
-        for row, tokens, length in zip(states, rest, lengths, strict=True)
+        for row, tokens, length in zip(states, rows, lengths, strict=True)
     ]

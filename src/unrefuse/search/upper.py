@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrefuse.models.forward import common_prefix, prefix_cache, right_pad
+from unrefuse.models.forward import common_prefix, prefix_cache, right_pad, row_ends
 from unrefuse.models.load import Model
 from unrefuse.models.writers import blocks
 from unrefuse.progress import track
@@ -43,10 +43,7 @@ class Upper:
         One batch, differentiable in whatever is hooked to block `first` and those above it.
         """
         states = self._run(None, nn.utils.rnn.pad_sequence(list(entering), batch_first=True))
-        return [
-            row[len(tokens) - length : len(tokens)]
-            for row, tokens, length in zip(states, entering, lengths, strict=True)
-        ]
+        return row_ends(states, entering, lengths)
 
     def _run(self, ids: Tensor | None, entering: Tensor | None) -> Tensor:
         """With `ids`: what enters block `first`. With `entering`, which takes the place of what
