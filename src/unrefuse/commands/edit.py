@@ -1,0 +1,168 @@
+"""`unrefuse edit` and `unrefuse tune`: the main job."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unrefuse.commands.options import (
+    AllowPickle,
+    Baseline,
+    BatchSize,
+    Column,
+    Config,
+    DataSplit,
+    Device,
+    Dtype,
+    Json,
+    Keep,
+    KernelFile,
+    KernelSteps,
+    Lang,
+    Limit,
+    ModelName,
+    Peak,
+    Profile,
+    Protect,
+    QualityFloor,
+    RemovalTarget,
+    ReplyTokens,
+    Resume,
+    RetentionFloor,
+    Revision,
+    Seed,
+    Shape,
+    Steps,
+    Style,
+    Target,
+    TestFile,
+    Threshold,
+    Trials,
+    TrustRemoteCode,
+    Width,
+    settings_of,
+)
+from unrefuse.commands.output import console, print_json, say
+
+
+def edit(
+    model: ModelName = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the edited model.")] = None,
+    config: Config = None,
+    profile: Profile = None,
+    style: Style = None,
+    peak: Peak = None,
+    width: Width = None,
+    threshold: Threshold = None,
+    kernel: KernelFile = None,
+    strength: Annotated[float | None, typer.Option(help="One stage with this multiplier.")] = None,
+    tune: Annotated[
+        str | None, typer.Option(help="gradient, optuna or grid, in place of stages.")
+    ] = None,
+    steps: Steps = None,
+    kernel_steps: KernelSteps = None,
+    shape: Shape = None,
+    trials: Trials = None,
+    resume: Resume = None,
+    target: Target = None,
+    baseline: Baseline = None,
+    keep: Keep = None,
+    test_target: TestFile = None,
+    test_baseline: TestFile = None,
+    test_keep: TestFile = None,
+    column: Column = None,
+    split: DataSplit = None,
+    lang: Lang = None,
+    limit: Limit = None,
+    protect: Protect = None,
+    removal_target: RemovalTarget = None,
+    quality_floor: QualityFloor = None,
+    retention_floor: RetentionFloor = None,
+    reply_tokens: ReplyTokens = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    allow_pickle: AllowPickle = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Measure MODEL, edit it in stages or by tuning, test the edit, save it to a new folder."""
+    settings = settings_of(locals())
+    from unrefuse.pipeline import run_edit
+
+    result = run_edit(settings)
+    where = f"{settings.out} (card: {settings.out}/README.md, record: {settings.out}/run.json)"
+    _report(result, where, as_json)
+
+
+def tune(
+    model: ModelName = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run: new or empty.")] = None,
+    config: Config = None,
+    method: Annotated[
+        str | None, typer.Option(help="gradient, optuna or grid. Default gradient.")
+    ] = None,
+    profile: Profile = None,
+    style: Style = None,
+    peak: Peak = None,
+    width: Width = None,
+    threshold: Threshold = None,
+    steps: Steps = None,
+    kernel_steps: KernelSteps = None,
+    shape: Shape = None,
+    trials: Trials = None,
+    resume: Resume = None,
+    target: Target = None,
+    baseline: Baseline = None,
+    keep: Keep = None,
+    test_target: TestFile = None,
+    test_baseline: TestFile = None,
+    test_keep: TestFile = None,
+    column: Column = None,
+    split: DataSplit = None,
+    lang: Lang = None,
+    limit: Limit = None,
+    protect: Protect = None,
+    removal_target: RemovalTarget = None,
+    quality_floor: QualityFloor = None,
+    retention_floor: RetentionFloor = None,
+    reply_tokens: ReplyTokens = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    allow_pickle: AllowPickle = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Find the kernel and the plan of an edit; `edit --kernel OUT/kernel.json` applies them."""
+    settings = settings_of(locals() | {"tune": method or (None if config else "gradient")})
+    from unrefuse.pipeline import run_tune
+
+    result = run_tune(settings)
+    _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
+
+
+def _report(result: Any, where: str, as_json: bool) -> None:
+    """Prints a result; exit status 1 where nothing was saved."""
+    from unrefuse.report.results import example_text, result_table
+    from unrefuse.report.terminal import layer_bars
+
+    if as_json:
+        print_json(result.to_json())
+    else:
+        screen = console()
+        screen.print(result_table(result))
+        screen.print(f"\nkernel: {result.kernel.source}, multiplier {result.multiplier:g}")
+        screen.print(layer_bars(result.kernel.curves("weight")))
+        screen.print(example_text(result))
+        if result.saved:
+            screen.print(f"\nsaved: {where}", highlight=False, soft_wrap=True, markup=False)
+    for reason in result.reasons:
+        say(reason)
+    if not result.saved:
+        say(f"nothing was saved: the goal is not met on the {result.split} split")
+        raise typer.Exit(1)

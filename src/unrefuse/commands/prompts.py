@@ -1,0 +1,89 @@
+"""`unrefuse prompts`: list, show and check prompt sets."""
+
+from typing import Annotated
+
+import typer
+
+from unrefuse.commands.options import (
+    Baseline,
+    Column,
+    DataSplit,
+    Json,
+    Keep,
+    Target,
+)
+from unrefuse.commands.output import console, print_json
+
+app = typer.Typer(no_args_is_help=True, help="List, show and check prompt sets.")
+
+
+@app.command("list")
+def list_prompts(as_json: Json = False) -> None:
+    """The shipped sets: how many prompts by set, split and language."""
+    from collections import Counter
+
+    from rich.table import Table
+
+    from unrefuse.prompts.sets import SETS, read_set
+
+    shipped = [p for name in SETS for p in read_set("shipped", name)]
+    planted = read_set("planted", "target")
+    rows = Counter((p.source, p.set, p.split, p.lang) for p in [*shipped, *planted])
+    if as_json:
+        keys = ("source", "set", "split", "lang")
+        print_json({"sets": [dict(zip(keys, k, strict=True)) | {"n": n} for k, n in rows.items()]})
+        return
+    table = Table("source", "set", "split", "language", "prompts")
+    for key, n in sorted(rows.items()):
+        table.add_row(*key, str(n))
+    console().print(table)
+
+
+@app.command("show")
+def show_prompts(
+    source: Annotated[str, typer.Argument(help="target, baseline, keep, planted or a file.")],
+    column: Column = None,
+    split: DataSplit = None,
+    as_json: Json = False,
+) -> None:
+    """Print the prompts of a shipped set or of a file."""
+    from unrefuse.prompts.sets import SETS, read_set
+    from unrefuse.report.terminal import plain
+
+    where = "shipped" if source in SETS else source
+    name = source if source in SETS else "target"
+    prompts = read_set(where, name, column or "prompt", split or "train")
+    if as_json:
+        print_json({"prompts": [vars(p) for p in prompts]})
+        return
+    for p in prompts:
+        typer.echo("\t".join((p.split, p.lang, p.topic, plain(p.text))))
+
+
+@app.command("check")
+def check_prompts(
+    target: Target = None,
+    baseline: Baseline = None,
+    keep: Keep = None,
+    column: Column = None,
+    split: DataSplit = None,
+    as_json: Json = False,
+) -> None:
+    """Check prompt files: empty lines, duplicates, a prompt in two sets. Exit 2 on any."""
+    from unrefuse.prompts.sets import SETS, find_problems, read_set
+
+    given = {"target": target, "baseline": baseline, "keep": keep}
+    prompts = [
+        p
+        for name in SETS
+        for p in read_set(given[name] or "shipped", name, column or "prompt", split or "train")
+    ]
+    problems = find_problems(prompts)
+    if as_json:
+        print_json({"prompts": len(prompts), "problems": problems})
+    else:
+        for problem in problems:
+            typer.echo(problem)
+        typer.echo(f"{len(prompts)} prompts, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(2)
