@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unrefuse.edit.plan import Plan
-from unrefuse.edit.weights import edit_tensor
-from unrefuse.errors import UsageError
+from unrefuse.edit.weights import edit_tensor, planned_tensors
 from unrefuse.models.load import INDEX, PICKLE_INDEX, checkpoint_files
 from unrefuse.progress import track
 
@@ -27,29 +26,32 @@ def write_checkpoint(source: Path, plan: Plan, out: Path) -> torch.dtype:
     pickle checkpoint becomes safetensors. Returns the coarsest dtype among the edited tensors.
     Raises UsageError where a planned tensor is not there.
     """
-    edits = {f"{edit.module}.{part}": edit for edit in plan for part in ("weight", "bias")}
-    missing = {f"{edit.module}.weight" for edit in plan}
     files = checkpoint_files(source)
+    edits = planned_tensors(plan, (name for file in files for name in _names(file)))
     where: dict[str, str] = {}
     size, dtypes = 0, set()
     for file in track(files, "writing", len(files)):
         tensors, metadata = _read_shard(file)
         for name in tensors.keys() & edits.keys():
-            tensors[name] = edit_tensor(tensors[name], edits[name])
+            tensors[name] = edit_tensor(tensors[name], *edits[name])
             dtypes.add(tensors[name].dtype)
-        missing -= tensors.keys()
         shard = _safetensors_name(file.name)
         save_file(tensors, out / shard, metadata=metadata)
         where |= dict.fromkeys(tensors, shard)
         size += sum(tensor.nbytes for tensor in tensors.values())
-    if missing:
-        raise UsageError(f"{source}: the checkpoint has no tensor {min(missing)}")
     if len(files) > 1 and not (source / INDEX).exists():
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
         (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for file in _other_files(source):
         shutil.copyfile(file, out / file.name)
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _names(file: Path) -> list[str]:
+    if file.suffix == ".bin":
+        return list(torch.load(file, map_location="meta", weights_only=True))
+    with safe_open(file, framework="pt") as shard:
+        return list(shard.keys())
 
 
 def _read_shard(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,25 +1,47 @@
 """The edit on the weights themselves, in float32, cast once when written."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from unrefuse.edit.plan import MatrixEdit, Plan
+from unrefuse.errors import UsageError
 
 
-def edit_tensor(tensor: Tensor, edit: MatrixEdit) -> Tensor:
-    """A weight `(d_model, d_in)` or bias `(d_model,)` with the edit, in the dtype it came in.
+def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixEdit, int]]:
+    """Of a checkpoint's tensors, those that the plan changes: by which edit, and along which axis
+    their `d_model` lies.
+
+    Raises UsageError where the checkpoint lacks a matrix of the plan.
+    """
+    stored = set(names)
+    found = {}
+    for edit in plan:
+        if f"{edit.module}.weight" not in stored:
+            raise UsageError(f"the checkpoint has no tensor {edit.module}.weight")
+        for part in ("weight", "bias"):
+            if (name := f"{edit.module}.{part}") in stored:
+                found[name] = (edit, 0)
+    return found
+
+
+def edit_tensor(tensor: Tensor, edit: MatrixEdit, axis: int = 0) -> Tensor:
+    """A weight or bias with the edit, in the dtype it came in; `axis` is that of `d_model`.
 
     `W <- W - U M U^T W` (Arditi et al. 2024, section 4.1, where U is one direction and M 1).
     """
-    w = tensor.float()
+    w = tensor.float().movedim(axis, 0)
+    rows = w.reshape(len(w), -1)
     u, m = edit.basis.to(w.device), edit.core.to(w.device)
-    return (w - u @ (m @ (u.T @ w))).to(tensor.dtype)
+    edited = rows - u @ (m @ (u.T @ rows))
+    return edited.view(w.shape).movedim(0, axis).to(tensor.dtype)
 
 
 @torch.no_grad()
 def edit_model(model: PreTrainedModel, plan: Plan) -> None:
     """Edits the weights of a loaded model in place. Not undone: load again for the original."""
-    for edit in plan:
-        for parameter in model.get_submodule(edit.module).parameters():
-            parameter.copy_(edit_tensor(parameter, edit))
+    parameters = dict(model.named_parameters())
+    for name, (edit, axis) in planned_tensors(plan, parameters).items():
+        parameters[name].copy_(edit_tensor(parameters[name], edit, axis))
