@@ -77,7 +77,7 @@ class RunConfig(BaseModel):
     resume: bool = Field(False, description="go on with the tuning run of an earlier process")
     shape: Shape = Field("gaussian", description="shape of the kernel that the gradient tunes")
     kernel_steps: int = Field(0, ge=0, le=1000, description="steps of the gradient on the kernel")
-    steps: int = Field(20, ge=0, le=1000, description="steps of the gradient on the cores")
+    steps: int = Field(40, ge=0, le=1000, description="steps of the gradient on the cores")
 
     removal_target: float = Field(0.80, gt=0, le=1, description="stop raising at this removal")
     quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")

@@ -15,18 +15,19 @@ from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import plan_of_cores
 from unrefuse.progress import track
 from unrefuse.prompts.sets import SETS
-from unrefuse.search.score import Judge
+from unrefuse.search.score import REFUSED, Judge
 
 ROWS = 16  # prompts of each set in a step
 TARGET_MARGIN = -1.0  # nats, where the loss of a target prompt begins to level off
 DIVERGENCE = 5.0  # weight of the divergence against a margin, both in nats
 # What must stay: the sign of a margin that does, and the margin in nats where its loss begins to
-# level off. With REFUSED: (-1.0, 0.5) beside it fewer everyday prompts become refused, and fewer
-# keep prompts stay so: on Qwen2.5-Coder-0.5B-Instruct no edit kept the retention floor (LOG.md).
-HELD = {"keep": (1.0, 1.5)}
+# level off.
+HELD = {"keep": (1.0, 1.4), REFUSED: (-1.0, 0.5)}
 WANTED = 0.98  # share of the prompts in HELD that a Lagrange multiplier works towards
 PRESSURE = (0.25, 10.0)  # the range of the multipliers
-FIRST_PRESSURE = 3.0  # where they start: from 1, the first steps cost keep what the rest win back
+FIRST_PRESSURE = 4.0  # where they start: from 1, the first steps cost keep what the rest win back
+GAIN = 1.0  # of a multiplier, by the share that is missing: at 5 the two swing against each other
+WARM_UP, COOL_DOWN = 0.25, 0.67  # shares of the steps in which the rate rises from 0 and falls to 0
 STORED = 4  # steps between two stored states
 STATE = "gradient.pt"
 KEPT = ("pressure", "held", "phase", "step", "found", "values")
@@ -87,7 +88,7 @@ class Descent:
         left = range(self.step + 1, steps + 1)
         for step in track(left, f"gradient: {phase}", len(left)):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * min(1.0, 1.5 * (1 - (step - 1) / steps))
+                group["lr"] = rate * _pace(step, steps)
             self._step(basis, cores, optimizer, penalty)
             self.step = step
             if step in candidates:
@@ -133,7 +134,7 @@ class Descent:
         for name, (sign, _) in HELD.items():
             stays = float((sign * margins[name].detach() > 0).float().mean())
             self.held[name] = 0.7 * self.held[name] + 0.3 * stays
-            wanted = self.pressure[name] + 5 * (WANTED - self.held[name])
+            wanted = self.pressure[name] + GAIN * (WANTED - self.held[name])
             self.pressure[name] = min(max(wanted, PRESSURE[0]), PRESSURE[1])
 
     def _store(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
@@ -142,3 +143,9 @@ class Descent:
         temporary = folder / f"{STATE}.{os.getpid()}"
         torch.save(state, temporary)
         temporary.replace(folder / STATE)
+
+
+def _pace(step: int, steps: int) -> float:
+    """The share of the rate in step 1 to `steps`: up, level, down."""
+    up, down = step / (WARM_UP * steps), (steps + 1 - step) / (COOL_DOWN * steps)
+    return min(1.0, up, down)
