@@ -76,13 +76,13 @@ def is_settled(text: str) -> bool:
 def is_broken(text: str, tokens: Sequence[int]) -> bool:
     """Whether a reply is empty or loops: one run of tokens, three times or more, fills most of it.
 
-    `tokens` are the reply's ids. A period of up to 16 tokens counts, in replies of 16 or more.
+    `tokens` are the reply's ids. A period of up to 24 tokens counts, in replies of 16 or more.
     """
     if not text.strip():
         return True
     if len(tokens) < 16:
         return False
-    for period in range(1, 17):
+    for period in range(1, 25):
         run = longest = 0
         for i in range(period, len(tokens)):
             run = run + 1 if tokens[i] == tokens[i - period] else 0
