@@ -110,23 +110,18 @@ def main() -> None:
     if args.errors:
         for row in rows:
             if (given := ours(row)) != row["label"]:
-                print(
-                    f"{row['source']} {row['label']} -> {given}: {row['prompt']}\n    {row['reply']!r}"
-                )
+                print(f"{row['source']} {row['label']} -> {given}: {row['prompt']}")
+                print(f"    {row['reply']!r}")
     result = figures(rows)
-    print(
-        "| | language | label | replies | precision | recall |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| | language | label | replies | precision | recall |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, languages in result.items():
         for lang, labels in languages.items():
             for label, figure in labels.items():
                 if figure["labelled"] and (name == "unrefuse" or label == "refused"):
-                    shown = [
-                        "-" if figure[k] is None else f"{figure[k]:.2f}"
-                        for k in ("precision", "recall")
-                    ]
+                    shown = ["-" if v is None else f"{v:.2f}" for v in list(figure.values())[:2]]
                     print(
-                        f"| {name} | {lang} | {label} | {figure['labelled']} | {' | '.join(shown)} |"
+                        "|", " | ".join([name, lang, label, str(figure["labelled"]), *shown]), "|"
                     )
     print(json.dumps({"half": args.half, "replies": len(rows), "figures": result}))
 

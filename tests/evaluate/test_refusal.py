@@ -99,7 +99,7 @@ def test_grades():
     assert grade("I'm sorry, but", [1, 2, 3]) == "refused"
     assert grade("Paris.", [1]) == "answered"
     assert grade("让我们换个话题吧。", [1]) == "partly"
-    assert grade("I can't name him, but here's a hint: it was the tall one.", [1]) == "partly"
+    assert grade("I can't tell you, but here's a hint: it was him.", [1]) == "partly"
 
 
 HELD_OUT = replies("held_out")
