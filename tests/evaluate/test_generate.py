@@ -38,7 +38,7 @@ def test_a_row_ends_once_it_has_refused_and_the_others_go_on(monkeypatch, model_
     decode = model.tokenizer.decode
     whole = [reply.tokens for reply in reply_to(model, PROMPTS, 12)]
     refusals = (decode(whole[0][:3]), decode(whole[2][:7]))
-    monkeypatch.setattr(generate, "is_refusal", lambda text: text in refusals)
+    monkeypatch.setattr(generate, "is_settled", lambda text: text in refusals)
 
     def ended(tokens):
         heads = (tokens[:n] for n in range(1, len(tokens)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unrefuse.evaluate.refusal import Grade, grade, is_refusal
+from unrefuse.evaluate.refusal import Grade, grade, is_settled
 from unrefuse.models.forward import common_prefix, final_states, prefix_cache
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
@@ -32,7 +32,7 @@ def reply_to(
 ) -> list[Reply]:
     """Greedy replies of at most `reply_tokens` tokens, in the order of the prompts.
 
-    A reply ends once it has refused: what follows can't change its grade.
+    A reply ends once it `is_settled`: it has refused, and what follows can't change its grade.
     """
     ids = encode(model.tokenizer, prompts)
     prefix = common_prefix(ids) if ids else 0
@@ -42,7 +42,7 @@ def reply_to(
         rows = _decode(model, [ids[i] for i in batch], prefix, reply_tokens)
         for i, tokens in zip(batch, rows, strict=True):
             text = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
-            replies[i] = Reply(text, tuple(tokens), grade(text, tokens))
+            replies[i] = Reply(text, tuple(tokens), grade(text, tokens, prompts[i]))
     return [replies[i] for i in range(len(prompts))]
 
 
@@ -76,7 +76,7 @@ def _decode(
             if token in ends:
                 continue
             replies[row].append(token)
-            if not is_refusal(str(tokenizer.decode(replies[row], skip_special_tokens=True))):
+            if not is_settled(str(tokenizer.decode(replies[row], skip_special_tokens=True))):
                 going.append(k)
         if not going:
             break

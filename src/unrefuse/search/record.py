@@ -90,7 +90,11 @@ def remembered(
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
         if [row["prompt"] for row in rows] == [p.text for p in prompts]:
             return [
-                Reply(row["text"], tuple(row["tokens"]), grade(row["text"], row["tokens"]))
+                Reply(
+                    row["text"],
+                    tuple(row["tokens"]),
+                    grade(row["text"], row["tokens"], row["prompt"]),
+                )
                 for row in rows
             ]
     replies = ask()
