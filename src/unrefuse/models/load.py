@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
-from unrefuse.models.writers import check_architecture
+from unrefuse.models.writers import text_config
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -46,7 +46,7 @@ class Model:
 
     @property
     def layers(self) -> int:
-        return int(self.network.config.num_hidden_layers)
+        return int(text_config(self.network).num_hidden_layers)
 
 
 def load_model(config: RunConfig) -> Model:
