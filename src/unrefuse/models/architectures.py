@@ -80,7 +80,7 @@ ARCHITECTURES: dict[str, tuple[Matrix, ...]] = {
 # What stands before the blocks differs between a checkpoint and the loaded model, and between
 # checkpoints: vision-language models, base models saved without a head.
 BEFORE_BLOCKS = re.compile(
-    r"^(model\.language_model\.|language_model\.model\.|model\.|transformer\.)?(?=(layers|h)\.\d)"
+    r"^(model\.)?(language_model\.)?(model\.)?(transformer\.)?(?=(layers|h)\.\d)"
 )
 ONE_EXPERT = re.compile(r"\.experts\.\d+\.(w2|down_proj)\.weight$")
 
