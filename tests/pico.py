@@ -54,6 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "ssm_out_multiplier": 0.7,
     },
     "gpt_oss": MOE | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "flex_olmo": MOE,
     "granite": {"residual_multiplier": 0.3},
     "mixtral": MOE,
     "olmoe": MOE,

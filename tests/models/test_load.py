@@ -57,7 +57,7 @@ def set_type(folder):
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
         (spoil_nan, "down_proj.weight are not all finite"),
         (spoil_template, "no chat template"),
-        (set_type, "'gpt2' is not supported"),
+        (set_type, r"has no transformer\.h\.0\."),
         (lambda f: (f / "tokenizer.json").write_text("{"), "cannot load"),
     ],
 )

@@ -118,6 +118,4 @@ def _edit(model: PreTrainedModel, writer: Writer, basis: Tensor, core: Tensor) -
         gain = norm_gain(model.get_submodule(writer.norm)).double().cpu()
         basis, r = torch.linalg.qr(gain.unsqueeze(-1) * basis)
         core = torch.linalg.solve_triangular(r.T, core @ r.T, upper=False)
-    return MatrixEdit(
-        writer.name, basis.float(), core.float(), writer.parameter, writer.transposed
-    )
+    return MatrixEdit(writer.name, basis.float(), core.float(), writer.parameter, writer.transposed)

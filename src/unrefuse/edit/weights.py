@@ -33,7 +33,9 @@ def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixE
         elif name.endswith("_scale_inv"):
             scales.add(name.removesuffix("_scale_inv"))
     if quantized := sorted(scales & found.keys()):
-        raise UsageError(f"{quantized[0]} is quantised in the checkpoint: an edit needs full weights")
+        raise UsageError(
+            f"{quantized[0]} is quantised in the checkpoint: an edit needs full weights"
+        )
     if missing:
         edit = next(iter(missing.values()))
         raise UsageError(f"the checkpoint has no tensor {edit.module}.{edit.parameter}")

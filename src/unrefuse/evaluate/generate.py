@@ -83,7 +83,8 @@ def _decode(
         if len(going) < len(rows):
             rows = [rows[k] for k in going]
             index = torch.tensor(going, device=model.device)
-            cache.reorder_cache(index)  # batch_select_indices passes over running states
+            # Not batch_select_indices, which passes over running states.
+            cache.reorder_cache(index)  # type: ignore[arg-type]
             mask, picked = mask[index], picked[index]
         ids = picked.unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from unrefuse.errors import UsageError
-from unrefuse.models.architectures import ARCHITECTURES, Component
+from unrefuse.models.architectures import ARCHITECTURES, Component, Matrix
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,7 @@ def writers(model: PreTrainedModel) -> list[Writer]:
         here = [matrix for matrix in ARCHITECTURES[kind] if matrix.path in modules]
         if {matrix.component for matrix in here} != {"attention", "mlp"}:
             raise UsageError(f"block {layer} of this {kind} is of a kind that unrefuse can't edit")
-        prefix = block_name(model, layer)
-        found += [
-            Writer(
-                f"{prefix}.{matrix.path}",
-                layer,
-                matrix.component,
-                matrix.norm and f"{prefix}.{matrix.norm}",
-                matrix.parameter,
-                matrix.transposed,
-            )
-            for matrix in here
-        ]
+        found += [writer_of(model, layer, matrix) for matrix in here]
     return found
 
 
@@ -108,6 +97,19 @@ def block_name(model: PreTrainedModel, layer: int) -> str:
     """The name of a decoder block in the model."""
     stack = blocks(model)
     return f"{next(name for name, module in model.named_modules() if module is stack)}.{layer}"
+
+
+def writer_of(model: PreTrainedModel, layer: int, matrix: Matrix) -> Writer:
+    """The matrix of one of the model's blocks."""
+    prefix = block_name(model, layer)
+    return Writer(
+        f"{prefix}.{matrix.path}",
+        layer,
+        matrix.component,
+        matrix.norm and f"{prefix}.{matrix.norm}",
+        matrix.parameter,
+        matrix.transposed,
+    )
 
 
 def norm_gain(norm: nn.Module) -> Tensor:
