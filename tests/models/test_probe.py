@@ -76,7 +76,7 @@ def test_an_edit_of_what_was_found_writes_nothing_along_the_direction(model_type
     torch.testing.assert_close(disk, hook, rtol=1e-4, atol=1e-4)
 
 
-def test_without_probe_what_was_found_is_shown_and_nothing_is_loaded(tmp_path):
+def test_without_probe_what_was_found_is_shown_and_loading_ends(tmp_path):
     folder = pico.save(tmp_path / "m", "gpt2")
     with pytest.raises(UsageError) as caught:
         load_model(pico.run_config(str(folder)))

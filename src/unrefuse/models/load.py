@@ -74,6 +74,8 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     device = choose_device(config.device)
     size = sum(file.stat().st_size for file in checkpoint_files(folder))
     transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its table of tensors that lack is one line below
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
@@ -89,6 +91,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UsageError(f"cannot load the model in {folder}: {first_line(error)}") from None
     finally:
+        transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
     if not tokenizer.chat_template:
         raise UsageError(
