@@ -93,6 +93,8 @@ class RunConfig(BaseModel):
     prompts_sha256: str | None = Field(None, description="stop unless the prompts have this hash")
     allow_pickle: bool = Field(False, description="read .bin checkpoints (pickle can run code)")
     trust_remote_code: bool = Field(False, description="run Python code that a model ships")
+    dequantize: bool = Field(False, description="edit a full copy of an FP8 or MXFP4 checkpoint")
+    probe: bool = Field(False, description="edit what a probe finds in an unknown architecture")
 
     @model_validator(mode="before")
     @classmethod

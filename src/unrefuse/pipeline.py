@@ -28,6 +28,7 @@ from unrefuse.models.load import (
     find_checkpoint,
     load_folder,
 )
+from unrefuse.models.writers import text_config
 from unrefuse.progress import stderr
 from unrefuse.prompts.sets import SETS, SPLITS, load_prompts, prompts_hash
 from unrefuse.report.card import write_card
@@ -211,7 +212,7 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         }
     )
     kernel = choose_kernel(
-        config.kernel, model.layers, network.num_parameters(), model.name, network.config
+        config.kernel, model.layers, network.num_parameters(), model.name, text_config(network)
     )
     stderr.print(
         f"{config.model}: {model.layers} layers, {network.num_parameters() / 1e6:.0f} M "

@@ -9,9 +9,12 @@ from unrefuse.prompts.chat import encode
 PROMPTS = ["Hi", "What is a volcano?", "x" * 60, "Tell me about chess.", "ok then"]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_replies_are_plain_greedy_generation(batch_size):
-    model = pico.loaded(batch_size=batch_size)
+@pytest.mark.parametrize(
+    ("model_type", "batch_size"),
+    [("llama", 1), ("llama", 2), *((model_type, 5) for model_type in pico.MODELS)],
+)
+def test_replies_are_plain_greedy_generation(model_type, batch_size):
+    model = pico.loaded(model_type, batch_size=batch_size)
     replies = reply_to(model, PROMPTS, 12)
     for prompt_ids, reply in zip(encode(model.tokenizer, PROMPTS), replies, strict=True):
         ids = torch.tensor([prompt_ids])
@@ -31,7 +34,7 @@ def test_a_reply_ends_at_the_end_of_turn():
     assert {r.grade for r in reply_to(model, PROMPTS, 12)} == {"broken"}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "falcon_h1", "qwen3_next"])
 def test_a_row_ends_once_it_has_refused_and_the_others_go_on(monkeypatch, model_type):
     """A random model never refuses: what counts as a refusal here are texts that it writes."""
     model = pico.loaded(model_type, batch_size=5)

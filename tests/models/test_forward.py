@@ -4,17 +4,20 @@ import pytest
 import torch
 
 from tests import pico
-from unrefuse.models.forward import common_prefix, final_states
+from unrefuse.models.forward import common_prefix, final_states, shared_prefix
+from unrefuse.models.writers import is_stateful
 from unrefuse.prompts.chat import encode
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text", "qwen3"])
-@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("model_type", pico.MODELS)
+@pytest.mark.parametrize("prefix", [0, 5])
 def test_a_shared_prefix_gives_the_states_of_the_whole_sequences(model_type, prefix):
     model = pico.loaded(model_type, layers=6)
     start = encode(model.tokenizer, ["Hello"])[0][:5]
     sequences = [start + rest for rest in ([7, 8, 9, 10], [20], [30, 31, 32, 33, 34, 35, 36])]
     lengths = [3, 1, 2]
+    assert shared_prefix(model, sequences) == (0 if is_stateful(model.network) else 5)
+    prefix = min(prefix, shared_prefix(model, sequences))
     with torch.no_grad():
         found = final_states(model, sequences, lengths, prefix)
         for states, sequence, length in zip(found, sequences, lengths, strict=True):

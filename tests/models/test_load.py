@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import pico
 from unrefuse.errors import UsageError
+from unrefuse.evaluate.generate import last_logits
 from unrefuse.models import load
 from unrefuse.models.load import (
     checkpoint_hash,
@@ -14,6 +15,7 @@ from unrefuse.models.load import (
     choose_dtype,
     load_model,
 )
+from unrefuse.prompts.chat import encode
 
 
 def loads(folder, **settings):
@@ -57,7 +59,7 @@ def set_type(folder):
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
         (spoil_nan, "down_proj.weight are not all finite"),
         (spoil_template, "no chat template"),
-        (set_type, "'gpt2' is not supported"),
+        (set_type, r"has no transformer\.h\.0\."),
         (lambda f: (f / "tokenizer.json").write_text("{"), "cannot load"),
     ],
 )
@@ -146,3 +148,15 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_faster_or_float32_does_not_fit
     monkeypatch.setattr(load.psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(load.torch.cpu, "get_capabilities", lambda: units)
     assert load.choose_dtype("auto", torch.device("cpu"), size) == wanted
+
+
+@pytest.mark.parametrize("model_type", ["falcon_h1", "gemma3", "mixtral", "qwen2_5_vl"])
+def test_hybrids_experts_and_the_text_part_of_a_vision_language_model_load(tmp_path, model_type):
+    model = loads(pico.save(tmp_path / "m", model_type), batch_size=2)
+    assert (model.layers, choose_batch_size(model.network, 32)) == (3, 64)
+    prompts = ["Hi", "What is a volcano?"]
+    wanted = last_logits(pico.loaded(model_type), prompts)
+    torch.testing.assert_close(last_logits(model, prompts), wanted, rtol=1e-4, atol=1e-4)
+    for i, ids in enumerate(encode(model.tokenizer, prompts)):
+        alone = model.network(torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(wanted[i], alone, rtol=1e-4, atol=1e-4)

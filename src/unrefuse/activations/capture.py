@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unrefuse.activations.moments import RunningMean
-from unrefuse.models.forward import common_prefix, prefix_cache, right_pad
+from unrefuse.models.forward import prefix_cache, right_pad, shared_prefix
 from unrefuse.models.load import Model
 from unrefuse.models.writers import blocks
 from unrefuse.progress import track
@@ -42,7 +42,7 @@ def residuals(model: Model, prompts: Sequence[str]) -> Iterator[tuple[list[int],
     Taken at the last prompt token, after the generation prompt.
     """
     ids = encode(model.tokenizer, prompts)
-    prefix = common_prefix(ids) if ids else 0
+    prefix = shared_prefix(model, ids) if ids else 0
     order = list(batches(ids, model.batch_size))
     decoder = model.network.get_decoder()
     for batch in track(order, "residual stream", len(order)):

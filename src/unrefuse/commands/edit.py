@@ -12,6 +12,7 @@ from unrefuse.commands.options import (
     Column,
     Config,
     DataSplit,
+    Dequantize,
     Device,
     Dtype,
     Json,
@@ -22,6 +23,7 @@ from unrefuse.commands.options import (
     Limit,
     ModelName,
     Peak,
+    Probe,
     Profile,
     Protect,
     QualityFloor,
@@ -86,6 +88,8 @@ def edit(
     seed: Seed = None,
     allow_pickle: AllowPickle = None,
     trust_remote_code: TrustRemoteCode = None,
+    dequantize: Dequantize = None,
+    probe: Probe = None,
     as_json: Json = False,
 ) -> None:
     """Measure MODEL, edit it in stages or by tuning, test the edit, save it to a new folder."""
@@ -136,6 +140,8 @@ def tune(
     seed: Seed = None,
     allow_pickle: AllowPickle = None,
     trust_remote_code: TrustRemoteCode = None,
+    dequantize: Dequantize = None,
+    probe: Probe = None,
     as_json: Json = False,
 ) -> None:
     """Find the kernel and the plan of an edit; `edit --kernel OUT/kernel.json` applies them."""

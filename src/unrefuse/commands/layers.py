@@ -12,6 +12,7 @@ from unrefuse.commands.options import (
     Column,
     Config,
     DataSplit,
+    Dequantize,
     Device,
     Dtype,
     Json,
@@ -21,6 +22,7 @@ from unrefuse.commands.options import (
     Limit,
     ModelName,
     Peak,
+    Probe,
     Profile,
     Protect,
     Revision,
@@ -55,6 +57,8 @@ def analyze(
     seed: Seed = None,
     allow_pickle: AllowPickle = None,
     trust_remote_code: TrustRemoteCode = None,
+    dequantize: Dequantize = None,
+    probe: Probe = None,
     as_json: Json = False,
 ) -> None:
     """Show where refusal sits: its strength by layer, over all and per topic."""

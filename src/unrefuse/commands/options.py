@@ -40,6 +40,12 @@ AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Read .
 TrustRemoteCode = Annotated[
     bool | None, typer.Option("--trust-remote-code", help="Run Python code of the model.")
 ]
+Dequantize = Annotated[
+    bool | None, typer.Option("--dequantize", help="Edit a full copy of FP8 or MXFP4 weights.")
+]
+Probe = Annotated[
+    bool | None, typer.Option("--probe", help="Edit what a probe finds in an unknown architecture.")
+]
 Steps = Annotated[int | None, typer.Option(help="Of the gradient, on what each matrix does.")]
 KernelSteps = Annotated[int | None, typer.Option(help="Of the gradient, on the kernel, before.")]
 Shape = Annotated[

@@ -1,5 +1,6 @@
 """The plan: what is taken out of every matrix that writes into the residual stream."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +17,19 @@ from unrefuse.models.writers import Writer, blocks, norm_gain, writers
 
 @dataclass(frozen=True)
 class MatrixEdit:
-    """Takes `basis core basis^T` out of one matrix's output: `y <- y - U M U^T y`.
+    """Takes `basis core basis^T` out of one module's output: `y <- y - U M U^T y`.
 
-    `module` is the linear module's name; `basis` U `(d_model, k)` is orthonormal and `core` M
-    `(k, k)`, both float32 on the CPU. With one direction r, M is `[[strength]]`: 1 takes all of
-    the component along r out, more than 1 reflects.
+    `module` is the module's name, `parameter` that of its matrix, `transposed` where `d_model` is
+    the last axis of that (see `models.architectures.Matrix`); `basis` U `(d_model, k)` is
+    orthonormal and `core` M `(k, k)`, both float32 on the CPU. With one direction r, M is
+    `[[strength]]`: 1 takes all of the component along r out, more than 1 reflects.
     """
 
     module: str
     basis: Tensor
     core: Tensor
+    parameter: str = "weight"
+    transposed: bool = False
 
 
 Plan = tuple[MatrixEdit, ...]
@@ -76,12 +80,17 @@ def scaled(plan: Plan, factor: float) -> Plan:
 
 
 def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a plan as a safetensors file: `MODULE.basis` and `MODULE.core` of every edit."""
-    tensors = {}
+    """Writes a plan as a safetensors file: `MODULE.basis` and `MODULE.core` of every edit.
+
+    Matrices that are no plain weight are told in the metadata, under `matrices`.
+    """
+    tensors, matrices = {}, {}
     for edit in plan:
         tensors[f"{edit.module}.basis"] = edit.basis.detach().contiguous().clone()
         tensors[f"{edit.module}.core"] = edit.core.detach().contiguous().clone()
-    save_file(tensors, file, metadata=dict(metadata))
+        if edit.transposed or edit.parameter != "weight":
+            matrices[edit.module] = [edit.parameter, edit.transposed]
+    save_file(tensors, file, metadata={**metadata, "matrices": json.dumps(matrices)})
 
 
 def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
@@ -89,10 +98,14 @@ def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-            metadata = stored.metadata() or {}
+            metadata = dict(stored.metadata() or {})
+        matrices = json.loads(metadata.pop("matrices", "{}"))
         names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
-        plan = tuple(MatrixEdit(n, tensors[f"{n}.basis"], tensors[f"{n}.core"]) for n in names)
-    except (OSError, SafetensorError, KeyError) as error:
+        plan = tuple(
+            MatrixEdit(n, tensors[f"{n}.basis"], tensors[f"{n}.core"], *matrices.get(n, ()))
+            for n in names
+        )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UsageError(f"cannot read the plan {file}: {first_line(error)}") from None
     return plan, metadata
 
@@ -105,4 +118,4 @@ def _edit(model: PreTrainedModel, writer: Writer, basis: Tensor, core: Tensor) -
         gain = norm_gain(model.get_submodule(writer.norm)).double().cpu()
         basis, r = torch.linalg.qr(gain.unsqueeze(-1) * basis)
         core = torch.linalg.solve_triangular(r.T, core @ r.T, upper=False)
-    return MatrixEdit(writer.name, basis.float(), core.float())
+    return MatrixEdit(writer.name, basis.float(), core.float(), writer.parameter, writer.transposed)

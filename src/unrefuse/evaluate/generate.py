@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from unrefuse.evaluate.refusal import Grade, grade, is_settled
-from unrefuse.models.forward import common_prefix, final_states, prefix_cache
+from unrefuse.models.forward import final_states, prefix_cache, shared_prefix
 from unrefuse.models.load import Model
-from unrefuse.models.writers import logits_of
+from unrefuse.models.writers import logits_of, text_config
 from unrefuse.progress import track
 from unrefuse.prompts.chat import batches, encode, left_pad
 
@@ -35,7 +35,7 @@ def reply_to(
     A reply ends once it `is_settled`: it has refused, and what follows can't change its grade.
     """
     ids = encode(model.tokenizer, prompts)
-    prefix = common_prefix(ids) if ids else 0
+    prefix = shared_prefix(model, ids) if ids else 0
     order = list(batches(ids, model.batch_size))
     replies: dict[int, Reply] = {}
     for batch in track(order, what, len(order)):
@@ -53,7 +53,7 @@ def _decode(
     network, tokenizer = model.network, model.tokenizer
     end = network.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}
-    window = getattr(network.config, "sliding_window", None)
+    window = getattr(text_config(network), "sliding_window", None)
     if window and max(map(len, sequences)) + limit > window:
         prefix = 0  # a window is counted in places, and padding after a prefix takes some
     cache = prefix_cache(model, sequences[0][:prefix], len(sequences))
@@ -83,7 +83,8 @@ def _decode(
         if len(going) < len(rows):
             rows = [rows[k] for k in going]
             index = torch.tensor(going, device=model.device)
-            cache.batch_select_indices(index)
+            # Not batch_select_indices, which passes over running states.
+            cache.reorder_cache(index)  # type: ignore[arg-type]
             mask, picked = mask[index], picked[index]
         ids = picked.unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -105,7 +106,7 @@ def final_hidden(
     """Hidden states after the final norm, `(lengths[i], d_model)`, at the end of each sequence."""
     hidden: dict[int, Tensor] = {}
     beginnings = [len(s) - n for s, n in zip(sequences, lengths, strict=True)]
-    prefix = min(common_prefix(sequences), *beginnings)
+    prefix = min(shared_prefix(model, sequences), *beginnings)
     order = list(batches(sequences, model.batch_size))
     for batch in track(order, what, len(order)):
         chosen = [sequences[i] for i in batch]

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from unrefuse.models.load import Model
+from unrefuse.models.writers import is_stateful
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
@@ -14,6 +15,14 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     shared = min(map(len, sequences)) - 1
     first = sequences[0]
     return next((i for i in range(shared) if any(s[i] != first[i] for s in sequences)), shared)
+
+
+def shared_prefix(model: Model, sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens may run once for all: those in common, or 0 for a model with a state.
+
+    A running state can't be handed to several rows, and it moves on at each row's padding.
+    """
+    return 0 if is_stateful(model.network) else common_prefix(sequences)
 
 
 def prefix_cache(model: Model, prefix: Sequence[int], rows: int) -> DynamicCache:

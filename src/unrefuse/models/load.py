@@ -13,10 +13,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,7 +28,11 @@ from transformers.utils import logging as transformers_logging
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
-from unrefuse.models.writers import check_architecture
+from unrefuse.models.architectures import same_name
+from unrefuse.models.probe import describe, probe
+from unrefuse.models.quantized import check_full, full_weights
+from unrefuse.models.writers import check_architecture, is_known, text_config
+from unrefuse.progress import stderr
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -46,14 +54,15 @@ class Model:
 
     @property
     def layers(self) -> int:
-        return int(self.network.config.num_hidden_layers)
+        return int(text_config(self.network).num_hidden_layers)
 
 
 def load_model(config: RunConfig) -> Model:
     """The model of `config.model`, in evaluation mode on its device.
 
     Raises UsageError for a folder that is no model, a missing or truncated file, weights that are
-    not finite, an unsupported architecture, and a base model without a chat template.
+    not finite or lack a tensor or are quantised, an architecture that is not known unless
+    `config.probe` and the probe finds it out, and a base model without a chat template.
     """
     folder = find_checkpoint(config)
     return load_folder(folder, config, config.model)
@@ -65,29 +74,39 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     device = choose_device(config.device)
     size = sum(file.stat().st_size for file in checkpoint_files(folder))
     transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its table of tensors that lack is one line below
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )
-        network = AutoModelForCausalLM.from_pretrained(
+        network, info = auto_class(read_config(folder, config)).from_pretrained(
             folder,
+            output_loading_info=True,
             dtype=choose_dtype(config.dtype, device, size),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=checkpoint_files(folder)[0].suffix != ".bin",
         )
-        network.to(device)  # type: ignore[arg-type]
+        network.to(device)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UsageError(f"cannot load the model in {folder}: {first_line(error)}") from None
     finally:
+        transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
     if not tokenizer.chat_template:
         raise UsageError(
             f"{name} has no chat template, so it is a base model: unrefuse edits chat models"
         )
+    if missing := sorted(info["missing_keys"]):
+        raise UsageError(
+            f"{name}: the checkpoint has no {missing[0]} (of {len(missing)} tensors that lack)"
+        )
     for parameter_name, parameter in network.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise UsageError(f"{name}: the weights of {parameter_name} are not all finite")
     network.eval().requires_grad_(False)
+    if not is_known(network):
+        _probe(network, folder, config)
     # The last position of a batch is a strided view, for which torch's bfloat16 linear on a CPU
     # copies the head once per row: 27 s for 32 rows of Qwen2.5-0.5B, where the product takes 0.1.
     network.get_output_embeddings().register_forward_pre_hook(
@@ -102,8 +121,56 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     return Model(network, tokenizer, folder, name, batch_size)
 
 
+def _probe(network: PreTrainedModel, folder: Path, config: RunConfig) -> None:
+    """Shows what writes into the stream of an unknown model; goes on only with `config.probe`."""
+    found, kind = probe(network), text_config(network).model_type
+    stored = {same_name(name) for file in checkpoint_files(folder) for name in tensor_names(file)}
+    for writer in found:
+        if same_name(f"{writer.name}.{writer.parameter}") not in stored:
+            raise UsageError(
+                f"the architecture {kind!r} is not in unrefuse's table, and its checkpoint has no "
+                f"tensor {writer.name}.{writer.parameter}, where an edit would go"
+            )
+    told = (
+        f"the architecture {kind!r} is not in unrefuse's table; by a traced forward, these write "
+        f"into the residual stream: {describe(network, found)}"
+    )
+    if not config.probe:
+        raise UsageError(f"{told}. To edit them: --probe")
+    stderr.print(told, highlight=False, soft_wrap=True, markup=False)
+
+
+def read_config(folder: Path, config: RunConfig) -> PretrainedConfig:
+    """The transformers configuration in a checkpoint folder. Raises UsageError."""
+    try:
+        found: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot read {folder / 'config.json'}: {first_line(error)}") from None
+    return found
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class that loads a model: that of vision-language models where it is no other."""
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if vision and not causal else AutoModelForCausalLM
+
+
 def find_checkpoint(config: RunConfig) -> Path:
-    """The local folder of `config.model`: the demo, a folder, or a hub model, downloaded."""
+    """The local folder of `config.model`: the demo, a folder, or a hub model, downloaded.
+
+    With `config.dequantize` and a checkpoint in FP8 or MXFP4, that of its full copy.
+    """
+    folder = _find(config)
+    if not config.dequantize or not (folder / "config.json").is_file():
+        return folder
+    auto = auto_class(read_config(folder, config))
+    return full_weights(folder, checkpoint_files(folder), auto, config.trust_remote_code)
+
+
+def _find(config: RunConfig) -> Path:
     name, folder = config.model, Path(config.model).expanduser()
     if name == "demo":
         from unrefuse.models.demo import demo_model
@@ -130,12 +197,8 @@ def check_checkpoint(folder: Path, config: RunConfig) -> None:
     """Reads the config and the header of every shard. Raises UsageError; loads no weights."""
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} is no model: there is no config.json in it")
-    try:
-        check_architecture(
-            AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"cannot read {folder / 'config.json'}: {first_line(error)}") from None
+    check_architecture(read_config(folder, config))
+    check_full(folder)
     for file in checkpoint_files(folder):
         if not file.is_file():
             raise UsageError(f"the checkpoint is not whole: {file} is missing")
@@ -164,6 +227,14 @@ def checkpoint_files(folder: Path) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
     raise UsageError(f"{folder} is no model: there are no weights ({SINGLE}) in it")
+
+
+def tensor_names(file: Path) -> list[str]:
+    """The names of the tensors in a weight file; their data is not read."""
+    if file.suffix == ".bin":
+        return list(torch.load(file, map_location="meta", weights_only=True))
+    with safe_open(file, framework="pt") as shard:
+        return list(shard.keys())
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -219,7 +290,7 @@ def choose_batch_size(network: PreTrainedModel, reply_tokens: int, prompt_tokens
     A row costs its KV cache, its float32 logits for every reply token, and the widest activation
     of a block; half of what is free is used. On a CPU more than 64 rows bring little speed.
     """
-    config, size = network.config, network.dtype.itemsize
+    config, size = text_config(network), network.dtype.itemsize
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
@@ -227,7 +298,8 @@ def choose_batch_size(network: PreTrainedModel, reply_tokens: int, prompt_tokens
     tokens = prompt_tokens + reply_tokens
     cache = 2 * config.num_hidden_layers * heads * head_dim * tokens * size
     logits = 2 * 4 * config.vocab_size * reply_tokens
-    activations = 4 * tokens * max(config.intermediate_size, config.hidden_size) * 4
+    widest = max(getattr(config, "intermediate_size", None) or 0, config.hidden_size)
+    activations = 4 * tokens * widest * 4
     on_gpu = network.device.type == "cuda"
     free = (
         torch.cuda.mem_get_info(network.device)[0] if on_gpu else psutil.virtual_memory().available

@@ -1,99 +1,140 @@
-"""Per architecture: the decoder blocks, and the matrices that write into the residual stream."""
+"""A loaded model's decoder blocks, and the matrices that write into its residual stream."""
 
 from dataclasses import dataclass
-from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from unrefuse.errors import UsageError
-
-Component = Literal["attention", "mlp"]
-# Blocks whose attention ends in `self_attn.o_proj` and whose MLP ends in `mlp.down_proj`, each
-# added to the residual stream; below, the norm that stands between the two, where there is one.
-NO_NORM: dict[Component, str] = {}
-SANDWICH_NORM: dict[Component, str] = {
-    "attention": "post_attention_layernorm",
-    "mlp": "post_feedforward_layernorm",
-}
-ARCHITECTURES: dict[str, dict[Component, str]] = {
-    "gemma": NO_NORM,
-    "gemma2": SANDWICH_NORM,
-    "gemma3_text": SANDWICH_NORM,
-    "granite": NO_NORM,
-    "llama": NO_NORM,
-    "mistral": NO_NORM,
-    "olmo2": SANDWICH_NORM,
-    "phi3": NO_NORM,
-    "qwen2": NO_NORM,
-    "qwen3": NO_NORM,
-    "smollm3": NO_NORM,
-}
-MATRICES: dict[Component, str] = {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}
+from unrefuse.models.architectures import ARCHITECTURES, Component, Matrix
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One linear module `(d_model, d_in)` that writes into the residual stream.
+    """One module whose output enters the residual stream of block `layer`, and its matrix.
 
-    `norm` names the module between its output and the residual add, or is None.
+    `norm` names the module between its output and the residual add, or is None. `parameter` and
+    `transposed`: as in `architectures.Matrix`.
     """
 
     name: str
     layer: int
     component: Component
     norm: str | None
+    parameter: str = "weight"
+    transposed: bool = False
+
+
+# What `probe` found in models that are not in the table, for as long as these live.
+PROBED: WeakKeyDictionary[nn.Module, list[Writer]] = WeakKeyDictionary()
 
 
 def check_architecture(config: PretrainedConfig) -> None:
-    """Raises UsageError for an architecture that is not in ARCHITECTURES."""
-    if config.model_type not in ARCHITECTURES:
+    """Raises UsageError for a model that can't be edited whatever its blocks are."""
+    if config.is_encoder_decoder:
         raise UsageError(
-            f"the architecture {config.model_type!r} is not supported; "
-            f"supported: {', '.join(ARCHITECTURES)}"
+            f"the architecture {config.model_type!r} is not supported: unrefuse edits models that "
+            "have a decoder only"
         )
+
+
+def text_config(model: PreTrainedModel) -> PretrainedConfig:
+    """The configuration of the language model, which in a vision-language model is a part."""
+    config: PretrainedConfig = model.config.get_text_config(decoder=True)
+    return config
+
+
+def is_known(model: PreTrainedModel) -> bool:
+    """Whether the table has the architecture: code that a model ships may differ from its name."""
+    own = type(model).__module__.startswith("transformers.models.")
+    return own and text_config(model).model_type in ARCHITECTURES
+
+
+def is_stateful(model: PreTrainedModel) -> bool:
+    """Whether a layer keeps a running state (state space, linear attention), not a row a token."""
+    return bool(model.get_decoder()._is_stateful)
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks, in order; the output of each is the residual stream after it."""
-    layers = model.get_decoder().layers
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+    """The decoder blocks, in order; the output of each is the residual stream after it.
+
+    Raises UsageError where the decoder has no list of as many modules as the config says.
+    """
+    layers = text_config(model).num_hidden_layers
+    for child in model.get_decoder().children():
+        if isinstance(child, nn.ModuleList) and len(child) == layers:
+            return child
+    raise UsageError(
+        f"the architecture {text_config(model).model_type!r} is not supported: it has no list of "
+        f"{layers} decoder blocks"
+    )
 
 
 def writers(model: PreTrainedModel) -> list[Writer]:
-    """Every matrix that writes into the residual stream, two per layer, in order."""
-    check_architecture(model.config)
-    norms = ARCHITECTURES[model.config.model_type]
-    prefix = next(name for name, module in model.named_modules() if module is blocks(model))
-    return [
-        Writer(
-            f"{prefix}.{layer}.{path}",
-            layer,
-            component,
-            f"{prefix}.{layer}.{norms[component]}" if component in norms else None,
-        )
-        for layer in range(len(blocks(model)))
-        for component, path in MATRICES.items()
-    ]
+    """Every matrix that writes into the residual stream, block by block.
+
+    Raises UsageError for a model that is neither in the table nor probed, and where a block lacks
+    what the table says.
+    """
+    if model in PROBED:
+        return PROBED[model]
+    kind = text_config(model).model_type
+    if not is_known(model):
+        raise UsageError(f"the architecture {kind!r} is not known, and the model was not probed")
+    found = []
+    for layer, block in enumerate(blocks(model)):
+        modules = dict(block.named_modules())
+        here = [matrix for matrix in ARCHITECTURES[kind] if matrix.path in modules]
+        if {matrix.component for matrix in here} != {"attention", "mlp"}:
+            raise UsageError(f"block {layer} of this {kind} is of a kind that unrefuse can't edit")
+        found += [writer_of(model, layer, matrix) for matrix in here]
+    return found
+
+
+def block_name(model: PreTrainedModel, layer: int) -> str:
+    """The name of a decoder block in the model."""
+    stack = blocks(model)
+    return f"{next(name for name, module in model.named_modules() if module is stack)}.{layer}"
+
+
+def writer_of(model: PreTrainedModel, layer: int, matrix: Matrix) -> Writer:
+    """The matrix of one of the model's blocks."""
+    prefix = block_name(model, layer)
+    return Writer(
+        f"{prefix}.{matrix.path}",
+        layer,
+        matrix.component,
+        matrix.norm and f"{prefix}.{matrix.norm}",
+        matrix.parameter,
+        matrix.transposed,
+    )
 
 
 def norm_gain(norm: nn.Module) -> Tensor:
-    """The gain `(d_model,)` of an RMSNorm, float32. Gemma stores the gain less 1."""
-    weight = norm.get_parameter("weight").detach().float()
-    return weight + 1 if type(norm).__name__.startswith("Gemma") else weight
+    """The gain `(d_model,)` of an RMSNorm, float32, up to a factor within rounding of 1.
+
+    Of ones, whose root mean square is 1, it makes its gain, whether its weight is the gain or, as
+    with Gemma, the gain less 1. A LayerNorm, which takes the mean off, gives another thing.
+    """
+    weight = norm.get_parameter("weight")
+    gain: Tensor = norm(torch.ones(weight.shape[-1], device=weight.device)).detach().float()
+    return gain
 
 
 def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits `(..., vocab)` in float32 of final hidden states `(..., d_model)` after the norm.
 
-    The language-model head with the scaling (Granite) or soft cap (Gemma 2) that the model's own
-    forward puts on it. Kept hidden states are a hundred times smaller than kept logits.
+    The language-model head with the scaling (Granite, Cohere, Falcon-H1) or soft cap (Gemma 2)
+    that the model's own forward puts on it. Kept hidden states are a hundred times smaller than
+    kept logits.
     """
-    head = model.get_output_embeddings()
+    head, config = model.get_output_embeddings(), text_config(model)
     assert head is not None
     logits: Tensor = head(hidden).float()
-    logits = logits / getattr(model.config, "logits_scaling", 1.0)
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    logits = logits / getattr(config, "logits_scaling", 1.0)
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)
+    logits = logits * getattr(config, "lm_head_multiplier", 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits

@@ -82,11 +82,12 @@ def learn(
         return {w.name: found[COMPONENTS.index(w.component), w.layer].view(1, 1) for w in edited}
 
     def candidate(found: dict[str, Any], basis: Tensor) -> Candidate:
-        """The kernel's weights are the largest singular value of each core."""
+        """The kernel's weights are the largest singular value of a layer's cores."""
         weights = torch.zeros(len(COMPONENTS), model.layers)
         for w in edited:
             norm = torch.linalg.matrix_norm(found["cores"][w.name], 2)
-            weights[COMPONENTS.index(w.component), w.layer] = norm
+            place = COMPONENTS.index(w.component), w.layer
+            weights[place] = torch.maximum(weights[place], norm)
         phase, step = found["phase"], found["step"]
         source = f"gradient, step {step} on the {phase}, from {kernel.source}"
         plan = plan_of_cores(model.network, basis, found["cores"])

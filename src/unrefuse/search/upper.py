@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrefuse.models.forward import common_prefix, prefix_cache, right_pad, row_ends
+from unrefuse.models.forward import prefix_cache, right_pad, row_ends, shared_prefix
 from unrefuse.models.load import Model
 from unrefuse.models.writers import blocks
 from unrefuse.progress import track
@@ -23,7 +23,8 @@ class Upper:
 
     def __init__(self, model: Model, first: int, sequences: Sequence[Sequence[int]]) -> None:
         self.model, self.first = model, first
-        self.prefix = list(sequences[0][: common_prefix(sequences)])
+        self.prefix = list(sequences[0][: shared_prefix(model, sequences)])
+        self.in_tuple = _returns_tuple(model)
 
     @torch.no_grad()
     def enter(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -69,7 +70,7 @@ class Upper:
         handle = upper[0].register_forward_pre_hook(enter, with_kwargs=True)
         try:
             # Not run: below, what was entered stands for them; above, nobody asks for it.
-            with _passing(upper if entering is None else lower):
+            with _passing(upper if entering is None else lower, self.in_tuple):
                 states: Tensor = network.get_decoder()(
                     input_ids=ids, past_key_values=cache, use_cache=True
                 ).last_hidden_state
@@ -78,12 +79,26 @@ class Upper:
         return seen[0] if seen else states
 
 
-@contextmanager
-def _passing(idle: nn.ModuleList) -> Iterator[None]:
-    """Within the block these decoder blocks hand on what comes in."""
+@torch.no_grad()
+def _returns_tuple(model: Model) -> bool:
+    """Whether blocks return their output in a tuple, by a pass of one token."""
+    outputs: list[object] = []
+    block = blocks(model.network)[-1]
+    handle = block.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        model.network.get_decoder()(input_ids=torch.zeros(1, 1, dtype=torch.long).to(model.device))
+    finally:
+        handle.remove()
+    return isinstance(outputs[0], tuple)
 
-    def hand_on(hidden_states: Tensor, *args: object, **options: object) -> Tensor:
-        return hidden_states
+
+@contextmanager
+def _passing(idle: nn.ModuleList, in_tuple: bool) -> Iterator[None]:
+    """Within the block these decoder blocks hand on what comes in, `in_tuple` where they return
+    their output in one."""
+
+    def hand_on(hidden_states: Tensor, *args: object, **options: object) -> Any:
+        return (hidden_states,) if in_tuple else hidden_states
 
     for block in idle:
         block.forward = hand_on

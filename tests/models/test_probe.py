@@ -1,0 +1,172 @@
+"""An unknown architecture: what writes into the stream is found by experiment, or refused."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tests import pico
+from unrefuse.edit.hooks import hooked
+from unrefuse.edit.plan import make_plan
+from unrefuse.edit.shards import write_checkpoint
+from unrefuse.edit.weights import edit_model
+from unrefuse.errors import UsageError
+from unrefuse.models.load import load_model
+from unrefuse.models.probe import describe, probe
+from unrefuse.models.writers import PROBED, blocks, is_known, writers
+
+IDS = torch.arange(1, 41).reshape(4, 10)
+UNKNOWN = ["gpt2", "gpt_neox", "flex_olmo"]
+
+
+def in_order(found):
+    return sorted(found, key=lambda w: (w.layer, w.name))
+
+
+@pytest.mark.parametrize("model_type", pico.MODELS)
+def test_the_probe_finds_what_the_table_says(model_type):
+    model = pico.network(model_type)
+    table = writers(model)
+    assert in_order(probe(model)) == in_order(table)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_the_probe_sees_through_the_rounding_of_bfloat16_and_leaves_weights_as_they_were(
+    model_type,
+):
+    model = pico.network(model_type).to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    table = writers(model)
+    assert in_order(probe(model)) == in_order(table)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("model_type", UNKNOWN)
+def test_an_edit_of_what_was_found_writes_nothing_along_the_direction(model_type, tmp_path):
+    """GPT-2's matrices lie the other way round, GPT-NeoX's blocks are parallel, Flex OLMo has a
+    norm after its experts; all have other names than the table's."""
+    folder = pico.save(tmp_path / "m", model_type)
+    model = load_model(pico.run_config(str(folder), probe=True)).network
+    assert not is_known(model)
+    directions = nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
+    plan = make_plan(model, directions, (0.0, 1.0, 0.0))
+    assert len(plan) == 2
+    seen = []
+
+    def record(module, args, options, output):
+        entered = args[0] if args else options["hidden_states"]
+        seen.append((output[0] if isinstance(output, tuple) else output) - entered)
+
+    blocks(model)[1].register_forward_hook(record, with_kwargs=True)
+    original = model(IDS).logits
+    with hooked(model, plan):
+        hook = model(IDS).logits
+    (tmp_path / "out").mkdir()
+    write_checkpoint(folder, plan, tmp_path / "out")
+    edit_model(model, plan)
+    torch.testing.assert_close(model(IDS).logits, hook, rtol=1e-4, atol=1e-4)
+    assert (hook - original).abs().max() > 1e-2
+    before, *after = [(written @ directions[1].float()).abs().max() for written in seen]
+    assert max(after) < 1e-4 * before
+    disk = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits
+    torch.testing.assert_close(disk, hook, rtol=1e-4, atol=1e-4)
+
+
+def test_without_probe_what_was_found_is_shown_and_loading_ends(tmp_path):
+    folder = pico.save(tmp_path / "m", "gpt2")
+    with pytest.raises(UsageError) as caught:
+        load_model(pico.run_config(str(folder)))
+    said = str(caught.value)
+    assert "'gpt2' is not in unrefuse's table" in said
+    assert "attn.c_proj (attention) in 3 of 3 blocks; mlp.c_proj (mlp) in 3 of 3 blocks" in said
+    assert said.endswith("--probe")
+    assert "\n" not in said
+
+
+def test_with_probe_what_was_found_is_shown(tmp_path, capsys):
+    folder = pico.save(tmp_path / "m", "gpt2")
+    model = load_model(pico.run_config(str(folder), probe=True)).network
+    shown = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert describe(model, PROBED[model]) in shown
+
+
+class WithSquares(LlamaForCausalLM):
+    """A class of one's own, under the name of a known one: its q_proj is square as its o_proj, and
+    its MLP's output passes through one more matrix."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.model.layers:
+            block.mlp = nn.Sequential(block.mlp, nn.Linear(32, 32))
+
+
+def own(kind):
+    model = pico.network("llama")
+    copy = kind(model.config).eval().requires_grad_(False)
+    for parameter in copy.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return copy
+
+
+def test_a_class_that_is_not_that_of_transformers_is_not_believed_by_its_name():
+    model = own(WithSquares)
+    assert not is_known(model)
+    with pytest.raises(UsageError, match="not probed"):
+        writers(model)
+    found = probe(model)
+    assert {w.name.split(".", 3)[3] for w in found} == {"self_attn.o_proj", "mlp.1"}
+    assert writers(model) == found
+
+
+class WithNormAfter(LlamaForCausalLM):
+    """The stream itself is normed: no matrix alone decides what is written."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.model.layers:
+            block.register_forward_hook(lambda m, a, output: nn.functional.rms_norm(output, (32,)))
+
+
+class WithParameter(LlamaForCausalLM):
+    """Something is added to the stream that is no module's output."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.model.layers:
+            block.extra = nn.Parameter(torch.randn(32))
+            forward = block.forward
+            block.forward = lambda *a, f=forward, b=block, **k: f(*a, **k) + b.extra
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [(WithNormAfter, "is no matrix|adds more"), (WithParameter, "block 0 adds more")],
+)
+def test_what_cannot_be_told_is_refused_in_one_line(kind, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        probe(own(kind))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_an_encoder_is_refused_before_it_is_loaded(tmp_path):
+    folder = pico.save(tmp_path / "m")
+    config = AutoConfig.for_model("t5").to_dict()
+    (folder / "config.json").write_text(json.dumps(config | {"is_encoder_decoder": True}))
+    with pytest.raises(UsageError, match="have a decoder only"):
+        load_model(pico.run_config(str(folder)))
+
+
+def test_a_state_space_without_an_mlp_is_refused():
+    with pytest.raises(UsageError, match="no attention or no MLP"):
+        probe(pico.network("mamba"))
+
+
+def test_a_table_that_lacks_a_blocks_matrix_says_so():
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, hidden_size=32, vocab_size=9))
+    model.model.layers[0].mlp = nn.Identity()
+    with pytest.raises(UsageError, match="block 0 of this llama"):
+        writers(model)
