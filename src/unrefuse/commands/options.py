@@ -40,6 +40,10 @@ AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Read .
 TrustRemoteCode = Annotated[
     bool | None, typer.Option("--trust-remote-code", help="Run Python code of the model.")
 ]
+PreserveNorm = Annotated[
+    bool | None,
+    typer.Option("--preserve-norm", help="Rows of the edited matrices keep their length."),
+]
 Steps = Annotated[int | None, typer.Option(help="Of the gradient, on what each matrix does.")]
 KernelSteps = Annotated[int | None, typer.Option(help="Of the gradient, on the kernel, before.")]
 Shape = Annotated[

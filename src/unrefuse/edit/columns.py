@@ -62,7 +62,7 @@ def edit_slab(slab: Tensor, edit: MatrixEdit, axis: int, preserve_norm: bool = F
     for _, block in blocks.edited():
         after += block.square().sum(1).double()
     before = torch.zeros_like(after)
-    for columns in rows.split(COLUMNS, 1):
+    for columns in torch.split(rows, COLUMNS, 1):
         before += columns.float().square().sum(1).double()
     scale = torch.where(after > 0, (before / after).sqrt(), 1.0).float().unsqueeze(1)
     for columns, block in blocks.edited():
@@ -79,7 +79,7 @@ class _Blocks:
 
     def edited(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each block of the matrix, and its edited values: good until the next one."""
-        for columns in self.rows.split(COLUMNS, 1):
+        for columns in torch.split(self.rows, COLUMNS, 1):
             block = self.buffer[: columns.numel()].view(columns.shape)
             block.copy_(columns)
             block.addmm_(self.um, self.u_t @ block, alpha=-1)

@@ -218,7 +218,7 @@ def _edit(
         buffers.bytes = torch.empty(size, dtype=torch.uint8)
     held: Tensor = buffers.bytes[:size]
     slab = held.view(FLOATS[stored.dtype]).view(stored.shape)
-    data = memoryview(held.numpy())
+    data = held.numpy().data
     with file.open("rb", buffering=0) as old:
         old.seek(stored.begin)
         read = 0
@@ -240,7 +240,7 @@ def _convert(files: list[Path], plan: Plan, out: Path, preserve_norm: bool) -> t
     names = [n for f in files for n in torch.load(f, map_location="meta", weights_only=True)]
     edits = planned_tensors(plan, names)
     where: dict[str, str] = {}
-    size, dtypes = 0, set()
+    size, dtypes = 0, set[torch.dtype]()
     for file in track(files, "writing", len(files)):
         loaded = torch.load(file, map_location="cpu", weights_only=True)
         # Tied tensors share memory, which safetensors does not write.
