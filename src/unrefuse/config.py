@@ -66,6 +66,7 @@ class RunConfig(BaseModel):
     kernel: KernelConfig = KernelConfig()
     protect: float = Field(1.0, ge=0, le=1, description="share of keep's direction left in place")
     strength: float | None = Field(None, gt=0, le=3, description="one stage with this multiplier")
+    preserve_norm: bool = Field(False, description="rows of edited matrices keep their length")
     first_multiplier: float = Field(0.5, gt=0, description="multiplier of the first stage")
     multiplier_step: float = Field(0.15, gt=0, description="rise of the multiplier per stage")
     max_multiplier: float = Field(2.0, gt=0, le=3, description="no stage above it")

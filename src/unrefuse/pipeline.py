@@ -14,8 +14,10 @@ from torch import Tensor
 from unrefuse.activations.capture import group_means
 from unrefuse.config import RunConfig
 from unrefuse.directions import find_directions
+from unrefuse.edit.header import fingerprint
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, scaled
+from unrefuse.edit.recipe import PLAN
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
@@ -88,14 +90,18 @@ def run_edit(config: RunConfig) -> Result:
     size = sum(file.stat().st_size for file in checkpoint_files(model.folder))
     with new_folder(config.out, size + 2**24) as folder:
         with clock(seconds, "save"):
-            stored = write_checkpoint(model.folder, plan, folder)
+            stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
             wanted = _probe(model, before["search"], plan)
             name, dtype = model.name, model.network.dtype
+            made_for = fingerprint(checkpoint_files(model.folder))
             del model, prepared
             gc.collect()
             saved = load_folder(folder, config, name)
             coarser = max(dtype, stored, key=lambda d: torch.finfo(d).eps)
-            check_logits(wanted, _probe(saved, before["search"], ()), coarser)
+            if config.preserve_norm:
+                stderr.print("rows keep their length, which no hook does: the test split decides")
+            else:
+                check_logits(wanted, _probe(saved, before["search"], ()), coarser)
         with clock(seconds, "test"):
             measured = measure(saved, before["test"], config, everything=True)
         result = _tested(result, measured)
@@ -104,9 +110,13 @@ def run_edit(config: RunConfig) -> Result:
         plot_result(result, folder / "result.png")
         write_card(result, folder)
         write_json(result, folder / "run.json")
-        if run is not None:
-            save_tuned(best, result, run)
-            keep_record(run, folder / "tuning")
+        record = (folder / PLAN).parent
+        if run is None:
+            record.mkdir()
+            save_tuned(best, result, record, made_for)
+        else:
+            save_tuned(best, result, run, made_for)
+            keep_record(run, record)
     if run is not None and result.saved:  # else the record stays: it can be gone on with
         shutil.rmtree(run)
     return result
@@ -121,6 +131,8 @@ def run_tune(config: RunConfig) -> Result:
     out = config.out
     if out is None:
         raise UsageError("where to? name a folder: --out DIR")
+    if config.preserve_norm:
+        raise UsageError("rows that keep their length are no hook's: use edit --tune, not tune")
     if config.tune is None:
         config = config.model_copy(update={"tune": "gradient"})
     prepared = prepare(config, SPLITS, out)
@@ -131,7 +143,7 @@ def run_tune(config: RunConfig) -> Result:
         measured = measure(prepared.model, prepared.before["test"], prepared.config, True)
     result = _tested(result, measured)
     if result.saved:
-        save_tuned(best, result, out)
+        save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
         plot_result(result, out / "result.png")
         write_json(result, out / "run.json")
     return result

@@ -6,12 +6,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from unrefuse.config import RunConfig
+from unrefuse.edit.plan import save_plan
+from unrefuse.edit.recipe import PLAN, find_plan, read_recipe
+from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError, first_line
+from unrefuse.models.load import (
+    check_checkpoint,
+    checkpoint_files,
+    choose_device,
+    find_checkpoint,
+)
 
 # How far the logits of a saved model may lie from those of the hooked one, as the root mean
 # square of the difference in units of their spread: rounding in the coarser of the two dtypes.
@@ -57,6 +68,36 @@ def new_folder(out: Path, size: int = 0) -> Iterator[Path]:
         raise UsageError(f"cannot write {out}: {first_line(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, Any]:
+    """Writes to `config.out` the checkpoint of `config.model` with the edit that `run` made.
+
+    `run` is a saved model, a tuning run or a plan file; the model is not loaded. The edit keeps
+    the rows' length where `config.preserve_norm` says so, or `run` did. Returns what `--json`
+    prints; `measured` is whether the figures of `run` are those of this form. Raises UsageError.
+    """
+    if config.out is None:
+        raise UsageError("where to? name a folder: --out DIR")
+    check_out(config.out)
+    find_plan(run)  # before a download
+    folder, device = find_checkpoint(config), choose_device(config.device)
+    check_checkpoint(folder, config)
+    plan, made_for = read_recipe(run, folder)
+    was_preserved = made_for.get("preserve_norm") == "True"
+    preserve_norm = config.preserve_norm or was_preserved
+    size = sum(file.stat().st_size for file in checkpoint_files(folder))
+    with new_folder(config.out, size + 2**24) as new:
+        write_checkpoint(folder, plan, new, preserve_norm, link, device)
+        made_for["preserve_norm"] = str(preserve_norm)
+        (new / PLAN).parent.mkdir()
+        save_plan(plan, new / PLAN, made_for)
+    return {
+        "out": str(config.out),
+        "matrices": len(plan),
+        "preserve_norm": preserve_norm,
+        "measured": preserve_norm == was_preserved,
+    }
 
 
 def check_logits(wanted: Tensor, got: Tensor, dtype: torch.dtype) -> float:

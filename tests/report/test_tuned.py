@@ -26,7 +26,7 @@ def saved(tmp_path):
     made = result(out=tmp_path, model="some/model")
     config = made.config.model_copy(update={"model_sha256": "abc"})
     stage = Stage("trial 0", KERNEL, 1.0, plan, made.measurement, True)
-    save_tuned(stage, replace(made, config=config), tmp_path)
+    save_tuned(stage, replace(made, config=config), tmp_path, "f")
     return tmp_path / "kernel.json", plan, config
 
 

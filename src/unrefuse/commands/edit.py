@@ -23,6 +23,7 @@ from unrefuse.commands.options import (
     Limit,
     ModelName,
     Peak,
+    PreserveNorm,
     Probe,
     Profile,
     Protect,
@@ -58,6 +59,7 @@ def edit(
     threshold: Threshold = None,
     kernel: KernelFile = None,
     strength: Annotated[float | None, typer.Option(help="One stage with this multiplier.")] = None,
+    preserve_norm: PreserveNorm = None,
     tune: Annotated[
         str | None, typer.Option(help="gradient, optuna or grid, in place of stages.")
     ] = None,

@@ -46,6 +46,10 @@ Dequantize = Annotated[
 Probe = Annotated[
     bool | None, typer.Option("--probe", help="Edit what a probe finds in an unknown architecture.")
 ]
+PreserveNorm = Annotated[
+    bool | None,
+    typer.Option("--preserve-norm", help="Rows of the edited matrices keep their length."),
+]
 Steps = Annotated[int | None, typer.Option(help="Of the gradient, on what each matrix does.")]
 KernelSteps = Annotated[int | None, typer.Option(help="Of the gradient, on the kernel, before.")]
 Shape = Annotated[

@@ -1,76 +1,259 @@
-"""The edit on disk: a checkpoint is copied shard by shard, and only the plan's tensors change."""
+"""The edit on disk: shards are copied by the kernel, and only the plan's tensors are read."""
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unrefuse.edit.plan import Plan
-from unrefuse.edit.weights import edit_tensor, planned_tensors
+from unrefuse.edit.columns import edit_slab, one_thread
+from unrefuse.edit.header import Stored, read_header
+from unrefuse.edit.plan import MatrixEdit, Plan
+from unrefuse.edit.weights import edit_tensor, has_rows, planned_tensors
+from unrefuse.errors import UsageError
 from unrefuse.models.load import INDEX, PICKLE_INDEX, checkpoint_files
 from unrefuse.progress import track
 
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+WORKERS = 2  # one matrix each is in memory; more gain little beside a disk
+CHUNK = 1 << 26  # bytes that one job copies: what Ctrl-C waits for
+FICLONE = 0x40049409  # ioctl of Linux: two files share their blocks until one is written
+# What the kernel says where two file systems, or this one, can't do it: then bytes are copied here.
+CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM)
+
+Edits = Mapping[str, tuple[MatrixEdit, int]]
 
 
-def write_checkpoint(source: Path, plan: Plan, out: Path) -> torch.dtype:
+def write_checkpoint(
+    source: Path,
+    plan: Plan,
+    out: Path,
+    preserve_norm: bool = False,
+    link: bool = False,
+    device: torch.device | str = "cpu",
+) -> torch.dtype:
     """Writes the edited checkpoint of `source` into the folder `out`, which must exist.
 
-    Tensors keep their names, dtypes and shards; each edited one is computed in float32. All other
-    files at the top of `source` (tokenizer, chat template, configs) are copied byte for byte. A
-    pickle checkpoint becomes safetensors. Returns the coarsest dtype among the edited tensors.
-    Raises UsageError where a planned tensor is not there.
+    The bytes of the edited tensors are computed in float32 on `device`, as `edit_tensor` does, a
+    matrix at a time, and written where the old ones were; all other bytes of a shard are copied.
+    Other files at the top of `source` (tokenizer, chat template, configs) are copied whole. With
+    `link` they, and shards in which nothing changes, become hard links. A pickle checkpoint is
+    loaded file by file and becomes safetensors. Returns the coarsest dtype among the edited
+    tensors. Raises UsageError, before it writes, where a planned tensor is not there, is
+    quantised, or has another `d_model`.
     """
     files = checkpoint_files(source)
-    edits = planned_tensors(plan, (name for file in files for name in _names(file)))
-    where: dict[str, str] = {}
-    size, dtypes = 0, set()
-    for file in track(files, "writing", len(files)):
-        tensors, metadata = _read_shard(file)
-        for name in tensors.keys() & edits.keys():
-            tensors[name] = edit_tensor(tensors[name], *edits[name])
-            dtypes.add(tensors[name].dtype)
-        shard = _safetensors_name(file.name)
-        save_file(tensors, out / shard, metadata=metadata)
-        where |= dict.fromkeys(tensors, shard)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    if len(files) > 1 and not (source / INDEX).exists():
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
-        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for file in _other_files(source):
-        shutil.copyfile(file, out / file.name)
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    if files[0].suffix == ".bin":
+        dtype = _convert(files, plan, out, preserve_norm)
+    else:
+        headers = {file: read_header(file) for file in files}
+        stored = {name: tensor for header in headers.values() for name, tensor in header.items()}
+        edits = planned_tensors(plan, stored)
+        for name, (edit, axis) in edits.items():
+            _check(name, stored[name], edit, axis)
+        jobs: list[Callable[[], None]] = []
+        buffers = threading.local()
+        for file, header in headers.items():
+            if link and not header.keys() & edits.keys():
+                os.link(file.resolve(), out / file.name)
+            else:
+                jobs += _copies(file, out / file.name, header, edits)
+                jobs += _edits(file, out / file.name, header, edits, preserve_norm, device, buffers)
+        _run(jobs)
+        dtype = max(
+            (FLOATS[stored[name].dtype] for name in edits), key=lambda d: torch.finfo(d).eps
+        )
+    for file in other_files(source):
+        if link:
+            os.link(file.resolve(), out / file.name)
+        else:
+            shutil.copyfile(file, out / file.name)
+    return dtype
 
 
-def _names(file: Path) -> list[str]:
-    if file.suffix == ".bin":
-        return list(torch.load(file, map_location="meta", weights_only=True))
-    with safe_open(file, framework="pt") as shard:
-        return list(shard.keys())
-
-
-def _read_shard(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if file.suffix == ".bin":
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-        # Tied tensors share memory, which safetensors does not write.
-        return {name: t.clone().contiguous() for name, t in loaded.items()}, {"format": "pt"}
-    with safe_open(file, framework="pt") as shard:
-        tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
-        return tensors, shard.metadata() or {"format": "pt"}
-
-
-def _safetensors_name(name: str) -> str:
-    return name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
-
-
-def _other_files(source: Path) -> Iterator[Path]:
+def other_files(source: Path) -> Iterator[Path]:
+    """The files of a checkpoint that are not weights and go into its edited copy."""
     for file in sorted(source.iterdir()):
         weights = file.name.endswith(WEIGHT_ENDINGS) or file.name == PICKLE_INDEX
         # The original's card and run.json would describe another model.
         if file.is_file() and not weights and file.name not in ("README.md", "run.json"):
             yield file
+
+
+def _check(name: str, stored: Stored, edit: MatrixEdit, axis: int) -> None:
+    if stored.dtype not in FLOATS:
+        raise UsageError(
+            f"{name} is stored as {stored.dtype}, which is quantised: an edit needs full weights "
+            f"({', '.join(FLOATS)})"
+        )
+    if stored.shape[axis] != len(edit.basis):
+        raise UsageError(
+            f"the plan is of another model: its directions have {len(edit.basis)} entries, and "
+            f"{name} writes {stored.shape[axis]}"
+        )
+
+
+def _run(jobs: list[Callable[[], None]]) -> None:
+    """All jobs, a few at once. On an exception, Ctrl-C too, no further one begins."""
+    with one_thread():
+        pool = ThreadPoolExecutor(WORKERS)
+        try:
+            futures = [pool.submit(job) for job in jobs]
+            for future in track(as_completed(futures), "writing", len(futures)):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _copies(
+    file: Path, target: Path, header: Mapping[str, Stored], edits: Edits
+) -> Iterator[Callable[[], None]]:
+    """Makes `target` at its full size; the jobs that copy into it all but the edited tensors."""
+    size = file.stat().st_size
+    with target.open("wb") as new, file.open("rb") as old:
+        if _clone(old.fileno(), new.fileno()):
+            return
+        new.truncate(size)
+    edited = sorted((header[n].begin, header[n].end) for n in header.keys() & edits.keys())
+    begins = [0, *(end for _, end in edited)]
+    ends = [*(begin for begin, _ in edited), size]
+    for begin, end in zip(begins, ends, strict=True):
+        for at in range(begin, end, CHUNK):
+            yield partial(_copy, file, target, at, min(CHUNK, end - at))
+
+
+def _clone(old: int, new: int) -> bool:
+    """Whether the file system made `new` share the blocks of `old`."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.ioctl(new, FICLONE, old)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+        return False
+    return True
+
+
+def _copy(file: Path, target: Path, at: int, size: int) -> None:
+    """Copies `size` bytes at the offset `at`, within the kernel where it can."""
+    with file.open("rb", buffering=0) as old, target.open("r+b", buffering=0) as new:
+        end = at + size
+        try:
+            while at < end and hasattr(os, "copy_file_range"):
+                done = os.copy_file_range(old.fileno(), new.fileno(), end - at, at, at)
+                if not done:
+                    raise OSError(errno.EIO, f"{file} ended early")
+                at += done
+        except OSError as error:
+            if error.errno not in CANNOT:
+                raise
+        old.seek(at)
+        new.seek(at)
+        while at < end:
+            part = old.read(min(end - at, 1 << 20))
+            if not part:
+                raise OSError(errno.EIO, f"{file} ended early")
+            at += new.write(part)
+
+
+def _edits(
+    file: Path,
+    target: Path,
+    header: Mapping[str, Stored],
+    edits: Edits,
+    preserve_norm: bool,
+    device: torch.device | str,
+    buffers: threading.local,
+) -> Iterator[Callable[[], None]]:
+    """The jobs that edit the tensors of one shard: a job for each slab."""
+    for name, stored in header.items():
+        if name not in edits:
+            continue
+        edit, axis = edits[name]
+        shape, parts = stored.shape, 1
+        if len(shape) == 3 and axis > 0:  # fused experts: see columns.slabs
+            parts, shape, axis = shape[0], shape[1:], axis - 1
+        size = prod(shape) * FLOATS[stored.dtype].itemsize
+        for part in range(parts):
+            own = Stored(stored.dtype, shape, stored.begin + part * size,
+                         stored.begin + (part + 1) * size)  # fmt: skip
+            yield partial(_edit, file, target, own, edit, axis, preserve_norm and has_rows(name),
+                          device, buffers)  # fmt: skip
+
+
+def _edit(
+    file: Path,
+    target: Path,
+    stored: Stored,
+    edit: MatrixEdit,
+    axis: int,
+    preserve_norm: bool,
+    device: torch.device | str,
+    buffers: threading.local,
+) -> None:
+    """Reads one slab, edits it, and writes it over its old bytes in `target`.
+
+    A thread reads into the buffer of its last slab: fresh memory would cost as much as the edit.
+    """
+    size = stored.end - stored.begin
+    if len(getattr(buffers, "bytes", ())) < size:
+        buffers.bytes = torch.empty(size, dtype=torch.uint8)
+    held: Tensor = buffers.bytes[:size]
+    slab = held.view(FLOATS[stored.dtype]).view(stored.shape)
+    data = held.numpy().data
+    with file.open("rb", buffering=0) as old:
+        old.seek(stored.begin)
+        read = 0
+        while read < size:  # a single call reads at most 2 GiB
+            done = old.readinto(data[read:])
+            if not done:
+                raise OSError(errno.EIO, f"{file} ended early")
+            read += done
+    there = slab.to(device)
+    edit_slab(there, edit, axis, preserve_norm)
+    slab.copy_(there)
+    with target.open("r+b") as new:
+        new.seek(stored.begin)
+        new.write(data)
+
+
+def _convert(files: list[Path], plan: Plan, out: Path, preserve_norm: bool) -> torch.dtype:
+    """A pickle checkpoint as edited safetensors, with an index where it has several files."""
+    names = [n for f in files for n in torch.load(f, map_location="meta", weights_only=True)]
+    edits = planned_tensors(plan, names)
+    where: dict[str, str] = {}
+    size, dtypes = 0, set[torch.dtype]()
+    for file in track(files, "writing", len(files)):
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        # Tied tensors share memory, which safetensors does not write.
+        tensors = {name: tensor.clone().contiguous() for name, tensor in loaded.items()}
+        for name in tensors.keys() & edits.keys():
+            keep = preserve_norm and has_rows(name)
+            tensors[name] = edit_tensor(tensors[name], *edits[name], keep)
+            dtypes.add(tensors[name].dtype)
+        shard = file.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        save_file(tensors, out / shard, metadata={"format": "pt"})
+        where |= dict.fromkeys(tensors, shard)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    if len(files) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)

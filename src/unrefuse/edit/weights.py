@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unrefuse.edit.columns import edit_slab, one_thread, slabs
 from unrefuse.edit.plan import MatrixEdit, Plan
 from unrefuse.errors import UsageError
 from unrefuse.models.architectures import ONE_EXPERT, bias_name, same_name
@@ -47,21 +48,31 @@ def _experts(edit: MatrixEdit, name: str) -> int:
     return int(edit.parameter != "weight" and not ONE_EXPERT.search(name))
 
 
-def edit_tensor(tensor: Tensor, edit: MatrixEdit, axis: int = 0) -> Tensor:
+def has_rows(name: str) -> bool:
+    """Whether the tensor is a matrix, whose rows have a length to keep: a bias is none."""
+    return not name.endswith("bias")
+
+
+def edit_tensor(
+    tensor: Tensor, edit: MatrixEdit, axis: int = 0, preserve_norm: bool = False
+) -> Tensor:
     """A weight or bias with the edit, in the dtype it came in; `axis` is that of `d_model`.
 
-    `W <- W - U M U^T W` (Arditi et al. 2024, section 4.1, where U is one direction and M 1).
+    `W <- W - U M U^T W` (Arditi et al. 2024, section 4.1, where U is one direction and M 1); for
+    `preserve_norm`, which is for weights only, see `edit_slab`.
     """
-    w = tensor.float().movedim(axis, 0)
-    rows = w.reshape(len(w), -1)
-    u, m = edit.basis.to(w.device), edit.core.to(w.device)
-    edited = rows - u @ (m @ (u.T @ rows))
-    return edited.view(w.shape).movedim(0, axis).to(tensor.dtype)
+    edited = tensor.detach().clone(memory_format=torch.contiguous_format)
+    with one_thread():
+        for slab, own_axis in slabs(edited, axis):
+            edit_slab(slab, edit, own_axis, preserve_norm)
+    return edited
 
 
 @torch.no_grad()
-def edit_model(model: PreTrainedModel, plan: Plan) -> None:
+def edit_model(model: PreTrainedModel, plan: Plan, preserve_norm: bool = False) -> None:
     """Edits the weights of a loaded model in place. Not undone: load again for the original."""
     parameters = dict(model.named_parameters())
     for name, (edit, axis) in planned_tensors(plan, parameters).items():
-        parameters[name].copy_(edit_tensor(parameters[name], edit, axis))
+        parameters[name].copy_(
+            edit_tensor(parameters[name], edit, axis, preserve_norm and has_rows(name))
+        )

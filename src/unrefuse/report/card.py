@@ -49,6 +49,7 @@ def write_card(result: Result, folder: Path) -> None:
         edit="a direction was projected out"
         if result.config.tune is None
         else "a few directions were turned, as a gradient found it, in the output",
+        norm=", whose rows kept their length" if result.config.preserve_norm else "",
         layers=len(result.kernel.weights),
         layers_edited=sum(weight > 0 for weight in result.kernel.layer_weights),
         figures=[_row(name, record[name]) for name in MEANINGS],

@@ -14,14 +14,17 @@ from unrefuse.search.stage import Stage
 KERNEL, PLAN = "kernel.json", "plan.safetensors"
 
 
-def save_tuned(stage: Stage, result: Result, folder: Path) -> None:
+def save_tuned(stage: Stage, result: Result, folder: Path, fingerprint: str) -> None:
     """Writes kernel.json, which `--kernel` takes, and plan.safetensors, which it names.
 
     The kernel's weights say how strong each layer is edited; the plan says along what.
+    `fingerprint` is that of the original's checkpoint, for `unrefuse apply`.
     """
     made_for = {
         "model": result.config.model,
         "model_sha256": result.config.model_sha256 or "",
+        "fingerprint": fingerprint,
+        "preserve_norm": str(result.config.preserve_norm),
     }
     save_plan(stage.plan, folder / PLAN, made_for)
     figures = {"split": result.split, **result.measurement.figures()}

@@ -1,0 +1,55 @@
+"""An edit that was made before, to be applied again: where it lies, and for whose weights."""
+
+from pathlib import Path
+
+import torch
+
+from unrefuse.edit.header import fingerprint
+from unrefuse.edit.plan import Plan, load_plan
+from unrefuse.errors import UsageError
+from unrefuse.models.load import checkpoint_files
+
+# Of a saved model, in a folder of its own: vLLM loads every *.safetensors beside the weights.
+PLAN = Path("tuning/plan.safetensors")
+
+
+def find_plan(path: Path) -> Path:
+    """The file of a plan: `path` itself, or that of a tuning run or of a saved model's folder.
+
+    Raises UsageError where there is none.
+    """
+    for file in (path, path / PLAN.name, path / PLAN):
+        if file.is_file():
+            return file
+    raise UsageError(
+        f"there is no plan in {path}: name a folder that `unrefuse edit` or `unrefuse tune` wrote, "
+        "or its plan.safetensors"
+    )
+
+
+def read_recipe(path: Path, model: Path) -> tuple[Plan, dict[str, str]]:
+    """The plan at `path` and its metadata, for the checkpoint in the folder `model`.
+
+    Raises UsageError for a plan that is damaged, and for one that was made for other weights: an
+    edit was measured on the weights that it was made for, and says nothing of others.
+    """
+    file = find_plan(path)
+    plan, made_for = load_plan(file)
+    for edit in plan:
+        width = edit.basis.shape[-1] if edit.basis.ndim == 2 else 0
+        finite = bool(torch.isfinite(edit.basis).all() and torch.isfinite(edit.core).all())
+        if not width or edit.core.shape != (width, width) or not finite:
+            raise UsageError(f"the plan {file} is damaged at {edit.module}")
+    if not plan:
+        raise UsageError(f"the plan {file} is empty: it edits nothing")
+    wanted = made_for.get("fingerprint")
+    if wanted is None:
+        raise UsageError(
+            f"the plan {file} does not say for which weights it was made: make it anew"
+        )
+    if wanted != fingerprint(checkpoint_files(model)):
+        raise UsageError(
+            f"the plan {file} was made for other weights ({made_for.get('model')}) than those in "
+            f"{model}: an edit of these has to be measured on these, by `unrefuse edit`"
+        )
+    return plan, made_for

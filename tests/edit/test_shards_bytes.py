@@ -1,0 +1,122 @@
+"""What the edit on disk writes: the same bytes as in memory, and no others."""
+
+import os
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import pico
+from unrefuse.edit import shards
+from unrefuse.edit.header import fingerprint, read_header
+from unrefuse.edit.plan import MatrixEdit, make_plan
+from unrefuse.edit.shards import write_checkpoint
+from unrefuse.edit.weights import edit_model, edit_tensor
+from unrefuse.errors import UsageError
+
+
+def sharded(folder, dtype=torch.bfloat16, model_type="llama"):
+    network = pico.network(model_type).to(dtype)
+    network.save_pretrained(folder, max_shard_size="20KB")
+    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
+    return network, make_plan(network, directions, (0.0, 1.0, 0.5))
+
+
+@pytest.mark.parametrize("preserve_norm", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_bytes_are_those_of_the_edit_in_memory(tmp_path, dtype, preserve_norm):
+    source, out = tmp_path / "m", tmp_path / "out"
+    out.mkdir()
+    network, plan = sharded(source, dtype)
+    assert write_checkpoint(source, plan, out, preserve_norm) == dtype
+    edit_model(network, plan, preserve_norm)
+    wanted = network.state_dict()
+    files = sorted(source.glob("*.safetensors"))
+    assert len(files) > 2
+    for file in files:
+        for name, tensor in load_file(out / file.name).items():
+            assert torch.equal(tensor, wanted[name]), name
+
+
+@pytest.mark.parametrize("kernel_copies", [True, False])
+def test_bytes_outside_of_changed_tensors_are_the_same(tmp_path, monkeypatch, kernel_copies):
+    if not kernel_copies:  # as on macOS, and across file systems
+
+        def refused(*args):
+            raise OSError(18, "Invalid cross-device link")
+
+        monkeypatch.setattr(os, "copy_file_range", refused)
+    source, out = tmp_path / "m", tmp_path / "out"
+    out.mkdir()
+    _, plan = sharded(source)
+    monkeypatch.setattr(shards, "CHUNK", 1000)
+    write_checkpoint(source, plan, out)
+    changed = {f"{edit.module}.weight" for edit in plan}
+    for file in source.glob("*.safetensors"):
+        old, new = (bytearray((folder / file.name).read_bytes()) for folder in (source, out))
+        assert len(old) == len(new)
+        for name, stored in read_header(file).items():
+            if name in changed:
+                assert old[stored.begin : stored.end] != new[stored.begin : stored.end]
+                old[stored.begin : stored.end] = new[stored.begin : stored.end]
+        assert old == new
+
+
+def test_fused_experts_are_edited_one_matrix_at_a_time(tmp_path):
+    source, out, target = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    tensors = {"down": torch.randn(3, 8, 300), "across": torch.randn(3, 300, 8)}
+    save_file(tensors, source)
+    target.write_bytes(source.read_bytes())
+    edit = MatrixEdit("m", torch.linalg.qr(torch.randn(8, 2))[0], torch.eye(2))
+    edits = {"down": (edit, 1), "across": (edit, 2)}
+    jobs = list(
+        shards._edits(source, target, read_header(source), edits, False, "cpu", threading.local())
+    )
+    assert len(jobs) == 6
+    for job in jobs:
+        job()
+    for name, tensor in load_file(target).items():
+        assert torch.equal(tensor, edit_tensor(tensors[name], *edits[name]))
+    assert not out.exists()
+
+
+def test_links_share_what_does_not_change_and_nothing_else(tmp_path):
+    source, out = tmp_path / "m", tmp_path / "out"
+    out.mkdir()
+    _, plan = sharded(source)
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    write_checkpoint(source, plan, out, link=True)
+    shared = {file.name for file in out.iterdir() if file.samefile(source / file.name)}
+    assert "config.json" in shared
+    assert any(name.endswith(".safetensors") for name in shared)
+    for file in out.glob("*.safetensors"):
+        holds = {f"{edit.module}.weight" for edit in plan} & read_header(file).keys()
+        assert (file.name in shared) == (not holds)
+    assert before == {file.name: file.read_bytes() for file in source.iterdir()}
+
+
+def test_quantised_weights_and_another_width_are_told_before_anything_is_written(tmp_path):
+    source, out = tmp_path / "m", tmp_path / "out"
+    out.mkdir()
+    _, plan = sharded(source)
+    wide = (MatrixEdit(plan[0].module, torch.ones(64, 1) / 8, torch.eye(1)),)
+    with pytest.raises(UsageError, match=r"another model: its directions have 64 entries.* 32"):
+        write_checkpoint(source, wide, out)
+    for file in source.glob("*.safetensors"):
+        tensors = {n: t.to(torch.float8_e4m3fn) for n, t in load_file(file).items()}
+        save_file(tensors, file)
+    with pytest.raises(UsageError, match=r"stored as F8_E4M3.* full weights"):
+        write_checkpoint(source, plan, out)
+    assert list(out.iterdir()) == []
+
+
+def test_a_fingerprint_is_of_the_weights_and_not_of_the_shards(tmp_path):
+    network, _ = sharded(tmp_path / "a")
+    network.save_pretrained(tmp_path / "b")
+    one, other = (sorted((tmp_path / d).glob("*.safetensors")) for d in "ab")
+    assert len(one) != len(other)
+    assert fingerprint(one) == fingerprint(other)
+    name, tensor = next(iter(load_file(other[0]).items()))
+    save_file(load_file(other[0]) | {name: tensor + 1}, other[0])
+    assert fingerprint(one) != fingerprint(other)
