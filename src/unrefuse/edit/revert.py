@@ -61,7 +61,7 @@ def _revert(tensor: Tensor, edit: MatrixEdit, factors: Factors) -> tuple[Tensor,
     """The reverted tensor; how far its edit is from the adapter's `B A`; how far rounding allows.
 
     An error of up to half a unit in the last place per entry puts `sqrt(k / d_model)` of its norm
-    into the span of k directions; three times that is allowed.
+    into the span of k directions; three times that is allowed, and float32's own errors on top.
     """
     if edit.module not in factors:
         raise UsageError(f"the adapter has nothing for {edit.module}, which its plan edits")
@@ -76,7 +76,8 @@ def _revert(tensor: Tensor, edit: MatrixEdit, factors: Factors) -> tuple[Tensor,
     taken = edit.basis @ (edit.core @ (edit.basis.T @ original))
     share = math.sqrt(edit.core.shape[0] / len(edit.basis))
     size = float(torch.linalg.matrix_norm(edit.core, 2)) * float(tensor.float().norm())
-    rounding = 3 * share * size * torch.finfo(tensor.dtype).eps / 2
+    unit = torch.finfo(tensor.dtype).eps / 2 + 8 * torch.finfo(torch.float32).eps
+    rounding = 3 * share * size * unit
     return original.to(tensor.dtype), float((added + taken).norm()), rounding
 
 
