@@ -159,7 +159,7 @@ def _save_vectors(file: Path, folder: Path, config: Any, plan: Any) -> dict[str,
     lengths = vectors.norm(dim=1)
     if lengths[0] > 0:
         say("llama.cpp has no control vector for layer 0: what the plan does there is left out")
-    say("a control vector is an approximation of the edit: measure it before you rely on it")
+    say("a control vector only approximates the edit: start with --control-vector-scaled FILE:0.3")
     return {
         "control_vector": str(file),
         "prompts": len(prompts),

@@ -1,6 +1,7 @@
 """Two checkpoints compared: which tensors differ, by how much, of what rank, along what."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def compare(a: Path, b: Path, plan: Plan | None = None) -> Comparison:
     Raises UsageError for a folder that is no checkpoint, and for a plan of another model.
     """
     ours, theirs = tensor_files(a), tensor_files(b)
-    both = [name for name in ours if name in theirs]
+    both = sorted((name for name in ours if name in theirs), key=_by_number)
     edits = planned_tensors(plan, both) if plan else {}
     changed, other_shape = [], []
     for name in track(both, "comparing", len(both)):
@@ -76,31 +77,32 @@ def compare(a: Path, b: Path, plan: Plan | None = None) -> Comparison:
 
 
 def numerical_rank(change: Tensor, noise: float) -> int:
-    """How many singular values of `change` `(rows, columns)` stand out of noise, up to MAX_RANK.
+    """How many singular values of `change` `(rows, columns)` are above `noise`, up to MAX_RANK.
 
-    Independent errors of root mean square `noise` have a largest singular value near
-    `noise (sqrt(rows) + sqrt(columns))` (Bai and Yin 1993); what is above 1.5 times that counts.
-    The leading singular values are found as in Halko et al. 2011, with a fixed seed.
+    The leading ones are found as in Halko et al. 2011, with a fixed seed.
     """
-    rows, columns = change.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        values = torch.svd_lowrank(change, q=min(MAX_RANK + 8, rows, columns), niter=4)[1]
-    floor = max(
-        1.5 * noise * (math.sqrt(rows) + math.sqrt(columns)),
-        float(values[0]) * max(rows, columns) * torch.finfo(torch.float32).eps,
-    )
-    return min(int((values > floor).sum()), MAX_RANK)
+        values = torch.svd_lowrank(change, q=min(MAX_RANK + 8, *change.shape), niter=4)[1]
+    floor = float(values[0]) * max(change.shape) * torch.finfo(torch.float32).eps
+    return min(int((values > max(noise, floor)).sum()), MAX_RANK)
 
 
-def rounding_noise(tensor: Tensor, dtype: torch.dtype) -> float:
-    """The root mean square error of values like these once rounded to `dtype`.
+def rounding_noise(tensor: Tensor) -> float:
+    """The largest singular value to expect of a matrix's errors of rounding to its dtype.
 
-    Rounding is uniform within half a unit in the last place u, of mean square `u^2 / 12`.
+    Rounding is uniform within half a unit in the last place, of mean square `unit^2 / 12`.
+    Independent errors of these sizes have a largest singular value of about the largest norm of a
+    row of them plus that of a column (Bandeira and van Handel 2016); 1.2 times that is taken.
     """
     _, exponent = torch.frexp(tensor.float())  # |x| = mantissa * 2^exponent, mantissa in [0.5, 1)
-    unit = torch.exp2(exponent - 1.0) * torch.finfo(dtype).eps * (tensor != 0)
-    return float((unit.square().mean() / 12).sqrt())
+    unit = torch.exp2(exponent - 1.0) * torch.finfo(tensor.dtype).eps * (tensor != 0)
+    error = unit / math.sqrt(12)
+    return 1.2 * float(error.norm(dim=0).max() + error.norm(dim=1).max())
+
+
+def _by_number(name: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -119,7 +121,7 @@ def _change(name: str, a: Tensor, b: Tensor, planned: tuple[MatrixEdit, int] | N
     rank = None
     if change.dim() == 2 and math.isfinite(energy):
         stored = [tensor for tensor in (a, b) if tensor.is_floating_point()]
-        rank = numerical_rank(change, max((rounding_noise(t, t.dtype) for t in stored), default=0))
+        rank = numerical_rank(change, max(map(rounding_noise, stored), default=0.0))
     size = float(a.float().norm())
     relative = math.sqrt(energy) / size if size else math.inf
     return Change(name, tuple(a.shape), relative, rank, along, energy)

@@ -23,7 +23,8 @@ def control_vectors(model: Model, plan: Plan, prompts: Sequence[str]) -> Tensor:
     The edit adds `-U M U^T y` to each matrix's output y: another vector for every token. Here it
     is its mean over the last tokens of `prompts`, in a run with the edit on, behind the norm and
     the residual multiplier where there are such, summed over the layer's matrices. Adding it
-    everywhere approximates the edit (Arditi et al. 2024, section 2.4, add a difference of means).
+    everywhere approximates the edit (Arditi et al. 2024, section 2.4, add a difference of means)
+    and at full size overshoots it: later layers do not see what earlier ones took out already.
     """
     network = model.network
     planned = {edit.module for edit in plan}
