@@ -57,7 +57,7 @@ def test_for_one_prompt_and_the_last_matrix_it_is_the_edit(model_type):
 
 
 def test_it_is_the_mean_over_the_prompts_whatever_the_batches():
-    model, plan = pico.loaded(batch_size=2), None
+    model = pico.loaded(batch_size=2)
     plan, _ = plan_for(model, (0.5, 1.0, 1.2))
     alone = torch.stack([control_vectors(model, plan, [prompt]) for prompt in PROMPTS])
     together = control_vectors(model, plan, PROMPTS)

@@ -27,7 +27,9 @@ Original = Annotated[
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder or saved model, or its plan.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder or saved model, or its plan.")
+    ],
     model: Original,
     lora: Annotated[
         Path | None, typer.Option(help="New folder for a PEFT adapter: exact; PEFT, vLLM.")
@@ -179,7 +181,7 @@ def _hf_config(folder: Path, config: Any) -> Any:
 
 
 def revert(
-    edited: Annotated[Path, typer.Argument(help="Folder of the edited model.")],
+    edited: Annotated[Path, typer.Argument(metavar="EDITED", help="Folder of the edited model.")],
     adapter: Annotated[Path, typer.Option(help="Its adapter, of `unrefuse export --lora`.")],
     out: Annotated[Path, typer.Option(help="New folder for the original's weights.")],
     original: Annotated[

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -81,9 +81,7 @@ def _revert(tensor: Tensor, edit: MatrixEdit, factors: Factors) -> tuple[Tensor,
     return original.to(tensor.dtype), float((added + taken).norm()), rounding
 
 
-def largest_difference(
-    reverted: Path, original: Path, names: Mapping[str, object] | list[str]
-) -> tuple[float, float]:
+def largest_difference(reverted: Path, original: Path, names: Sequence[str]) -> tuple[float, float]:
     """Over the tensors `names`: the largest difference, and the share of entries that are equal.
 
     Raises UsageError where `original` has other tensors.
