@@ -22,7 +22,7 @@ from unrefuse.models.writers import blocks, norm_gain, writers
 
 IDS = torch.arange(1, 41).reshape(4, 10)
 WEIGHTS = (0.0, 0.7, 1.3)
-NO_LORA = {"falcon_h1": "state-space", "gpt_oss": "biases of gpt_oss's experts"}
+NO_LORA = {"falcon_h1": "a state space", "gpt_oss": "biases of experts"}
 
 
 def directions(layers: int = 3, size: int = 32) -> torch.Tensor:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from unrefuse.commands import apply, edit, layers, prompts
+from unrefuse.commands import apply, diff, edit, export, layers, prompts
 from unrefuse.commands.output import say
 
 INTERRUPTED = 130
@@ -16,7 +16,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (edit.edit, edit.tune, apply.apply, layers.analyze, layers.kernel):
+for command in (
+    *(edit.edit, edit.tune, layers.analyze, layers.kernel),
+    *(apply.apply, export.export, export.revert, diff.diff),
+):
     app.command()(command)
 app.add_typer(prompts.app, name="prompts")
 

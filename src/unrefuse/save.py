@@ -33,10 +33,10 @@ class Discard(Exception):
     """Raised inside of `new_folder`: what was written is not wanted. Ends the block quietly."""
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, option: str = "--out") -> None:
     """Raises UsageError unless `out` is new or an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty folder: name another --out")
+        raise UsageError(f"{out} exists and is not an empty folder: name another {option}")
 
 
 @contextmanager
@@ -98,6 +98,30 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
         "preserve_norm": preserve_norm,
         "measured": preserve_norm == was_preserved,
     }
+
+
+def check_new(file: Path) -> None:
+    """Raises UsageError where `file` exists."""
+    if file.exists():
+        raise UsageError(f"{file} exists: name another file")
+
+
+@contextmanager
+def new_file(file: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `file`, which becomes `file` when the block ends well.
+
+    Raises UsageError where `file` exists, and for what the system says while writing.
+    """
+    check_new(file)
+    temporary = file.absolute().with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(file)
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_logits(wanted: Tensor, got: Tensor, dtype: torch.dtype) -> float:

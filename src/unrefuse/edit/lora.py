@@ -1,74 +1,188 @@
 """The edit as a LoRA adapter: exact, of the rank of the plan, reversible, a few MB."""
 
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from unrefuse.edit.plan import MatrixEdit, Plan
-from unrefuse.errors import UsageError
-from unrefuse.models.architectures import bias_name
-from unrefuse.models.writers import text_config, writers
+from unrefuse.edit.stored import check_fits, read_tensor, tensor_files
+from unrefuse.edit.weights import has_rows, planned_tensors
+from unrefuse.errors import UsageError, first_line
+
+ADAPTER = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+Factors = dict[str, tuple[Tensor, Tensor]]  # by module: A (rank, d_in) and B (d_model, rank)
 
 
-def lora_factors(weight: Tensor, edit: MatrixEdit) -> tuple[Tensor, Tensor]:
-    """`A (k, d_in)` and `B (d_model, k)`, float32, with `B A = -U M U^T W`.
+@dataclass(frozen=True)
+class Adapter:
+    """A plan as low-rank factors, all of one `rank`, by the name of the module.
 
-    Of several experts' matrices `(experts, ...)` it gives `A (experts k, d_in)` and
-    `B (d_model, k experts)`, in the order of peft's ParamWrapper (`get_delta_factors`).
+    `biases` `(d_model,)` are what the edit adds to biases, for every module where there is any.
+    `parameters` names the matrix of those modules that peft takes by parameter: experts.
     """
+
+    rank: int
+    factors: Factors
+    biases: dict[str, Tensor]
+    parameters: dict[str, str]
+
+    def check_linear(self, form: str) -> None:
+        """Raises UsageError where more than linear modules without a bias is edited."""
+        if self.biases:
+            raise UsageError(f"{next(iter(self.biases))} has a bias, which {form} cannot edit")
+        if self.parameters:
+            raise UsageError(f"{next(iter(self.parameters))}: {form} cannot edit experts")
+
+
+def core_rank(core: Tensor) -> int:
+    """The rank of a core `(k, k)`: its singular values that are not 0 within float32."""
+    s = torch.linalg.svdvals(core.double())
+    return int((s > s[0] * len(s) * torch.finfo(torch.float32).eps).sum())
+
+
+def lora_factors(
+    weight: Tensor, edit: MatrixEdit, rank: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`A (rank, d_in)` and `B (d_model, rank)`, float32, with `B A = -U M U^T W`.
+
+    With the singular values of the core, `M = P S Q^T`: `A = (U Q)^T W`, `B = -U P S`, for those
+    that are not 0, and zeros up to `rank`. Of several experts' matrices `(experts, ...)` it gives
+    `A (experts rank, d_in)` and `B (d_model, rank experts)`, in the order of peft's ParamWrapper
+    (`get_delta_factors`).
+    """
+    own = core_rank(edit.core)
+    p, s, qt = torch.linalg.svd(edit.core.double())
+    u = edit.basis.double()
+    fill = (0, (own if rank is None else rank) - own)
+    left, right = pad((u @ p * s)[:, :own], fill), pad((u @ qt.T)[:, :own], fill)
     w = weight.float().mT if edit.transposed else weight.float()
-    u, m = edit.basis.to(w.device), edit.core.to(w.device)
     experts = len(w) if w.ndim == 3 else 1
-    return (u.T @ w).flatten(0, -2), (-u @ m).repeat_interleave(experts, dim=1)
+    a = (right.T.float().to(w.device) @ w).flatten(0, -2)
+    return a, -left.float().to(w.device).repeat_interleave(experts, dim=1)
+
+
+def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]) -> Adapter:
+    """The adapter of a plan, from the weights of the unedited original.
+
+    `names` are those of the checkpoint's tensors, or of the loaded model's, and `read` gives one.
+    All factors have the plan's largest rank: PEFT, vLLM and llama.cpp then scale each of them by 1.
+    Raises UsageError where the plan is of another model, for quantised weights, and where peft
+    can't express the edit: a bias beside experts, or a state space.
+    """
+    names = list(names)
+    stored = planned_tensors(plan, names)
+    of: dict[str, list[str]] = {edit.module: [] for edit in plan}
+    for name, (edit, _) in stored.items():
+        of[edit.module].append(name)
+    # In sparse models peft takes any module down_proj for experts of transformers 4 (its
+    # `_convert_peft_config_moe`), so dense layers and shared experts go by parameter too.
+    sparse = any(".experts." in name for name in names)
+    rank = max(core_rank(edit.core) for edit in plan)
+    factors: Factors = {}
+    biases: dict[str, Tensor] = {}
+    parameters: dict[str, str] = {}
+    for edit in plan:
+        # Fused kernels read a state space's out_proj past the adapter, so peft does not take it.
+        if edit.module.endswith("mamba.out_proj"):
+            raise UsageError(f"{edit.module} is of a state space, which no adapter can edit")
+        if edit.parameter != "weight" or (sparse and edit.module.endswith("down_proj")):
+            parameters[edit.module] = edit.parameter
+        matrices = []
+        for name in sorted(of[edit.module], key=lambda n: [int(i) for i in re.findall(r"\d+", n)]):
+            tensor = read(name)
+            if tensor.dtype not in FLOATS:
+                raise UsageError(f"{name} is stored as {tensor.dtype}: name the full weights")
+            check_fits(name, tensor, edit, stored[name][1])
+            if has_rows(name):
+                matrices.append(tensor)
+            elif tensor.ndim == 1:
+                y = tensor.detach().float().cpu()
+                biases[edit.module] = -edit.basis @ (edit.core @ (edit.basis.T @ y))
+            else:
+                raise UsageError(f"{name} are biases of experts, which no adapter can edit")
+        weight = matrices[0] if len(matrices) == 1 else torch.stack(matrices)
+        a, b = lora_factors(weight.detach(), edit, rank)
+        factors[edit.module] = a.cpu(), b.cpu()
+    if biases and parameters:
+        raise UsageError(f"{next(iter(biases))} has a bias, which no adapter edits beside experts")
+    if biases:
+        zeros = {edit.module: torch.zeros(len(edit.basis)) for edit in plan}
+        biases = zeros | biases
+    return Adapter(rank, factors, biases, parameters)
+
+
+def checkpoint_adapter(folder: Path, plan: Plan) -> Adapter:
+    """`plan_adapter` of a checkpoint on disk: only the planned tensors are read, one at a time."""
+    files = tensor_files(folder)
+    return plan_adapter(plan, files, lambda name: read_tensor(files[name], name))
 
 
 def save_lora(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
     """Writes the plan as a PEFT adapter for `model`, which must be the unedited original.
 
-    Experts are targeted by peft's `target_parameters`; a bias changes by that of lora_B. Raises
-    UsageError where peft can't express the edit: both in one model, or a state space.
+    Raises UsageError as `plan_adapter` does.
     """
-    kind = text_config(model).model_type
-    # Fused kernels read a state space's out_proj past the adapter, so peft does not take it.
-    if kind == "falcon_h1":
-        raise UsageError(f"peft has no adapters for the state-space layers of {kind}: edit weights")
-    modules = [model.get_submodule(edit.module) for edit in plan]
-    biases = [getattr(m, bias_name(e.parameter), None) for m, e in zip(modules, plan, strict=True)]
-    biased = any(bias is not None for bias in biases)
-    sparse = any(writer.parameter != "weight" for writer in writers(model))
-    # In sparse models peft takes any module down_proj for experts of transformers 4 (its
-    # `_convert_peft_config_moe`), so dense layers and shared experts go by parameter too.
-    by_parameter = [
-        e.module
-        for e in plan
-        if e.parameter != "weight" or (sparse and e.module.endswith("down_proj"))
-    ]
-    if by_parameter and biased:
-        raise UsageError(f"an adapter can't edit the biases of {kind}'s experts: edit the weights")
-    tensors: dict[str, Tensor] = {}
-    for edit, module, bias in zip(plan, modules, biases, strict=True):
-        a, b = lora_factors(module.get_parameter(edit.parameter), edit)
-        key = f"base_model.model.{edit.module}"
-        tensors[f"{key}.lora_A.weight"] = a.cpu().contiguous()
-        tensors[f"{key}.lora_B.weight"] = b.cpu().contiguous()
-        if biased:
-            y = torch.zeros(len(b)) if bias is None else bias.detach().float().cpu()
-            tensors[f"{key}.lora_B.bias"] = -edit.basis @ (edit.core @ (edit.basis.T @ y))
+    parameters = dict(model.named_parameters())
+    save_adapter(plan_adapter(plan, parameters, parameters.__getitem__), folder)
+
+
+def save_adapter(
+    adapter: Adapter, folder: Path, base: str = "", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a PEFT adapter in float32: with 16 bits, `B A` would not be the edit exactly.
+
+    `base` is the name of the model that it belongs to. Without biases and experts vLLM reads it
+    too: one rank for all, no pattern, alpha equal to the rank.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    tensors = {}
+    for module, (a, b) in adapter.factors.items():
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = b.contiguous()
+    for module, bias in adapter.biases.items():
+        tensors[f"{PREFIX}{module}.lora_B.bias"] = bias
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt", **(metadata or {})})
     LoraConfig(
-        r=plan[0].core.shape[0],
-        lora_alpha=plan[0].core.shape[0],
-        target_modules=[edit.module for edit in plan if edit.module not in by_parameter],
-        target_parameters=[
-            f"{edit.module}.{edit.parameter}" for edit in plan if edit.module in by_parameter
-        ]
-        or None,
-        lora_bias=biased,
+        r=adapter.rank,
+        lora_alpha=adapter.rank,
+        target_modules=[m for m in adapter.factors if m not in adapter.parameters],
+        target_parameters=[f"{m}.{name}" for m, name in adapter.parameters.items()] or None,
+        lora_bias=bool(adapter.biases),
         task_type="CAUSAL_LM",
         inference_mode=True,
+        base_model_name_or_path=base,
     ).save_pretrained(str(folder))
+
+
+def load_factors(folder: Path) -> Factors:
+    """The factors of an adapter of `save_adapter`. Raises UsageError for another folder, and for
+    one that edits biases or experts, which can't be taken back."""
+    try:
+        tensors = load_file(folder / ADAPTER)
+        modules = [n.removesuffix(".lora_A.weight") for n in tensors if n.endswith("A.weight")]
+        factors = {
+            name.removeprefix(PREFIX): (
+                tensors[f"{name}.lora_A.weight"],
+                tensors[f"{name}.lora_B.weight"],
+            )
+            for name in modules
+        }
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UsageError(
+            f"there is no adapter of `unrefuse export --lora` in {folder}: {first_line(error)}"
+        ) from None
+    if any(name.endswith(".bias") for name in tensors) or any(".experts" in m for m in factors):
+        raise UsageError(f"{folder} edits biases or experts, which `revert` can't take back")
+    return factors

@@ -1,0 +1,70 @@
+"""`unrefuse diff`: what differs between two checkpoints."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unrefuse.commands.options import Json
+from unrefuse.commands.output import console, print_json
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of the one, e.g. the original.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of the other, e.g. the edited.")],
+    plan: Annotated[
+        Path | None, typer.Option(help="A run's folder or plan: how far B - A lies along it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Which tensors differ between two checkpoints: by how much, of what rank, along what."""
+    from unrefuse.edit.compare import compare
+    from unrefuse.edit.plan import load_plan
+    from unrefuse.edit.recipe import find_plan
+
+    found = compare(a, b, load_plan(find_plan(plan))[0] if plan else None)
+    if as_json:
+        print_json(_json(found))
+        return
+    if found.changed:
+        console().print(_table(found))
+    names = [
+        (f"only in {a}", found.only_a),
+        (f"only in {b}", found.only_b),
+        ("of another shape", found.other_shape),
+    ]
+    for what, which in names:
+        for name in which:
+            typer.echo(f"{what}: {name}")
+    typer.echo(f"{len(found.changed)} tensors differ, {found.same} are equal")
+    if found.along is not None:
+        typer.echo(f"{found.along:.1%} of the whole change lies along the plan's directions")
+
+
+def _table(found: Any) -> Any:
+    from rich.table import Table
+
+    from unrefuse.edit.compare import MAX_RANK
+
+    table = Table("tensor", "shape", "|B-A| / |A|", "rank", "along the plan")
+    for c in found.changed:
+        shape = " × ".join(map(str, c.shape))
+        rank = "–" if c.rank is None else f"{'≥ ' if c.rank == MAX_RANK else ''}{c.rank}"
+        along = "–" if c.along is None else f"{c.along:.1%}"
+        table.add_row(c.name, shape, f"{c.relative:.2e}", rank, along)
+    return table
+
+
+def _json(found: Any) -> dict[str, Any]:
+    from unrefuse.edit.compare import MAX_RANK
+
+    keys = ("name", "shape", "relative", "rank", "along")
+    return {
+        "same": found.same,
+        "changed": [{key: getattr(c, key) for key in keys} for c in found.changed],
+        "only_a": found.only_a,
+        "only_b": found.only_b,
+        "other_shape": found.other_shape,
+        "along": found.along,
+        "largest_rank_told": MAX_RANK,
+    }

@@ -1,0 +1,98 @@
+"""Back to the original's weights: what an adapter adds is taken out of an edited checkpoint."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unrefuse.edit.lora import Factors, load_factors
+from unrefuse.edit.plan import MatrixEdit, load_plan
+from unrefuse.edit.recipe import find_plan
+from unrefuse.edit.stored import (
+    check_fits,
+    overwrite_tensors,
+    read_tensor,
+    tensor_files,
+)
+from unrefuse.edit.weights import planned_tensors
+from unrefuse.errors import UsageError
+from unrefuse.progress import track
+
+# These describe the edit, not the weights that come back.
+OF_THE_EDIT = ("README.md", "run.json", "result.png")
+
+
+def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
+    """Writes `edited` into the folder `out`, which must exist, without what `adapter` adds to it.
+
+    `W - B A` in float32, cast once: the original's weights within the rounding of the edited ones.
+    Only the adapter knows them: a projection at strength 1 leaves no trace of what it took out.
+    Tensors keep their names, dtypes and files. Returns the names of the changed ones. Raises
+    UsageError where `edited` is not the adapter's model with this edit at this strength.
+    """
+    factors = load_factors(adapter)
+    plan, _ = load_plan(find_plan(adapter))
+    files = tensor_files(edited)
+    edits = planned_tensors(plan, files)
+    for file in sorted(edited.iterdir()):
+        if file.is_file() and file.name not in OF_THE_EDIT:
+            shutil.copyfile(file, out / file.name)
+    error = allowed = 0.0
+    for name, (edit, axis) in track(edits.items(), "reverting", len(edits)):
+        tensor = read_tensor(files[name], name)
+        check_fits(name, tensor, edit, axis)
+        reverted, off, rounding = _revert(tensor, edit, factors)
+        error, allowed = error + off**2, allowed + rounding**2
+        overwrite_tensors(out / files[name].name, {name: reverted})
+    if not error <= allowed:
+        raise UsageError(
+            f"{edited} is not the model of {adapter} with its edit at this strength: what the "
+            f"adapter adds is {math.sqrt(error / allowed):.2g} times further than rounding from "
+            "what the plan takes out"
+        )
+    return list(edits)
+
+
+def _revert(tensor: Tensor, edit: MatrixEdit, factors: Factors) -> tuple[Tensor, float, float]:
+    """The reverted tensor; how far its edit is from the adapter's `B A`; how far rounding allows.
+
+    An error of up to half a unit in the last place per entry puts `sqrt(k / d_model)` of its norm
+    into the span of k directions; three times that is allowed, and float32's own errors on top.
+    """
+    if edit.module not in factors:
+        raise UsageError(f"the adapter has nothing for {edit.module}, which its plan edits")
+    a, b = factors[edit.module]
+    added = b @ a
+    if tensor.shape != added.shape:
+        raise UsageError(
+            f"the adapter is of another model: {edit.module} is {tuple(tensor.shape)} there "
+            f"{tuple(added.shape)}"
+        )
+    original = tensor.float() - added
+    taken = edit.basis @ (edit.core @ (edit.basis.T @ original))
+    share = math.sqrt(edit.core.shape[0] / len(edit.basis))
+    size = float(torch.linalg.matrix_norm(edit.core, 2)) * float(tensor.float().norm())
+    unit = torch.finfo(tensor.dtype).eps / 2 + 8 * torch.finfo(torch.float32).eps
+    rounding = 3 * share * size * unit
+    return original.to(tensor.dtype), float((added + taken).norm()), rounding
+
+
+def largest_difference(reverted: Path, original: Path, names: Sequence[str]) -> tuple[float, float]:
+    """Over the tensors `names`: the largest difference, and the share of entries that are equal.
+
+    Raises UsageError where `original` has other tensors.
+    """
+    ours, theirs = tensor_files(reverted), tensor_files(original)
+    largest, equal, entries = 0.0, 0, 0
+    for name in names:
+        if name not in theirs:
+            raise UsageError(f"{original} has no tensor {name}: is it the original?")
+        a, b = read_tensor(ours[name], name), read_tensor(theirs[name], name)
+        if a.shape != b.shape:
+            raise UsageError(f"{name} has another shape in {original}: is it the original?")
+        largest = max(largest, float((a.float() - b.float()).abs().max()))
+        equal, entries = equal + int((a == b).sum()), entries + a.numel()
+    return largest, equal / entries

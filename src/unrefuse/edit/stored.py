@@ -1,0 +1,56 @@
+"""A checkpoint's tensors on disk, read and written over one at a time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from unrefuse.edit.header import read_header
+from unrefuse.edit.plan import MatrixEdit
+from unrefuse.errors import UsageError
+from unrefuse.models.load import checkpoint_files
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Where each tensor of a checkpoint is stored. Reads headers only.
+
+    Raises UsageError for a folder that is no checkpoint, a missing or damaged file, and a pickle.
+    """
+    where: dict[str, Path] = {}
+    for file in checkpoint_files(folder):
+        if file.suffix == ".bin":
+            raise UsageError(f"{file} is a pickle: save the model as safetensors first")
+        where |= dict.fromkeys(read_header(file), file)
+    return where
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file, on the CPU; nothing else of the file is read."""
+    with safe_open(file, framework="pt") as shard:
+        tensor: Tensor = shard.get_tensor(name)
+    return tensor
+
+
+def overwrite_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `tensors` over those of the same name, shape and dtype in a safetensors file.
+
+    The file keeps its header and its size.
+    """
+    header = read_header(file)
+    with file.open("r+b") as data:
+        for name, tensor in tensors.items():
+            values = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
+            assert len(values) == header[name].end - header[name].begin, name
+            data.seek(header[name].begin)
+            data.write(values.data)
+
+
+def check_fits(name: str, tensor: Tensor, edit: MatrixEdit, axis: int) -> None:
+    """Raises UsageError where the plan's directions are not as long as what `tensor` writes."""
+    if tensor.shape[axis] != len(edit.basis):
+        raise UsageError(
+            f"the plan is of another model: its directions have {len(edit.basis)} entries, and "
+            f"{name} writes {tensor.shape[axis]}"
+        )

@@ -1,0 +1,133 @@
+import json
+
+import gguf
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from tests import pico
+from tests.edit.test_lora import IDS, one_direction
+from unrefuse.cli import app
+from unrefuse.edit.hooks import hooked
+from unrefuse.edit.plan import save_plan, scaled
+from unrefuse.edit.shards import write_checkpoint
+from unrefuse.errors import UsageError
+
+
+def unrefuse(*words):
+    return CliRunner().invoke(app, [*map(str, words)])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with its plan and the edited model, and the original beside it."""
+    model = pico.save(tmp_path / "m")
+    network = pico.network()
+    plan = one_direction(network)
+    (tmp_path / "run" / "tuning").mkdir(parents=True)
+    write_checkpoint(model, plan, tmp_path / "run")
+    save_plan(plan, tmp_path / "run" / "tuning" / "plan.safetensors", {"model": "m"})
+    return tmp_path / "run", model, plan
+
+
+def test_all_forms_in_one_call_at_a_scale_and_back(tmp_path, run):
+    edited, model, plan = run
+    prompts = tmp_path / "target.txt"
+    prompts.write_text("\n".join(f"How do I stop process {i}?" for i in range(12)))
+    lora, vector, adapter = tmp_path / "lora", tmp_path / "v.gguf", tmp_path / "a.gguf"
+    forms = ("--lora", lora, "--control-vector", vector, "--gguf-lora", adapter)
+    done = unrefuse(
+        *("export", edited, model, *forms, "--scale", 0.5),
+        *("--target", prompts, "--device", "cpu", "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["scale"], told["rank"], told["matrices"]) == (0.5, 1, 4)
+    assert "at scale 0.5 nothing was measured" in done.stderr
+    network = AutoModelForCausalLM.from_pretrained(model)
+    with hooked(network, scaled(plan, 0.5)):
+        wanted = network(IDS).logits
+    got = PeftModel.from_pretrained(network, lora)(IDS).logits
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    with safe_open(lora / "plan.safetensors", framework="pt") as file:
+        assert file.metadata()["scale"] == "0.5"
+    assert len(gguf.GGUFReader(vector).tensors) == 2
+    assert len(gguf.GGUFReader(adapter).tensors) == 8
+    # The adapter is at half strength: it does not belong to this edited model.
+    done = unrefuse("revert", edited, "--adapter", lora, "--out", tmp_path / "back")
+    assert isinstance(done.exception, UsageError)
+    assert "at this strength" in str(done.exception)
+    assert not (tmp_path / "back").exists()
+
+
+def test_export_then_revert_gives_the_original_back(tmp_path, run):
+    edited, model, _ = run
+    done = unrefuse("export", edited, model, "--lora", tmp_path / "lora")
+    assert done.exit_code == 0, done.output
+    assert "rank 1, 4 matrices" in done.stdout
+    words = ("--adapter", tmp_path / "lora", "--out", tmp_path / "back", "--original", model)
+    done = unrefuse("revert", edited, *words, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["tensors"] == 4
+    assert told["largest_difference"] < 1e-6
+    original = AutoModelForCausalLM.from_pretrained(model)(IDS).logits
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")(IDS).logits
+    torch.testing.assert_close(back, original, rtol=1e-4, atol=1e-5)
+
+
+def test_diff_tells_what_an_edit_changed(run):
+    edited, model, plan = run
+    done = unrefuse("diff", model, edited, "--plan", edited)
+    assert done.exit_code == 0, done.output
+    assert "4 tensors differ" in done.stdout
+    assert "100.0% of the whole change lies along the plan's directions" in done.stdout
+    told = json.loads(unrefuse("diff", model, edited, "--plan", edited, "--json").stdout)
+    assert {c["name"] for c in told["changed"]} == {f"{e.module}.weight" for e in plan}
+    assert {c["rank"] for c in told["changed"]} == {1}
+    same = unrefuse("diff", model, model)
+    assert same.exit_code == 0
+    assert "0 tensors differ" in same.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("export", "RUN", "MODEL"), "name a form: --lora DIR"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", 0), "--scale must be"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", "nan"), "--scale must be"),
+        (("export", "RUN", "MODEL", "--lora", "RUN"), "name another --lora"),
+        (("export", "RUN", "MODEL", "--gguf-lora", "PLAN"), "exists: name another file"),
+        (("export", "MODEL", "MODEL", "--lora", "OUT"), "there is no plan in"),
+        (("export", "WEIGHTS", "MODEL", "--lora", "OUT"), "cannot read the plan"),
+        (("export", "RUN", "RUN", "--lora", "OUT"), "name its original"),
+        (("export", "RUN", "OTHER", "--lora", "OUT"), "no tensor model.layers.2"),
+        (("export", "RUN", "/none/such", "--lora", "OUT"), "no such folder"),
+        (("export", "RUN", "MODEL", "--control-vector", "OUT", "--device", "x"), "no device"),
+        (("revert", "RUN", "--adapter", "MODEL", "--out", "OUT"), "no adapter of"),
+        (("revert", "RUN", "--adapter", "MODEL", "--out", "RUN"), "not an empty folder"),
+        (("diff", "MODEL", "TMP"), "no weights"),
+        (("diff", "MODEL", "RUN", "--plan", "MODEL"), "there is no plan in"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, run, words, says):
+    edited, model, _ = run
+    places = {
+        "RUN": edited,
+        "MODEL": model,
+        "OTHER": pico.save(tmp_path / "other", layers=2),
+        "PLAN": edited / "tuning" / "plan.safetensors",
+        "WEIGHTS": model / "model.safetensors",
+        "OUT": tmp_path / "out",
+        "TMP": tmp_path,
+    }
+    before = sorted(tmp_path.rglob("*"))
+    done = unrefuse(*[places.get(word, word) for word in words])
+    assert isinstance(done.exception, UsageError)
+    assert says in str(done.exception)
+    assert "\n" not in str(done.exception)
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from tests import pico
+from tests.edit.test_lora import one_direction, tuned
+from unrefuse.edit.compare import MAX_RANK, compare, numerical_rank, rounding_noise
+from unrefuse.edit.plan import MatrixEdit
+from unrefuse.edit.shards import write_checkpoint
+from unrefuse.errors import UsageError
+
+
+def checkpoint(folder, **tensors):
+    folder.mkdir()
+    save_file({n: t.clone() for n, t in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("make", "ranks"), [(one_direction, (1, 1, 1, 1)), (tuned, (1, 2, 3))])
+def test_an_edit_shows_its_tensors_ranks_and_directions(tmp_path, dtype, make, ranks):
+    network = pico.network().to(dtype)
+    network.save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    plan = make(network)
+    (tmp_path / "out").mkdir()
+    write_checkpoint(tmp_path / "m", plan, tmp_path / "out")
+    found = compare(tmp_path / "m", tmp_path / "out", plan)
+    assert {c.name for c in found.changed} == {f"{edit.module}.weight" for edit in plan}
+    assert found.same + len(found.changed) == len(network.state_dict())
+    assert tuple(c.rank for c in found.changed) == ranks
+    assert all(c.along > 0.97 for c in found.changed)
+    assert 0.97 < found.along <= 1 + 1e-5
+    for change in found.changed:
+        edit = next(e for e in plan if change.name == f"{e.module}.weight")
+        w = network.get_submodule(edit.module).weight.double()
+        taken = edit.basis.double() @ edit.core.double() @ edit.basis.double().T @ w
+        assert change.relative == pytest.approx(float(taken.norm() / w.norm()), rel=0.02)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rank=st.integers(0, 5),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    spread=st.floats(0, 2),
+)
+def test_rounding_is_not_taken_for_rank(seed, rank, dtype, spread):
+    """A change of known rank above the rounding of the stored sum; rows of unlike sizes too."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.exp(spread * torch.randn(96, 1, generator=generator))
+    w = sizes * torch.randn(96, 160, generator=generator)
+    left = torch.linalg.qr(torch.randn(96, max(rank, 1), generator=generator))[0][:, :rank]
+    change = float(sizes.max()) * left @ torch.randn(rank, 160, generator=generator)
+    edited = (w + change).to(dtype)
+    assert numerical_rank(edited.float() - w, rounding_noise(edited)) == rank
+
+
+def test_noise_is_just_above_the_rounding_that_is_measured():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 300, generator=generator) * torch.logspace(0, 1, 400)[:, None]
+    x[0] = 0
+    for dtype in (torch.bfloat16, torch.float16):
+        error = torch.linalg.matrix_norm(x.to(dtype).float() - x, 2)
+        assert error < rounding_noise(x.to(dtype)) < 3 * error
+    assert rounding_noise(torch.zeros(3, 3)) == 0
+
+
+def test_a_whole_other_matrix_has_the_largest_rank_told_and_no_share(tmp_path):
+    a = checkpoint(tmp_path / "a", w=torch.randn(100, 90), v=torch.randn(7), e=torch.randn(2, 3, 4))
+    b = checkpoint(tmp_path / "b", w=torch.randn(100, 90), v=torch.randn(7), e=torch.randn(2, 3, 4))
+    found = {c.name: c for c in compare(a, b).changed}
+    assert found["w"].rank == MAX_RANK
+    assert found["v"].rank is None
+    assert found["e"].rank is None
+    assert found["w"].along is None
+    assert compare(a, b).along is None
+
+
+def test_along_is_the_share_of_energy_in_the_span(tmp_path):
+    w = torch.randn(32, 48)
+    r = torch.nn.functional.normalize(torch.randn(32, 1), dim=0)
+    across = torch.nn.functional.normalize(torch.randn(32, 1), dim=0)
+    across = torch.nn.functional.normalize(across - r @ (r.T @ across), dim=0)
+    row = torch.randn(1, 48)
+    name = "m.weight"
+    a = checkpoint(tmp_path / "a", **{name: w, "other.weight": w})
+    b = checkpoint(tmp_path / "b", **{name: w + 3 * r @ row + 4 * across @ row, "other.weight": w})
+    (change,) = compare(a, b, (MatrixEdit("m", r, torch.eye(1)),)).changed
+    assert change.along == pytest.approx(9 / 25, rel=1e-4)
+    assert change.rank == 1  # both along the same row
+
+
+def test_other_names_shapes_and_dtypes_are_told_apart(tmp_path):
+    x = torch.randn(4, 6).bfloat16()
+    a = checkpoint(tmp_path / "a", same=x, cast=x, shape=x, mine=x)
+    b = checkpoint(tmp_path / "b", same=x, cast=x.float(), shape=x.T.contiguous(), yours=x)
+    found = compare(a, b)
+    assert found.same == 2  # another dtype with the same values is no change
+    assert found.changed == ()
+    assert found.only_a == ("mine",)
+    assert found.only_b == ("yours",)
+    assert found.other_shape == ("shape",)
+
+
+def test_layer_2_comes_before_layer_10(tmp_path):
+    names = [f"layers.{layer}.w" for layer in (2, 9, 10, 11)]
+    a = checkpoint(tmp_path / "a", **{name: torch.zeros(2, 2) for name in names})
+    b = checkpoint(tmp_path / "b", **{name: torch.ones(2, 2) for name in names})
+    assert [c.name for c in compare(a, b).changed] == names
+
+
+def test_values_that_are_not_numbers_do_not_break_it(tmp_path):
+    a = checkpoint(tmp_path / "a", w=torch.randn(4, 6))
+    b = checkpoint(tmp_path / "b", w=torch.full((4, 6), torch.nan))
+    (change,) = compare(a, b).changed
+    assert change.rank is None
+
+
+def test_bad_folders_are_told(tmp_path):
+    good = checkpoint(tmp_path / "a", w=torch.randn(4, 6))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no weights"):
+        compare(good, tmp_path / "empty")
+    pickle = tmp_path / "pickle"
+    pickle.mkdir()
+    torch.save({"w": torch.ones(1)}, pickle / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="is a pickle"):
+        compare(good, pickle)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UsageError, match="truncated or damaged"):
+        compare(good, broken)
