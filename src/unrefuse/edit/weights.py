@@ -48,7 +48,7 @@ def _experts(edit: MatrixEdit, name: str) -> int:
 
 
 def edit_tensor(tensor: Tensor, edit: MatrixEdit, axis: int = 0) -> Tensor:
-    """A weight or bias with the edit, in the dtype it came in; `axis` is that of `d_model`.
+    """A weight or bias with the edit, contiguous, in the dtype it came in; `axis` is `d_model`'s.
 
     `W <- W - U M U^T W` (Arditi et al. 2024, section 4.1, where U is one direction and M 1).
     """
@@ -56,7 +56,7 @@ def edit_tensor(tensor: Tensor, edit: MatrixEdit, axis: int = 0) -> Tensor:
     rows = w.reshape(len(w), -1)
     u, m = edit.basis.to(w.device), edit.core.to(w.device)
     edited = rows - u @ (m @ (u.T @ rows))
-    return edited.view(w.shape).movedim(0, axis).to(tensor.dtype)
+    return edited.view(w.shape).movedim(0, axis).to(tensor.dtype).contiguous()
 
 
 @torch.no_grad()
