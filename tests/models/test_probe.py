@@ -5,11 +5,13 @@ import re
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import pico
 from unrefuse.edit.hooks import hooked
+from unrefuse.edit.lora import save_lora
 from unrefuse.edit.plan import make_plan
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.edit.weights import edit_model
@@ -65,6 +67,10 @@ def test_an_edit_of_what_was_found_writes_nothing_along_the_direction(model_type
     original = model(IDS).logits
     with hooked(model, plan):
         hook = model(IDS).logits
+    save_lora(model, plan, tmp_path / "lora")
+    original_again = AutoModelForCausalLM.from_pretrained(folder)
+    lora = PeftModel.from_pretrained(original_again, tmp_path / "lora")(IDS).logits
+    torch.testing.assert_close(lora, hook, rtol=1e-4, atol=1e-4)
     (tmp_path / "out").mkdir()
     write_checkpoint(folder, plan, tmp_path / "out")
     edit_model(model, plan)
