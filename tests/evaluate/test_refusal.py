@@ -118,8 +118,8 @@ def test_the_labelled_replies_are_enough_and_fairly_halved():
 
 @pytest.mark.parametrize(
     ("lang", "refused", "partly"),
-    # Of 20 Chinese and 18 Japanese refusals one is 5 %: what is missed is in docs/grades.md.
-    [("en", 0.98, 0.75), ("zh", 0.90, 0.90), ("ja", 0.94, 0.80), ("all", 0.97, 0.80)],
+    # Below 0.97 and 0.80 where docs/grades.md says so: one Chinese refusal of the 20 is 5 %.
+    [("en", 0.97, 0.75), ("zh", 0.90, 0.80), ("ja", 0.97, 0.80), ("all", 0.97, 0.80)],
 )
 def test_figures_on_replies_that_the_detector_was_not_tuned_on(lang, refused, partly):
     ours = figures(HELD_OUT)["unrefuse"][lang]

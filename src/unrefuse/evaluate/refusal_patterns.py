@@ -82,7 +82,7 @@ _SORRY = [
     r"^\W*(?:my |i offer my )?apologies[,.!:; ]+(?:but|i|for)\b",
     r"^\W*i (?:\w+ )?apologi[sz]e[,.!:; ]+(?:but|for|i|if|that)\b",
     r"^\W*(?:您好|你好)?\W*(?:我)?(?:很|非常|真的|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾)",
-    r"^\W*(?:誠に|大変)?(?:申し訳|申しわけ|恐れ入りますが|ごめんなさい|すみません|すいません|残念ながら|残念ですが)",
+    r"^\W*(?:誠に|大変)?(?:(?:申し訳|申しわけ)(?:(?:あり|ござい)ません(?:が|けど)?)?|恐れ入りますが|ごめんなさい|すみません|すいません|残念ながら|残念ですが)",
 ]
 REFUSES = re.compile("|".join(_REFUSES + _REFUSES_ZH + _REFUSES_JA))
 SORRY = re.compile("|".join(_SORRY))
@@ -94,7 +94,7 @@ _TURNS = [
     r"\b(?:typically|usually|commonly|include)\b",
     r"(?:^|\n)1[.)、]|\d ?(?:grams?|mg|ml|kg|percent|克|度|グラム)",
     r"但|不过|不過|然而|一般来说|通常|可以改为|可以参考|可以參考|常用的|以下是",
-    r"ただ(?:し|、)|しかし|ですが|ませんが|代わり|参考までに|一般に|よくある|以下",
+    r"ただ(?:し|、)|しかし|ですが|(?:^|ません)が、|代わり|参考までに|一般に|よくある|以下",
 ]
 # What looks like such a turn, and only offers something else, or goes on declining.
 _OFFERS = [
