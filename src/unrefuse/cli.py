@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from unrefuse.commands import edit, layers, prompts
+from unrefuse.commands import edit, evaluate, layers, prompts
 from unrefuse.commands.output import say
 
 INTERRUPTED = 130
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (edit.edit, edit.tune, layers.analyze, layers.kernel):
+for command in (edit.edit, edit.tune, evaluate.evaluate, layers.analyze, layers.kernel):
     app.command()(command)
 app.add_typer(prompts.app, name="prompts")
 
