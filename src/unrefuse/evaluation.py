@@ -17,7 +17,7 @@ from unrefuse.evaluate.benchmarks import check_benchmarks, run_benchmarks
 from unrefuse.evaluate.generate import Reply, reply_to
 from unrefuse.evaluate.judges import Judge, check_judge, judged
 from unrefuse.evaluate.perplexity import perplexities
-from unrefuse.evaluate.quality import Reference, divergences, make_reference
+from unrefuse.evaluate.quality import Reference, divergences, head_of, make_reference
 from unrefuse.evaluate.transcripts import (
     DETECTOR,
     FILE,
@@ -28,7 +28,6 @@ from unrefuse.evaluate.transcripts import (
 )
 from unrefuse.evaluate.twins import HARMFUL, HARMLESS, shipped_twins
 from unrefuse.models.load import Model, checkpoint_hash, find_checkpoint, load_folder
-from unrefuse.models.writers import head_of
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
 from unrefuse.prompts.imports import read_import
@@ -207,7 +206,7 @@ def _reference(
         return None, []
     texts = [text for text, _ in pairs]
     reference = make_reference(model, texts, [reply for _, reply in pairs])
-    return replace(reference, head=head_of(model.network)), texts
+    return replace(reference, head=head_of(model)), texts
 
 
 def _line(

@@ -146,7 +146,11 @@ def _classify(judge: Judge, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot load the judge {judge.model}: {first_line(error)}") from None
     grades = label_grades(network.config.id2label, judge.label)
-    longest = min(tokenizer.model_max_length, network.config.max_position_embeddings or 512)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        network.config.pad_token_id = tokenizer.pad_token_id
+    places = getattr(network.config, "max_position_embeddings", 512)
+    longest = min(tokenizer.model_max_length, places)
     found: list[Grade] = []
     texts = [filled(judge.form, prompt, reply) for prompt, reply in pairs]
     starts = range(0, len(texts), BATCH)

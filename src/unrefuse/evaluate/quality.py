@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from unrefuse.evaluate.generate import Reply, final_hidden
 from unrefuse.evaluate.statistics import Estimate, bootstrap
@@ -72,6 +76,13 @@ def token_divergences(
     p = torch.log_softmax(logits, dim=-1)
     q = torch.log_softmax(logits_of(model.network, after), dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1)
+
+
+def head_of(model: Model) -> Callable[[Tensor], Tensor]:
+    """`logits_of` with this model's head, which holds that head and nothing else of it."""
+    head, config = model.network.get_output_embeddings(), model.network.config
+    shell = SimpleNamespace(get_output_embeddings=lambda: head, config=config)
+    return partial(logits_of, cast(PreTrainedModel, shell))
 
 
 def kl_and_quality(

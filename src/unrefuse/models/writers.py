@@ -1,6 +1,5 @@
 """Per architecture: the decoder blocks, and the matrices that write into the residual stream."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,18 +91,9 @@ def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     The language-model head with the scaling (Granite) or soft cap (Gemma 2) that the model's own
     forward puts on it. Kept hidden states are a hundred times smaller than kept logits.
     """
-    return head_of(model)(hidden)
-
-
-def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """`logits_of` of this model as a function that holds its head and nothing else of it."""
-    head, config = model.get_output_embeddings(), model.config
+    head = model.get_output_embeddings()
     assert head is not None
-
-    def logits_of(hidden: Tensor) -> Tensor:
-        logits: Tensor = head(hidden).float()
-        logits = logits / getattr(config, "logits_scaling", 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return logits_of
+    logits: Tensor = head(hidden).float()
+    logits = logits / getattr(model.config, "logits_scaling", 1.0)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
