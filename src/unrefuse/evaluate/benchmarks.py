@@ -21,7 +21,7 @@ def check_benchmarks(names: Sequence[str], path: Path | None) -> None:
         raise UsageError("benchmarks need lm-eval: pip install unrefuse[eval]")
     if path and not path.is_dir():
         raise UsageError(f"{path} is no folder of tasks")
-    known = set(_tasks(path).all_tasks)
+    known = set(_tasks(names, path).all_tasks)
     for name in names:
         if name not in known:
             raise UsageError(
@@ -49,7 +49,7 @@ def run_benchmarks(
             found = lm_eval.simple_evaluate(
                 language_model,
                 tasks=list(names),
-                task_manager=_tasks(path),
+                task_manager=_tasks(names, path),
                 limit=limit,
                 log_samples=False,
                 random_seed=seed,
@@ -79,7 +79,12 @@ def _metrics(found: Any) -> Any:
             )
 
 
-def _tasks(path: Path | None) -> Any:
+def _tasks(names: Sequence[str], path: Path | None) -> Any:
+    """The tasks of `path` alone where it has them all: reading lm-eval's own takes a while."""
     from lm_eval.tasks import TaskManager  # type: ignore[import-not-found,unused-ignore]
 
+    if path:
+        own = TaskManager(include_path=str(path), include_defaults=False)
+        if set(names) <= set(own.all_tasks):
+            return own
     return TaskManager(include_path=str(path) if path else None)

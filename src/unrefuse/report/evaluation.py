@@ -1,7 +1,7 @@
 """The report of an evaluation: from stored replies to one JSON object, and to tables."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,7 +263,7 @@ def _rates_table(record: dict[str, Any], part: str) -> Table:
     if part != "all":
         table.add_column("")
     for when in whens:
-        table.add_column(when if len(whens) > 1 else "refused", justify="right")
+        table.add_column(_heading(when, whens), justify="right")
     for name in record["refused"]:
         rates = {when: record["rates"][when][name][part] for when in whens}
         if part == "all":
@@ -282,19 +282,30 @@ def _grades_table(record: dict[str, Any]) -> Table:
         table.add_column(column)
     for name in record["refused"]:
         for when, grades in record["grades"].items():
-            table.add_row(name, when, *(str(grades[name].get(g, 0)) for g in GRADES))
+            table.add_row(
+                name,
+                _heading(when, record["grades"]),
+                *(str(grades[name].get(g, 0)) for g in GRADES),
+            )
     return table
 
 
-def _columns(title: str, values: dict[str, dict[str, Any]], show: Any) -> Table:
+def _columns(
+    title: str, values: dict[str, dict[str, Any]], show: Callable[[dict[str, float]], str]
+) -> Table:
     """A table of `values[when][row]`, each shown by `show`."""
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for when in values:
-        table.add_column(when, justify="right")
+        table.add_column(_heading(when, values), justify="right")
     for row, cells in _transposed(values).items():
         table.add_row(Text(plain(row, 60)), *(show(cells[when]) for when in values))
     return table
+
+
+def _heading(when: str, whens: Collection[str]) -> str:
+    """A model by itself is neither before nor after."""
+    return when if len(whens) > 1 else "model"
 
 
 def _transposed(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
