@@ -11,6 +11,7 @@ import torch
 from tests import pico
 from tests.evaluate.test_endpoint import by_content, completion, scripted, serving
 from unrefuse import cli, evaluation
+from unrefuse.commands import evaluate as command
 from unrefuse.evaluate.transcripts import read_transcripts
 from unrefuse.evaluation import Options, run_evaluate
 from unrefuse.models.load import load_model
@@ -189,6 +190,13 @@ def test_imported_prompts_take_the_place_of_the_shipped_ones(models, tmp_path):
         "target": 3, "baseline": 16, "keep": 3,
     }  # fmt: skip
     assert set(found["rates"]["after"]["keep"]["by_topic"]) == {"contrast_homonyms"}
+
+
+def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked():
+    given = {"against": "demo", "model": "edited", "split": None, "lang": None}
+    config = command._settings(given)
+    assert (config.model, config.target, config.languages) == ("edited", "planted", ("en",))
+    assert command._settings(given | {"against": None}).target == "shipped"
 
 
 @pytest.mark.parametrize(

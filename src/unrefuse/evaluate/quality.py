@@ -72,9 +72,12 @@ def token_divergences(
 
     `head` is that of `before`; None: the model's own. Differentiable in `after`.
     """
-    logits = head(before) if head else logits_of(model.network, before)
-    p = torch.log_softmax(logits, dim=-1)
-    q = torch.log_softmax(logits_of(model.network, after), dim=-1)
+    first = head(before) if head else logits_of(model.network, before)
+    second = logits_of(model.network, after)
+    # One checkpoint may have rows beyond the vocabulary, for padding, that the other lacks.
+    size = min(first.shape[-1], second.shape[-1])
+    p = torch.log_softmax(first[..., :size], dim=-1)
+    q = torch.log_softmax(second[..., :size], dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1)
 
 
