@@ -41,6 +41,8 @@ _WHERE = {
     "analyze": "pipeline",
     "run_tune": "pipeline",
     "run_edit": "pipeline",
+    "run_evaluate": "evaluation",
+    "regrade": "evaluation",
 }
 __all__ = list(_WHERE)
 

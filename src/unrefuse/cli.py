@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from unrefuse.commands import apply, diff, edit, export, layers, prompts
+from unrefuse.commands import apply, diff, edit, evaluate, export, layers, prompts
 from unrefuse.commands.output import say
 
 INTERRUPTED = 130
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(edit.edit, edit.tune, layers.analyze, layers.kernel),
+    *(edit.edit, edit.tune, evaluate.evaluate, layers.analyze, layers.kernel),
     *(apply.apply, export.export, export.revert, diff.diff),
 ):
     app.command()(command)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from tests import pico
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import make_plan
 from unrefuse.evaluate.generate import reply_to
-from unrefuse.evaluate.quality import divergences, kl_and_quality, make_reference
+from unrefuse.evaluate.quality import divergences, head_of, kl_and_quality, make_reference
 from unrefuse.prompts.chat import encode
 
 PROMPTS = ["Hi", "What is a volcano?", "Tell me about chess.", "x" * 40, "ok then"]
@@ -34,6 +35,24 @@ def test_divergence_is_the_kl_of_the_full_logits(model_type):
         wanted = torch.nn.functional.kl_div(after, before, log_target=True, reduction="sum")
         assert got[i] == pytest.approx([float(wanted), n], rel=1e-3, abs=1e-5)
         assert wanted > 1e-4
+
+
+def test_the_original_is_read_through_its_own_head():
+    """An edited model may have another head, and rows of padding in it."""
+    original, edited = pico.loaded("granite"), pico.loaded("granite")
+    replies = reply_to(original, PROMPTS, 8)
+    reference = make_reference(original, PROMPTS, replies)
+    assert reference.head is None
+    reference = replace(reference, head=head_of(original))
+    edited.network.resize_token_embeddings(288)
+    assert divergences(edited, reference)[:, 0] == pytest.approx(0, abs=1e-5)
+    edited.network.get_output_embeddings().weight.data *= 1.5
+    got = divergences(edited, reference)
+    ids, answer = encode(original.tokenizer, PROMPTS)[0], list(replies[0].tokens)
+    whole, n = torch.tensor([ids + answer]), len(answer)
+    logits = original.network(whole).logits[0, -n - 1 : -1].double()
+    before, after = logits.log_softmax(-1), (1.5 * logits).log_softmax(-1)
+    assert got[0, 0] == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-3)
 
 
 def test_quality_is_its_formula():

@@ -1,13 +1,17 @@
 """Quality: how much the edited model is itself on the baseline, by one forward pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from unrefuse.evaluate.generate import Reply, final_hidden
 from unrefuse.evaluate.statistics import Estimate, bootstrap
@@ -19,10 +23,13 @@ from unrefuse.prompts.chat import encode
 @dataclass(frozen=True)
 class Reference:
     """The original on its own answers: per prompt the token ids up to the last but one of the
-    answer, and the final hidden states `(answer_tokens, d_model)` that predict the answer."""
+    answer, and the final hidden states `(answer_tokens, d_model)` that predict the answer.
+
+    `head` maps these to logits where the model compared with it may have another head."""
 
     sequences: list[list[int]]
     hidden: list[Tensor]
+    head: Callable[[Tensor], Tensor] | None = None
 
 
 def make_reference(
@@ -50,19 +57,35 @@ def divergences(model: Model, reference: Reference) -> NDArray[np.float64]:
         final_hidden(model, reference.sequences, lengths, "divergence"),
         strict=True,
     ):
-        kl = token_divergences(model, before, after).clamp(min=0)
+        kl = token_divergences(model, before, after, reference.head).clamp(min=0)
         rows.append((float(kl.double().sum()), float(len(before))))
     return np.array(rows)
 
 
-def token_divergences(model: Model, before: Tensor, after: Tensor) -> Tensor:
+def token_divergences(
+    model: Model,
+    before: Tensor,
+    after: Tensor,
+    head: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """KL(before || after) in nats, `(tokens,)`, of two sets of final states `(tokens, d_model)`.
 
-    Differentiable in `after`.
+    `head` is that of `before`; None: the model's own. Differentiable in `after`.
     """
-    p = torch.log_softmax(logits_of(model.network, before), dim=-1)
-    q = torch.log_softmax(logits_of(model.network, after), dim=-1)
+    first = head(before) if head else logits_of(model.network, before)
+    second = logits_of(model.network, after)
+    # One checkpoint may have rows beyond the vocabulary, for padding, that the other lacks.
+    size = min(first.shape[-1], second.shape[-1])
+    p = torch.log_softmax(first[..., :size], dim=-1)
+    q = torch.log_softmax(second[..., :size], dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1)
+
+
+def head_of(model: Model) -> Callable[[Tensor], Tensor]:
+    """`logits_of` with this model's head, which holds that head and nothing else of it."""
+    head, config = model.network.get_output_embeddings(), model.network.config
+    shell = SimpleNamespace(get_output_embeddings=lambda: head, config=config)
+    return partial(logits_of, cast(PreTrainedModel, shell))
 
 
 def kl_and_quality(

@@ -66,7 +66,7 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
     if config.languages:
         prompts = [p for p in prompts if p.lang in config.languages]
     if config.limit:
-        prompts = _limited(prompts, config.limit)
+        prompts = limited(prompts, config.limit)
     return prompts
 
 
@@ -84,7 +84,7 @@ def read_set(
         data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
         rows: Iterator[tuple[int, Any]] = _json_lines(data, source)
     elif Path(source).suffix.lower() in FILE_TYPES or Path(source).exists():
-        rows = _file_rows(Path(source))
+        rows = file_rows(Path(source))
     else:
         rows = _dataset_rows(source, data_split)
     prompts = [_prompt(row, source, line, name, column) for line, row in rows]
@@ -156,7 +156,8 @@ def _prompt(row: Any, source: str, line: int, name: str, column: str) -> Prompt:
     return Prompt(text.strip(), kind, topic, lang, part, source, line)
 
 
-def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
+def file_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a file of one of the FILE_TYPES, each with its line. Raises UsageError."""
     kind = file.suffix.lower()
     if kind == ".parquet":
         yield from _parquet_rows(file)
@@ -219,7 +220,7 @@ def _dataset_rows(name: str, data_split: str) -> Iterator[tuple[int, Any]]:
         ) from None
 
 
-def _limited(prompts: list[Prompt], limit: int) -> list[Prompt]:
+def limited(prompts: list[Prompt], limit: int) -> list[Prompt]:
     """At most `limit` per set and split, spread evenly over the file so that topics stay mixed.
 
     Of keep twice as many: a floor of 0.95 can't be told from one prompt more or less on few.

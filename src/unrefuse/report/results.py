@@ -60,8 +60,8 @@ class Result:
                 }
                 for name in self.before[self.split].counts()
             },
-            "by_topic": shares_by(measured, lambda p: p.topic),
-            "by_lang": shares_by(measured, lambda p: p.lang),
+            "by_topic": shares_by(measured.exchanges, lambda p: p.topic),
+            "by_lang": shares_by(measured.exchanges, lambda p: p.lang),
             "refused_before": {split: b.counts() for split, b in self.before.items()},
             "kernel": self.kernel.describe(self.multiplier),
             "stages": [
@@ -128,8 +128,8 @@ def result_table(result: Result) -> RenderableType:
         before = count_refused(measured.exchanges, name, "before")
         after = count_refused(measured.exchanges, name, "after")
         refusals.add_row(name, f"{before[0]} of {before[1]}", f"{after[0]} of {after[1]}")
-    parts = shares_by(measured, lambda p: p.topic)["removal"]
-    langs = shares_by(measured, lambda p: p.lang)["removal"]
+    parts = shares_by(measured.exchanges, lambda p: p.topic)["removal"]
+    langs = shares_by(measured.exchanges, lambda p: p.lang)["removal"]
     topics = Table(title="removal by topic and language", title_justify="left")
     topics.add_column("")
     topics.add_column("answered now", justify="right")

@@ -143,12 +143,12 @@ def retained(exchange: Exchange) -> bool:
 
 
 def shares_by(
-    measurement: Measurement, key: Callable[[Prompt], str]
+    exchanges: Sequence[Exchange], key: Callable[[Prompt], str]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Removal and retention, each per value of `key` (topic, language), where there is any."""
     result: dict[str, dict[str, dict[str, float]]] = {}
     for figure, name, hit in (("removal", "target", removed), ("retention", "keep", retained)):
-        counted = [e for e in measurement.exchanges if e.prompt.set == name and e.as_expected]
+        counted = [e for e in exchanges if e.prompt.set == name and e.as_expected]
         result[figure] = {
             value: share(hit(e) for e in counted if key(e.prompt) == value).to_json()
             for value in sorted({key(e.prompt) for e in counted})

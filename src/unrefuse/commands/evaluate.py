@@ -1,0 +1,140 @@
+"""`unrefuse evaluate`: any model by itself or against its original, stored replies, two runs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unrefuse.commands.options import (
+    AllowPickle,
+    Baseline,
+    BatchSize,
+    Column,
+    DataSplit,
+    Device,
+    Dtype,
+    Json,
+    Keep,
+    Lang,
+    Limit,
+    ModelName,
+    ReplyTokens,
+    RetentionFloor,
+    Revision,
+    Seed,
+    Target,
+    TestFile,
+    TrustRemoteCode,
+    settings_of,
+)
+from unrefuse.commands.output import console, print_json
+
+
+def evaluate(
+    model: ModelName = None,
+    against: Annotated[
+        str | None, typer.Option(help="The original: also removal, retention, quality, KL.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for report and replies.")] = None,
+    transcripts: Annotated[
+        Path | None, typer.Option(help="Grade the replies in this folder again; no MODEL.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Compare the replies in two folders; no MODEL.", metavar="DIR1 DIR2"),
+    ] = None,
+    judge: Annotated[
+        str, typer.Option(help="builtin, hf:NAME (a classifier) or openai:URL#MODEL.")
+    ] = "builtin",
+    judge_label: Annotated[
+        str | None, typer.Option(help="The classifier's label that means refused.")
+    ] = None,
+    judge_input: Annotated[
+        str | None, typer.Option(help="What it reads. Default '{reply}'; {prompt} too.")
+    ] = None,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option("--import", help="FORMAT:FILE, as xstest:FILE; may be repeated."),
+    ] = None,
+    benchmarks: Annotated[
+        str | None, typer.Option(help="lm-eval tasks, as arc_easy,hellaswag.")
+    ] = None,
+    benchmark_path: Annotated[
+        Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")
+    ] = None,
+    target: Target = None,
+    baseline: Baseline = None,
+    keep: Keep = None,
+    test_target: TestFile = None,
+    test_baseline: TestFile = None,
+    test_keep: TestFile = None,
+    column: Column = None,
+    split: DataSplit = None,
+    lang: Lang = None,
+    limit: Limit = None,
+    retention_floor: RetentionFloor = None,
+    reply_tokens: ReplyTokens = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    allow_pickle: AllowPickle = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Measure MODEL on the test split, by itself or --against its original; edits nothing."""
+    given = locals()
+    from unrefuse.errors import UsageError
+
+    jobs = [model is not None, transcripts is not None, compare is not None]
+    if sum(jobs) != 1:
+        raise UsageError("name one of MODEL, --transcripts DIR and --compare DIR1 DIR2")
+    if compare:
+        _compare(*compare, as_json)
+        return
+    from unrefuse.evaluate.judges import parse_judge
+    from unrefuse.evaluation import Options, regrade, run_evaluate
+    from unrefuse.report.evaluation import evaluation_tables
+
+    judged_by = parse_judge(judge, judge_label, judge_input)
+    if transcripts:
+        found = regrade(transcripts, judged_by, out)
+    else:
+        options = Options(
+            against,
+            judged_by,
+            tuple(imports or ()),
+            tuple(name for name in (benchmarks or "").split(",") if name),
+            benchmark_path,
+        )
+        found = run_evaluate(_settings(given), options)
+    if as_json:
+        print_json(found.to_json())
+        return
+    screen = console()
+    screen.print(evaluation_tables(found))
+    if out:
+        where = f"\nsaved: {out} (report: {out}/evaluation.json, replies: {out}/transcripts.jsonl)"
+        screen.print(where, highlight=False, soft_wrap=True, markup=False)
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    """The RunConfig. Against the demo, an edit of it is asked what the demo is asked."""
+    config = settings_of(
+        given | {"model": "demo" if given["against"] == "demo" else given["model"], "config": None}
+    )
+    return config.model_copy(update={"model": given["model"]})
+
+
+def _compare(first: Path, second: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from unrefuse.evaluate.transcripts import compare, read_transcripts
+    from unrefuse.report.evaluation import comparison_tables
+
+    comparison = compare(read_transcripts(first), read_transcripts(second))
+    if as_json:
+        print_json(asdict(comparison))
+    else:
+        console().print(comparison_tables(comparison))

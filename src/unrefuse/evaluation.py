@@ -1,0 +1,240 @@
+"""Every step of `unrefuse evaluate`: ask one model, or two, grade, report; grade again; compare."""
+
+import gc
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from unrefuse.config import RunConfig
+from unrefuse.errors import UsageError, first_line
+from unrefuse.evaluate.benchmarks import check_benchmarks, run_benchmarks
+from unrefuse.evaluate.generate import Reply, reply_to
+from unrefuse.evaluate.judges import Judge, check_judge, judged
+from unrefuse.evaluate.perplexity import perplexities
+from unrefuse.evaluate.quality import Reference, divergences, head_of, make_reference
+from unrefuse.evaluate.transcripts import (
+    DETECTOR,
+    FILE,
+    Line,
+    detected,
+    read_transcripts,
+    to_text,
+)
+from unrefuse.evaluate.twins import HARMFUL, HARMLESS, shipped_twins
+from unrefuse.models.load import Model, checkpoint_hash, find_checkpoint, load_folder
+from unrefuse.pipeline import clock
+from unrefuse.progress import stderr
+from unrefuse.prompts.imports import read_import
+from unrefuse.prompts.sets import SETS, Prompt, find_problems, load_prompts, prompts_hash, select
+from unrefuse.report.evaluation import WHENS, Evaluation
+from unrefuse.report.results import LIBRARIES, peak_rss_mib
+from unrefuse.save import check_out, new_folder
+from unrefuse.search.record import write_whole
+
+REPORT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an evaluation does beside asking the model of its RunConfig.
+
+    `imports` are FORMAT:FILE, `benchmarks` names of lm-eval tasks, found in `benchmark_path` too.
+    """
+
+    against: str | None = None
+    judge: Judge | None = None
+    imports: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    benchmark_path: Path | None = None
+
+
+def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
+    """Asks `config.model`, and before it the original where one is named, and writes the report
+    and the replies to `config.out`. One model is loaded at a time; of the original's only the
+    head is kept, for the divergence.
+
+    Raises UsageError for a mistake in usage or input. A judge that fails leaves the folder with
+    the grades of the built-in detector, and its replies can be graded again.
+    """
+    if config.out is None:
+        raise UsageError("where to? name a folder: --out DIR")
+    check_out(config.out)
+    if options.judge:
+        check_judge(options.judge)
+    check_benchmarks(options.benchmarks, options.benchmark_path)
+    asked = _prompts(config, options.imports)
+    names = dict(zip(WHENS, (options.against, config.model), strict=True))
+    configs = {w: config.model_copy(update={"model": n}) for w, n in names.items() if n}
+    if options.against:  # the revision is the model's
+        configs["before"] = configs["before"].model_copy(update={"revision": None})
+    folders = {when: find_checkpoint(c) for when, c in configs.items()}
+    if options.against:
+        _check_same_tokens(folders, names)
+    parts: dict[str, Any] = {"models": {}, "perplexity": {}, "benchmarks": {}}
+    seconds: dict[str, float] = {}
+    lines: list[Line] = []
+    reference: Reference | None = None
+    for when, folder in folders.items():
+        with clock(seconds, "load"):
+            model = load_folder(folder, configs[when], configs[when].model)
+        _tell(model)
+        with clock(seconds, f"replies {when}"):
+            replies = reply_to(model, [p.text for _, p in asked], config.reply_tokens, when)
+        kl: dict[str, tuple[float, int]] = {}
+        with clock(seconds, "divergence"):
+            if when == "before":
+                reference, answered = _reference(model, asked, replies)
+            elif reference is not None:
+                rows = divergences(model, reference)
+                kl = {p: (float(s), int(n)) for p, (s, n) in zip(answered, rows, strict=True)}
+        lines += [_line(pair, p, r, when, model.name, kl)
+                  for (pair, p), r in zip(asked, replies, strict=True)]  # fmt: skip
+        with clock(seconds, "perplexity"):
+            parts["perplexity"][when] = perplexities(model)
+        with clock(seconds, "benchmarks"):
+            if options.benchmarks:
+                parts["benchmarks"][when] = run_benchmarks(
+                    model, options.benchmarks, options.benchmark_path, config.limit, config.seed
+                )
+        parts["models"][when] = {
+            "name": model.name,
+            "sha256": checkpoint_hash(folder),
+            "parameters": model.network.num_parameters(),
+            "dtype": str(model.network.dtype).removeprefix("torch."),
+        }
+        del model
+        gc.collect()
+    parts |= {
+        "config": config.model_dump(mode="json")
+        | {"prompts_sha256": prompts_hash([p for _, p in asked])},
+        "imports": list(options.imports),
+        "seconds": {step: round(s, 2) for step, s in seconds.items()},
+        "peak_rss_mib": peak_rss_mib(),
+        "out": str(config.out),
+        "versions": {name: version(name) for name in LIBRARIES}
+        | {"python": platform.python_version(), "machine": platform.machine()},
+    }
+    found = Evaluation(lines, DETECTOR, None, parts)
+    with new_folder(config.out) as made:
+        _write(found, made)
+    if options.judge:
+        go_on = f"the replies are in {config.out}: `unrefuse evaluate --transcripts {config.out}`"
+        found = _graded(found, options.judge, f"{go_on} --judge ... goes on")
+        _write(found, config.out)
+    return found
+
+
+def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evaluation:
+    """Grades the replies in `folder` again, by `judge` or the built-in detector of today, without
+    a model. Written to `out` where one is named; `folder` is never changed. Raises UsageError."""
+    if out:
+        check_out(out)
+    if judge:
+        check_judge(judge)
+    lines = read_transcripts(folder)
+    file = folder / REPORT
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        kept = ("models", "perplexity", "benchmarks", "config", "imports", "seconds",
+                "peak_rss_mib", "out", "versions")  # fmt: skip
+        parts = {key: record[key] for key in kept}
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot read {file}: {first_line(error)}") from None
+    lines = [replace(x, grade=detected(x), judge=DETECTOR) for x in lines]
+    found = Evaluation(lines, DETECTOR, None, parts | {"out": str(out) if out else None})
+    if judge:
+        found = _graded(found, judge, "nothing was written")
+    if out:
+        with new_folder(out) as made:
+            _write(found, made)
+    return found
+
+
+def _graded(found: Evaluation, judge: Judge, otherwise: str) -> Evaluation:
+    try:
+        lines, agreement = judged(judge, found.lines)
+    except UsageError as error:
+        raise UsageError(f"{error}; {otherwise}") from None
+    return replace(found, lines=lines, judge=judge.name, agreement=agreement)
+
+
+def _write(found: Evaluation, folder: Path) -> None:
+    write_whole(folder / FILE, to_text(found.lines))
+    record = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
+    write_whole(folder / REPORT, record + "\n")
+
+
+def _prompts(config: RunConfig, imports: Sequence[str]) -> list[tuple[str, Prompt]]:
+    """What is asked, each with the id of its pair: the test split of the three sets, where a set
+    that an import gives takes the place of the configured one, and the twins ("": no pair)."""
+    prompts = [p for name in SETS for p in select(load_prompts(config), name, "test")]
+    imported = [p for spec in imports for p in read_import(spec, config.limit)]
+    given = {p.set for p in imported}
+    for name in given:
+        if getattr(config, name) not in ("shipped", "planted"):
+            raise UsageError(f"{name} prompts come from --{name} and an import: leave out one")
+    prompts = [p for p in prompts if p.set not in given] + imported
+    problems = find_problems(prompts)
+    if problems:
+        raise UsageError(problems[0])
+    if not prompts:
+        raise UsageError("no test prompts are left in these languages")
+    asked = [("", p) for p in prompts]
+    for twins in shipped_twins(config.languages, config.limit):
+        for name in (HARMLESS, HARMFUL):
+            text = getattr(twins, name)
+            asked.append((twins.id, Prompt(text, name, twins.topic, twins.lang, "test")))
+    return asked
+
+
+def _reference(
+    model: Model, asked: Sequence[tuple[str, Prompt]], replies: Sequence[Reply]
+) -> tuple[Reference | None, list[str]]:
+    """The original on its own answers to baseline prompts, and these prompts."""
+    pairs = [
+        (p.text, r)
+        for (_, p), r in zip(asked, replies, strict=True)
+        if p.set == "baseline" and r.grade == "answered"
+    ]
+    if not pairs:
+        return None, []
+    texts = [text for text, _ in pairs]
+    reference = make_reference(model, texts, [reply for _, reply in pairs])
+    return replace(reference, head=head_of(model)), texts
+
+
+def _line(
+    pair: str, p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float, int]]
+) -> Line:
+    own = kl.get(p.text) if p.set == "baseline" else None
+    return Line(p.text, p.set, p.topic, p.lang, pair, when, model, r.text, r.tokens, r.grade,
+                DETECTOR, own)  # fmt: skip
+
+
+def _check_same_tokens(folders: dict[str, Path], names: dict[str, str | None]) -> None:
+    """Raises UsageError where two models do not share a vocabulary: the divergence is by token."""
+    try:
+        before, after = (AutoTokenizer.from_pretrained(folders[when]).get_vocab() for when in WHENS)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot read a tokenizer: {first_line(error)}") from None
+    if before != after:
+        raise UsageError(
+            f"{names['after']} and {names['before']} have different vocabularies, so one is no "
+            "edit of the other: leave out --against"
+        )
+
+
+def _tell(model: Model) -> None:
+    stderr.print(
+        f"{model.name}: {model.layers} layers, {model.network.num_parameters() / 1e6:.0f} M "
+        f"parameters, {str(model.network.dtype).removeprefix('torch.')} on {model.device}, "
+        f"batches of {model.batch_size}",
+        highlight=False,
+        soft_wrap=True,
+    )

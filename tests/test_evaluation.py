@@ -1,0 +1,237 @@
+"""`unrefuse evaluate` from the command line, on tiny real models."""
+
+import json
+import sys
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests import pico
+from tests.evaluate.test_endpoint import by_content, completion, scripted, serving
+from unrefuse import cli, evaluation
+from unrefuse.commands import evaluate as command
+from unrefuse.evaluate.transcripts import read_transcripts
+from unrefuse.evaluation import Options, run_evaluate
+from unrefuse.models.load import load_model
+from unrefuse.prompts.sets import load_prompts
+from unrefuse.search.objective import ask_before, measure
+
+
+def by_tokens(text, tokens, *_):
+    """A random model never refuses: what counts as a refusal here are some of its texts."""
+    return ("refused", "answered", "answered", "refused", "broken")[sum(tokens) % 5]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A tiny model, and an edit of it that has another head too."""
+    folder = tmp_path_factory.mktemp("models")
+    pico.save(folder / "original")
+    network = pico.network()
+    torch.manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data += 0.005 * torch.randn_like(parameter)
+    network.save_pretrained(folder / "edited")
+    pico.tokenizer().save_pretrained(folder / "edited")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch, tmp_path):
+    for module in ("unrefuse.evaluate.generate", "unrefuse.evaluate.transcripts"):
+        monkeypatch.setattr(f"{module}.grade", by_tokens)
+    monkeypatch.setattr("unrefuse.evaluate.perplexity.PASSAGES", ("en",))
+    monkeypatch.setattr("unrefuse.evaluate.perplexity.passage", lambda name: "A short passage.")
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("unrefuse.evaluate.endpoint.user_cache_path", lambda name: cache / name)
+    monkeypatch.setattr("unrefuse.evaluate.endpoint.FIRST_WAIT", 0.0)
+
+
+def unrefuse(monkeypatch, capsys, *words):
+    """Exit status, stdout and stderr of the command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["unrefuse", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    written = capsys.readouterr()
+    return end.value.code, written.out, written.err
+
+
+def settings(models, out, **more):
+    return pico.run_config(str(models / "edited"), out=out, limit=16, reply_tokens=8, **more)
+
+
+def test_the_figures_are_those_of_edit(monkeypatch, models, tmp_path):
+    """Against the original: the same figures as ask_before and measure give."""
+    monkeypatch.setattr("unrefuse.search.objective.MINIMUM", 3)
+    config = settings(models, tmp_path / "out")
+    found = run_evaluate(config, Options(against=str(models / "original"))).to_json()
+
+    original = load_model(config.model_copy(update={"model": str(models / "original")}))
+    before = ask_before(original, load_prompts(config), "test", config)
+    head = original.network.get_output_embeddings()
+    reference = replace(before.reference, head=lambda hidden: head(hidden).float())
+    measured = measure(load_model(config), replace(before, reference=reference), config, True)
+    wanted = measured.figures()
+    for name in ("removal", "retention"):
+        assert found[name] == wanted[name]
+        assert 0 < found[name]["value"] < 1
+    for name in ("quality", "kl"):
+        assert found[name] == pytest.approx(wanted[name], rel=1e-3)
+    assert found["kl"]["value"] > 1e-4
+    refused = {name: rates["before"] for name, rates in found["refused"].items()}
+    assert refused == before.counts()
+    assert found["retention_test"]["n"] == wanted["retention"]["n"]
+    assert set(found["twins"]) == set(found["perplexity"]) == {"before", "after"}
+    assert found["models"]["before"]["sha256"] != found["models"]["after"]["sha256"]
+
+
+def test_one_model_at_a_time_is_in_memory(monkeypatch, models, tmp_path):
+    loaded = []
+    load = evaluation.load_folder
+
+    def watched(*args):
+        assert all(network() is None for network in loaded)
+        model = load(*args)
+        loaded.append(weakref.ref(model.network))
+        return model
+
+    monkeypatch.setattr(evaluation, "load_folder", watched)
+    run_evaluate(settings(models, tmp_path / "out"), Options(against=str(models / "original")))
+    assert len(loaded) == 2
+
+
+def test_a_model_by_itself_is_stored_graded_again_and_compared(
+    monkeypatch, capsys, models, tmp_path
+):
+    def run(*words):
+        return unrefuse(monkeypatch, capsys, "evaluate", *words)
+
+    out = tmp_path / "a b"
+    small = ("--limit", 16, "--reply-tokens", 8, "--lang", "en")
+    code, printed, _ = run(models / "edited", "--out", out, *small, "--json")
+    assert code == 0
+    record = json.loads(printed)
+    assert record == json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert "removal" not in record
+    assert {name: r["after"][1] for name, r in record["refused"].items()} == {
+        "target": 16, "baseline": 16, "keep": 32,
+    }  # fmt: skip
+    lines = read_transcripts(out)
+    assert len(lines) == 16 + 16 + 32 + 2 * 16
+    assert {line.judge for line in lines} == {"builtin"}
+    tokenizer = pico.tokenizer()
+    assert all(x.reply == tokenizer.decode(x.tokens, skip_special_tokens=True) for x in lines)
+
+    # Graded again by a judge, without a model and without a change to what is stored.
+    stored = (out / "transcripts.jsonl").read_bytes()
+    with serving(scripted(completion("refused"))) as (url, seen):
+        judge = f"openai:{url}#m"
+        code, printed, told = run("--transcripts", out, "--judge", judge, "--out", tmp_path / "c")
+    assert code == 0
+    assert "in the cache; to ask: " in told
+    assert "Cohen's kappa" in printed
+    assert (out / "transcripts.jsonl").read_bytes() == stored
+    again = read_transcripts(tmp_path / "c")
+    assert {line.judge for line in again} == {judge}
+    assert [line.grade == "broken" for line in again] == [line.grade == "broken" for line in lines]
+    assert {line.grade for line in again} == {"refused", "broken"}
+    assert len(seen) <= len(lines) + 1
+
+    code, printed, _ = run("--compare", out, tmp_path / "c", "--json")
+    assert code == 0
+    compared = json.loads(printed)
+    answered = [line.prompt for line in lines if line.grade == "answered"]
+    assert answered
+    assert [c["prompt"] for c in compared["changed"]] == answered
+    assert sum(compared["gained"].values()) == len(answered)
+    code, printed, _ = run("--compare", out, out)
+    assert code == 0
+    assert "0 prompts changed grade" in printed
+
+
+def test_a_judge_that_fails_leaves_the_replies(monkeypatch, capsys, models, tmp_path):
+    answers = [completion("answered")]  # to the question that checks it
+
+    with serving(lambda body: answers.pop() if answers else (500, {}, {})) as (url, _):
+        code, printed, told = unrefuse(
+            monkeypatch, capsys, "evaluate", models / "edited", "--out", tmp_path / "o",
+            "--limit", 16, "--reply-tokens", 8, "--judge", f"openai:{url}#m", "--json",
+        )  # fmt: skip
+    assert (code, printed) == (2, "")
+    assert f"--transcripts {tmp_path}/o" in told.splitlines()[-1]
+    assert {line.judge for line in read_transcripts(tmp_path / "o")} == {"builtin"}
+
+
+def test_a_judge_grades_while_evaluating(models, tmp_path):
+    from unrefuse.evaluate.judges import parse_judge
+
+    with serving(by_content) as (url, _):
+        judge = parse_judge(f"openai:{url}#m")
+        found = run_evaluate(settings(models, tmp_path / "o"), Options(judge=judge)).to_json()
+    assert found["judge"] == judge.name
+    lines = read_transcripts(tmp_path / "o")
+    assert {line.grade for line in lines} == {"answered", "broken"}  # none of them says sorry
+    by_detector = [by_tokens(line.reply, line.tokens) for line in lines]
+    assert found["agreement"]["agreed"] == by_detector.count("answered") > 10
+    assert found["agreement"]["n"] == len(lines) - by_detector.count("broken")
+    assert found["agreement"]["kappa"] == 0  # a judge that gives one grade agrees by chance
+    assert json.loads((tmp_path / "o" / "evaluation.json").read_text())["judge"] == judge.name
+
+
+def test_imported_prompts_take_the_place_of_the_shipped_ones(models, tmp_path):
+    file = tmp_path / "x.csv"
+    rows = [f"harmless {i} of mine,homonyms\nharmful {i} of mine,contrast_homonyms" for i in "abc"]
+    file.write_text("prompt,type\n" + "\n".join(rows) + "\n")
+    config = settings(models, tmp_path / "o")
+    found = run_evaluate(config, Options(imports=(f"xstest:{file}",))).to_json()
+    assert {n: r["after"][1] for n, r in found["refused"].items()} == {
+        "target": 3, "baseline": 16, "keep": 3,
+    }  # fmt: skip
+    assert set(found["rates"]["after"]["keep"]["by_topic"]) == {"contrast_homonyms"}
+
+
+def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked():
+    given = {"against": "demo", "model": "edited", "split": None, "lang": None}
+    config = command._settings(given)
+    assert (config.model, config.target, config.languages) == ("edited", "planted", ("en",))
+    assert command._settings(given | {"against": None}).target == "shipped"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "name one of MODEL"),
+        (["MODEL", "--transcripts", "X"], "name one of MODEL"),
+        (["MODEL"], "--out DIR"),
+        (["MODEL", "--out", "USED"], "not an empty folder"),
+        (["MODEL", "--out", "OUT", "--judge", "gpt"], "is no judge"),
+        (["MODEL", "--out", "OUT", "--judge", "hf:/no/such"], "no judge"),
+        (["MODEL", "--out", "OUT", "--import", "xstest:no.csv"], "cannot read"),
+        (["MODEL", "--out", "OUT", "--import", "xstest:F", "--keep", "F"], "leave out one"),
+        (["MODEL", "--out", "OUT", "--benchmark-path", "USED"], "name them with --benchmarks"),
+        (["MODEL", "--out", "OUT", "--against", "OTHER"], "different vocabularies"),
+        (["MODEL", "--out", "OUT", "--lang", "eo"], "no test prompts"),
+        (["/no/such", "--out", "OUT"], "no such folder"),
+        (["--transcripts", "USED"], "cannot read"),
+        (["--compare", "USED", "USED"], "cannot read"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys, models, tmp_path, words, says):
+    other = pico.save(tmp_path / "other")
+    tokenizer = pico.tokenizer()
+    tokenizer.add_tokens(["<|more|>"])
+    tokenizer.save_pretrained(other)
+    (tmp_path / "f.csv").write_text("prompt,type\nHow so?,contrast_homonyms\n")
+    places = {
+        "MODEL": models / "edited", "OTHER": other, "USED": tmp_path, "OUT": tmp_path / "out",
+        "F": tmp_path / "f.csv", "xstest:F": f"xstest:{tmp_path}/f.csv",
+    }  # fmt: skip
+    code, printed, told = unrefuse(
+        monkeypatch, capsys, "evaluate", *[places.get(word, word) for word in words]
+    )
+    assert (code, printed) == (2, "")
+    assert says in told.splitlines()[-1]
+    assert "Traceback" not in told
+    assert not (tmp_path / "out").exists()
