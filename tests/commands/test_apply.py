@@ -1,0 +1,143 @@
+"""`unrefuse apply` from end to end, on a tiny model folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests import pico
+from unrefuse.edit.header import fingerprint
+from unrefuse.edit.plan import load_plan, make_plan, save_plan
+from unrefuse.edit.recipe import read_recipe
+from unrefuse.edit.weights import edit_model
+from unrefuse.errors import UsageError
+from unrefuse.save import apply_plan
+
+COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()", "apply")
+
+
+def unrefuse_apply(*words):
+    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A model, and a folder in the form of a saved edit of it."""
+    model, run = pico.save(tmp_path / "m", max_shard_size="20KB"), tmp_path / "run"
+    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
+    plan = make_plan(pico.network(), directions, (0.0, 1.0, 0.5))
+    (run / "tuning").mkdir(parents=True)
+    made_for = {"model": "some/model", "fingerprint": fingerprint(model.glob("*.safetensors"))}
+    save_plan(plan, run / "tuning" / "plan.safetensors", made_for)
+    return model, run, plan
+
+
+def config(model, out, **settings):
+    return pico.run_config(str(model), out=out, **settings)
+
+
+def test_the_edit_of_a_saved_model_is_applied_again(made, tmp_path):
+    model, run, plan = made
+    done = unrefuse_apply(run, model, "--out", tmp_path / "out", "--link")
+    assert done.returncode == 0, done.stderr
+    assert "edited 4 matrices" in done.stdout
+    network = pico.network()
+    edit_model(network, plan)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in network.state_dict().items())
+    again, made_for = load_plan(tmp_path / "out" / "tuning" / "plan.safetensors")
+    assert len(again) == len(plan)
+    assert made_for["model"] == "some/model"
+
+
+def test_rows_that_keep_their_length_are_said_to_be_unmeasured(made, tmp_path):
+    model, run, plan = made
+    out = tmp_path / "out"
+    written = apply_plan(run, config(model, out, preserve_norm=True))
+    assert written["measured"] is False
+    name = f"{plan[0].module}.weight"
+    before = AutoModelForCausalLM.from_pretrained(model).state_dict()[name]
+    after = AutoModelForCausalLM.from_pretrained(out).state_dict()[name]
+    torch.testing.assert_close(after.norm(dim=1), before.norm(dim=1))
+    # The plan in the folder says its form, so applying that one is measured as it was.
+    written = apply_plan(out, config(model, tmp_path / "again"))
+    assert written["preserve_norm"] is True
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):
+    model, run, plan = made
+    file = run / "tuning" / "plan.safetensors"
+    damaged, unmarked = tmp_path / "damaged", tmp_path / "unmarked"
+    damaged.write_bytes(file.read_bytes()[:-100])
+    save_plan(plan, unmarked, {})
+    other = tmp_path / "other"
+    pico.network(seed=1).save_pretrained(other)
+    pico.tokenizer().save_pretrained(other)
+    out = tmp_path / "out"
+    there = sorted(tmp_path.iterdir())
+    for recipe, folder, goal, says in (
+        (tmp_path / "nowhere", model, out, "there is no plan in"),
+        (damaged, model, out, "cannot read the plan"),
+        (unmarked, model, out, "does not say for which weights"),
+        (run, other, out, r"made for other weights \(some/model\)"),
+        (run, tmp_path / "nowhere", out, "no such folder"),
+        (run, model, model, "not an empty folder"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            apply_plan(recipe, config(folder, goal))
+    next(model.glob("*.safetensors")).unlink()
+    with pytest.raises(UsageError, match="missing"):
+        apply_plan(run, config(model, out))
+    assert sorted(tmp_path.iterdir()) == there
+    done = unrefuse_apply(tmp_path / "nowhere", model, "--out", out)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("wrong", ["core", "basis"])
+def test_a_plan_of_a_wrong_shape_or_with_no_number_is_damaged(made, wrong):
+    model, run, _ = made
+    file = run / "tuning" / "plan.safetensors"
+    _, made_for = load_plan(file)
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(wrong))
+    tensors[name] = torch.ones(3, 3) if wrong == "core" else tensors[name] * torch.nan
+    save_file(tensors, file, metadata=made_for)
+    with pytest.raises(UsageError, match="is damaged at"):
+        read_recipe(run, model)
+
+
+def test_ctrl_c_while_writing_leaves_nothing(made, tmp_path):
+    model, run, _ = made
+    there = sorted(tmp_path.iterdir())
+    # A copy that takes its time: the pico model alone is written in no time.
+    slow = (
+        "import time, unrefuse.edit.shards as s\n"
+        "copy = s._copy\n"
+        "def slowly(*a):\n    copy(*a); print('writing', flush=True); time.sleep(0.3)\n"
+        "s._copy = slowly\nfrom unrefuse.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "apply", str(run), str(model), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert "writing" in process.stdout.readline()
+    assert any(p.name.startswith(".out.") for p in Path(tmp_path).iterdir())
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "Traceback" not in process.stderr.read()
+    assert sorted(tmp_path.iterdir()) == there
