@@ -40,6 +40,13 @@ AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Read .
 TrustRemoteCode = Annotated[
     bool | None, typer.Option("--trust-remote-code", help="Run Python code of the model.")
 ]
+Stream = Annotated[
+    bool | None,
+    typer.Option("--stream", help="Run block by block from disk: for a model beyond memory."),
+]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="auto: accelerate spreads the model over the devices.")
+]
 Steps = Annotated[int | None, typer.Option(help="Of the gradient, on what each matrix does.")]
 KernelSteps = Annotated[int | None, typer.Option(help="Of the gradient, on the kernel, before.")]
 Shape = Annotated[
