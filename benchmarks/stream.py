@@ -1,4 +1,4 @@
-"""A pass over prompts through a model four times larger than memory: streamed, in memory, offloaded.
+"""A pass over prompts through a model four times larger than memory: streamed and otherwise.
 
     .venv/bin/python benchmarks/stream.py [--gb 2 --allowed 0.5 --prompts 256 --batch 16]
 
@@ -7,11 +7,12 @@ each way runs the same pass (states after the final norm, of the same prompts in
 
 memory    transformers, all weights in memory, no limit
 stream    ours, under the limit
-offload   transformers with accelerate's disk offload of the blocks, under the limit
+offload   transformers with accelerate's disk offload of the blocks
 
 The limit is RLIMIT_DATA: what the process allocates, `--allowed` GB above what it has allocated
-before it loads anything. Page cache does not count there, as it would on a machine of that size:
-so while a process runs under the limit, the weight files are dropped from it (`--warm`: not).
+before it loads anything. The peer is spared it: it maps the weight files privately, which counts
+there. Page cache does not count, as it would on a machine of that size: so the weight files are
+dropped from it all along, in the last two ways (`--warm`: not).
 The last line is one JSON object: seconds of each pass, ours without the waits for reads too, the
 two ratios that matter, the peak above the start, and how far apart the states are.
 """
@@ -112,10 +113,10 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
     config.num_hidden_layers = layers
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    groups = [rest] + [
-        {n.replace(".0.", f".{i}.", 1): s for i in range(k, min(k + 8, layers)) for n, s in block.items()}
-        for k in range(0, layers, 8)
-    ]  # fmt: skip
+    groups = [rest]
+    for k in range(layers):
+        own = {n.replace(".0.", f".{k}.", 1): s for n, s in block.items()}
+        groups = [*groups, own] if k % 8 == 0 else [*groups[:-1], groups[-1] | own]
     where = {}
     for k, group in enumerate(groups):
         shard = f"model-{k + 1:05}-of-{len(groups):05}.safetensors"
@@ -135,7 +136,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     folder, dtype = options.folder, getattr(torch, options.dtype)
     torch.ones(512, 512) @ torch.ones(512, 512)  # the thread pool is there before the limit is
     start = process.memory_info().data
-    if options.way != "memory":
+    if options.way == "stream":
         limit = start + int(options.allowed * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     peak, over = [0], threading.Event()

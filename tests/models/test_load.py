@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import pico
 from unrefuse.errors import UsageError
+from unrefuse.evaluate.generate import last_logits
 from unrefuse.models import load
 from unrefuse.models.load import (
     checkpoint_hash,
@@ -114,8 +115,7 @@ def test_the_batch_size_follows_the_free_memory(monkeypatch):
     network = pico.network()
     sizes = []
     for free in (0, 2**22, 2**24, 2**40):
-        memory = type("Memory", (), {"available": free})
-        monkeypatch.setattr(load.psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(load, "free_memory", lambda device, free=free: free)
         sizes.append(choose_batch_size(network, 32))
     assert sizes[0] == 1
     assert sizes == sorted(sizes)
@@ -142,7 +142,20 @@ def test_the_hash_follows_the_weights(tmp_path):
 def test_a_cpu_computes_in_bfloat16_where_that_is_faster_or_float32_does_not_fit(
     monkeypatch, units, size, wanted
 ):
-    memory = type("Memory", (), {"available": 2**32})
-    monkeypatch.setattr(load.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(load, "free_memory", lambda device: 2**32)
     monkeypatch.setattr(load.torch.cpu, "get_capabilities", lambda: units)
     assert load.choose_dtype("auto", torch.device("cpu"), size) == wanted
+
+
+def test_a_model_that_does_not_fit_is_one_line_that_names_stream(tmp_path, monkeypatch):
+    folder = pico.save(tmp_path / "m", max_shard_size="30KB")
+    monkeypatch.setattr(load, "free_memory", lambda device: 50_000)
+    with pytest.raises(UsageError, match=r"does not fit: .* GB in float32, .*--stream"):
+        loads(folder, dtype="float32")
+    assert loads(folder, dtype="float32", stream=True, batch_size=2).layers == 3
+
+
+def test_accelerate_spreads_a_model_over_devices(tmp_path):
+    folder = pico.save(tmp_path / "m")
+    whole, spread = loads(folder), loads(folder, device_map="auto")
+    assert torch.equal(last_logits(whole, ["Hi"]), last_logits(spread, ["Hi"]))

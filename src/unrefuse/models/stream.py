@@ -104,7 +104,7 @@ class Stream:
     def together(
         self, jobs: Sequence[Callable[[], T]], what: str | None, passes: int = 1
     ) -> list[T]:
-        """The results of `jobs`, which go through each block side by side.
+        """The results of `jobs`, which go through each block side by side, without gradients.
 
         May be called inside of a job: all jobs are before the same block at any time. `what` and
         `passes`, how often a job is expected to go through the model, are for the bar.
@@ -119,13 +119,15 @@ class Stream:
         if not isinstance(getcurrent(), _Job):
             rounds = track(rounds, what or "streamed", passes * len(self._blocks))
             self._jobs = len(jobs)
-        try:
-            for _ in rounds:
-                pass
-        finally:
-            for worker in workers:
-                if not worker.dead:  # an error has left it waiting
-                    worker.throw()
+        # The mode is one of the thread: a job that left it would switch it off for the others.
+        with torch.inference_mode():
+            try:
+                for _ in rounds:
+                    pass
+            finally:
+                for worker in workers:
+                    if not worker.dead:  # an error has left it waiting
+                        worker.throw()
         return [results[index] for index in range(len(jobs))]
 
     def fit(self, size: int) -> int:
