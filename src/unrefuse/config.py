@@ -96,6 +96,10 @@ class RunConfig(BaseModel):
     trust_remote_code: bool = Field(False, description="run Python code that a model ships")
     dequantize: bool = Field(False, description="edit a full copy of an FP8 or MXFP4 checkpoint")
     probe: bool = Field(False, description="edit what a probe finds in an unknown architecture")
+    stream: bool = Field(False, description="run block by block from disk: needs little memory")
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: accelerate spreads the model over the devices"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -117,6 +121,10 @@ class RunConfig(BaseModel):
             raise ValueError("steps and kernel_steps are both 0: the gradient would learn nothing")
         if self.resume and not self.tune:
             raise ValueError("resume goes on with a tuning run: name the method, --tune")
+        if self.stream and self.tune:
+            raise ValueError("tuning runs a model too often to stream it: leave out stream or tune")
+        if self.stream and self.device_map:
+            raise ValueError("stream and device_map are two ways to hold a model: leave out one")
         return self
 
 

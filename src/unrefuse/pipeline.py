@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
 from unrefuse.evaluate.layers import LayerStrength, layer_strengths
 from unrefuse.kernel import Kernel, choose_kernel
+from unrefuse.models.forward import together
 from unrefuse.models.load import (
     Model,
     checkpoint_files,
@@ -236,8 +238,11 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         open_run(run, config)
     before: dict[str, Before] = {}
     with clock(seconds, "before"):
-        for split in splits:
-            before[split] = ask_before(model, prompts, split, config, run)
+        jobs = [partial(ask_before, model, prompts, split, config, run) for split in splits]
+        for split, asked in zip(
+            splits, together(model, jobs, None, config.reply_tokens), strict=True
+        ):
+            before[split] = asked
             stderr.print(f"refused before, {split}: {_counts(before[split])}", highlight=False)
     with clock(seconds, "directions"):
         means = measure_means(model, before["train"])

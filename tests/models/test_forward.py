@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import pico
-from unrefuse.models.forward import common_prefix, final_states, shared_prefix
+from unrefuse.models.forward import common_prefix, one_pass, row_ends, shared_prefix
 from unrefuse.models.writers import is_stateful
 from unrefuse.prompts.chat import encode
 
@@ -18,11 +18,16 @@ def test_a_shared_prefix_gives_the_states_of_the_whole_sequences(model_type, pre
     lengths = [3, 1, 2]
     assert shared_prefix(model, sequences) == (0 if is_stateful(model.network) else 5)
     prefix = min(prefix, shared_prefix(model, sequences))
+
+    def read(batch, rest, run):
+        assert [len(row) for row in rest] == [len(sequences[i]) - prefix for i in batch]
+        return row_ends(run(), rest, [lengths[i] for i in batch])
+
     with torch.no_grad():
-        found = final_states(model, sequences, lengths, prefix)
-        for states, sequence, length in zip(found, sequences, lengths, strict=True):
-            whole = model.network.get_decoder()(torch.tensor([sequence])).last_hidden_state
-            torch.testing.assert_close(states, whole[0, -length:], rtol=1e-4, atol=1e-4)
+        ((batch, found),) = one_pass(model, sequences, prefix, read, "states")
+        for states, i in zip(found, batch, strict=True):
+            whole = model.network.get_decoder()(torch.tensor([sequences[i]])).last_hidden_state
+            torch.testing.assert_close(states, whole[0, -lengths[i] :], rtol=1e-4, atol=1e-4)
 
 
 def test_the_common_prefix_leaves_each_sequence_a_token():

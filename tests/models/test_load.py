@@ -116,8 +116,7 @@ def test_the_batch_size_follows_the_free_memory(monkeypatch):
     network = pico.network()
     sizes = []
     for free in (0, 2**22, 2**24, 2**40):
-        memory = type("Memory", (), {"available": free})
-        monkeypatch.setattr(load.psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(load, "free_memory", lambda device, free=free: free)
         sizes.append(choose_batch_size(network, 32))
     assert sizes[0] == 1
     assert sizes == sorted(sizes)
@@ -144,8 +143,7 @@ def test_the_hash_follows_the_weights(tmp_path):
 def test_a_cpu_computes_in_bfloat16_where_that_is_faster_or_float32_does_not_fit(
     monkeypatch, units, size, wanted
 ):
-    memory = type("Memory", (), {"available": 2**32})
-    monkeypatch.setattr(load.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(load, "free_memory", lambda device: 2**32)
     monkeypatch.setattr(load.torch.cpu, "get_capabilities", lambda: units)
     assert load.choose_dtype("auto", torch.device("cpu"), size) == wanted
 
@@ -160,3 +158,17 @@ def test_hybrids_experts_and_the_text_part_of_a_vision_language_model_load(tmp_p
     for i, ids in enumerate(encode(model.tokenizer, prompts)):
         alone = model.network(torch.tensor([ids])).logits[0, -1]
         torch.testing.assert_close(wanted[i], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_does_not_fit_is_one_line_that_names_stream(tmp_path, monkeypatch):
+    folder = pico.save(tmp_path / "m", max_shard_size="30KB")
+    monkeypatch.setattr(load, "free_memory", lambda device: 50_000)
+    with pytest.raises(UsageError, match=r"does not fit: .* GB in float32, .*--stream"):
+        loads(folder, dtype="float32")
+    assert loads(folder, dtype="float32", stream=True, batch_size=2).layers == 3
+
+
+def test_accelerate_spreads_a_model_over_devices(tmp_path):
+    folder = pico.save(tmp_path / "m")
+    whole, spread = loads(folder), loads(folder, device_map="auto")
+    assert torch.equal(last_logits(whole, ["Hi"]), last_logits(spread, ["Hi"]))

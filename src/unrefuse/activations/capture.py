@@ -1,17 +1,17 @@
 """The residual stream, captured by hooks on the decoder blocks, in memory."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from unrefuse.activations.moments import RunningMean
-from unrefuse.models.forward import prefix_cache, right_pad, shared_prefix
+from unrefuse.models.forward import one_pass, shared_prefix
 from unrefuse.models.load import Model
+from unrefuse.models.stream import own
 from unrefuse.models.writers import blocks
-from unrefuse.progress import track
-from unrefuse.prompts.chat import batches, encode
+from unrefuse.prompts.chat import encode
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def recorded(model: Model, last: Sequence[int]) -> Iterator[list[Tensor]]:
         stream = output[0] if isinstance(output, tuple) else output
         seen.append(stream[range(len(last)), last].detach())
 
-    handles = [block.register_forward_hook(record) for block in blocks(model.network)]
+    handles = [block.register_forward_hook(own(record)) for block in blocks(model.network)]
     try:
         yield seen
     finally:
@@ -43,14 +43,13 @@ def residuals(model: Model, prompts: Sequence[str]) -> Iterator[tuple[list[int],
     """
     ids = encode(model.tokenizer, prompts)
     prefix = shared_prefix(model, ids) if ids else 0
-    order = list(batches(ids, model.batch_size))
-    decoder = model.network.get_decoder()
-    for batch in track(order, "residual stream", len(order)):
-        cache = prefix_cache(model, ids[batch[0]][:prefix], len(batch))
-        rest = [ids[i][prefix:] for i in batch]
+
+    def read(batch: list[int], rest: list[Sequence[int]], run: Callable[[], Tensor]) -> Tensor:
         with recorded(model, [len(row) - 1 for row in rest]) as seen:
-            decoder(input_ids=right_pad(rest, model.device), past_key_values=cache, use_cache=True)
-        yield batch, torch.stack([layer.float() for layer in seen], dim=1)
+            run()
+        return torch.stack([layer.float() for layer in seen], dim=1)
+
+    yield from one_pass(model, ids, prefix, read, "residual stream")
 
 
 def group_means(

@@ -50,6 +50,13 @@ PreserveNorm = Annotated[
     bool | None,
     typer.Option("--preserve-norm", help="Rows of the edited matrices keep their length."),
 ]
+Stream = Annotated[
+    bool | None,
+    typer.Option("--stream", help="Run block by block from disk: for a model beyond memory."),
+]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="auto: accelerate spreads the model over the devices.")
+]
 Steps = Annotated[int | None, typer.Option(help="Of the gradient, on what each matrix does.")]
 KernelSteps = Annotated[int | None, typer.Option(help="Of the gradient, on the kernel, before.")]
 Shape = Annotated[

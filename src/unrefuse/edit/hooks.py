@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unrefuse.edit.plan import Plan
+from unrefuse.models.stream import own
 
 
 @contextmanager
@@ -14,7 +15,7 @@ def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
     """Within the block the model computes as if edited: `y <- y - U M U^T y` after each matrix."""
     handles = [
         model.get_submodule(edit.module).register_forward_hook(
-            projection(edit.basis.to(model.device), edit.core.to(model.device))
+            own(projection(edit.basis.to(model.device), edit.core.to(model.device)))
         )
         for edit in plan
     ]

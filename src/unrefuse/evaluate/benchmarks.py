@@ -38,8 +38,8 @@ def run_benchmarks(
     Plain text without the chat template, as the tasks' authors score base models; at most `limit`
     questions a task. Raises UsageError where a task's data cannot be had.
     """
-    import lm_eval  # type: ignore[import-not-found,unused-ignore]
-    from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found,unused-ignore]
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
 
     with contextlib.redirect_stdout(sys.stderr):
         language_model = HFLM(
@@ -81,7 +81,7 @@ def _metrics(found: Any) -> Any:
 
 def _tasks(names: Sequence[str], path: Path | None) -> Any:
     """The tasks of `path` alone where it has them all: reading lm-eval's own takes a while."""
-    from lm_eval.tasks import TaskManager  # type: ignore[import-not-found,unused-ignore]
+    from lm_eval.tasks import TaskManager
 
     if path:
         own = TaskManager(include_path=str(path), include_defaults=False)

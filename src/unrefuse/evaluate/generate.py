@@ -3,17 +3,17 @@
 Beside them the forward passes that do without: next-token logits, and final hidden states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from unrefuse.evaluate.refusal import Grade, grade, is_settled
-from unrefuse.models.forward import final_states, prefix_cache, shared_prefix
-from unrefuse.models.load import Model
+from unrefuse.models.forward import one_pass, prefix_cache, row_ends, shared_prefix, together
+from unrefuse.models.load import Model, cache_bytes
 from unrefuse.models.writers import logits_of, text_config
-from unrefuse.progress import track
 from unrefuse.prompts.chat import batches, encode, left_pad
 
 
@@ -37,12 +37,21 @@ def reply_to(
     ids = encode(model.tokenizer, prompts)
     prefix = shared_prefix(model, ids) if ids else 0
     order = list(batches(ids, model.batch_size))
+    jobs = [
+        partial(_decode, model, [ids[i] for i in batch], prefix, reply_tokens) for batch in order
+    ]
+    at_once = len(jobs)
+    if model.stream and ids:
+        model.stream.announce(reply_tokens)
+        tokens = len(ids[order[-1][-1]]) + reply_tokens
+        at_once = model.stream.fit(cache_bytes(model.network, tokens) * model.batch_size)
     replies: dict[int, Reply] = {}
-    for batch in track(order, what, len(order)):
-        rows = _decode(model, [ids[i] for i in batch], prefix, reply_tokens)
-        for i, tokens in zip(batch, rows, strict=True):
-            text = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
-            replies[i] = Reply(text, tuple(tokens), grade(text, tokens, prompts[i]))
+    for start in range(0, len(jobs), max(1, at_once)):
+        found = together(model, jobs[start : start + at_once], what, reply_tokens)
+        for batch, rows in zip(order[start:], found, strict=False):
+            for i, row in zip(batch, rows, strict=True):
+                text = str(model.tokenizer.decode(row, skip_special_tokens=True))
+                replies[i] = Reply(text, tuple(row), grade(text, row, prompts[i]))
     return [replies[i] for i in range(len(prompts))]
 
 
@@ -104,12 +113,15 @@ def final_hidden(
     model: Model, sequences: list[list[int]], lengths: Sequence[int], what: str
 ) -> list[Tensor]:
     """Hidden states after the final norm, `(lengths[i], d_model)`, at the end of each sequence."""
-    hidden: dict[int, Tensor] = {}
     beginnings = [len(s) - n for s, n in zip(sequences, lengths, strict=True)]
     prefix = min(shared_prefix(model, sequences), *beginnings)
-    order = list(batches(sequences, model.batch_size))
-    for batch in track(order, what, len(order)):
-        chosen = [sequences[i] for i in batch]
-        states = final_states(model, chosen, [lengths[i] for i in batch], prefix)
-        hidden |= {i: row.clone() for i, row in zip(batch, states, strict=True)}
+
+    def read(
+        batch: list[int], rest: list[Sequence[int]], run: Callable[[], Tensor]
+    ) -> list[Tensor]:
+        return [row.clone() for row in row_ends(run(), rest, [lengths[i] for i in batch])]
+
+    hidden: dict[int, Tensor] = {}
+    for batch, rows in one_pass(model, sequences, prefix, read, what):
+        hidden |= zip(batch, rows, strict=True)
     return [hidden[i] for i in range(len(sequences))]

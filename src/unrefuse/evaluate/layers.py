@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from unrefuse.activations.capture import residuals
 from unrefuse.edit.hooks import projection
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.margin import make_openings
+from unrefuse.models.forward import together
 from unrefuse.models.load import Model
+from unrefuse.models.stream import own
 from unrefuse.models.writers import blocks, logits_of
-from unrefuse.progress import track
 from unrefuse.prompts.chat import batches, left_pad
 
 WIDTHS = (0.08, 0.25)  # the narrowest and the widest kernel that is suggested
@@ -94,8 +96,8 @@ def _effects(
     """`(prompts, layers)`: the fall of the refusal log-odds with one layer's direction gone."""
     forced = make_openings(model, prompts, [r.tokens for r in refusals])
     result = torch.empty(len(prompts), len(directions), dtype=torch.float64)
-    order = list(batches(forced.sequences, model.batch_size))
-    for batch in track(order, "effect by layer", len(order)):
+
+    def measure(batch: list[int]) -> None:
         inputs = left_pad([forced.sequences[i] for i in batch], model.device)
         wanted = [forced.openings[i] for i in batch]
         whole = _log_odds(model, inputs, wanted)
@@ -113,11 +115,15 @@ def _effects(
                     return (project(module, args, output[0]), *output[1:])
                 return project(module, args, output)
 
-            handle = block.register_forward_hook(hook)
+            handle = block.register_forward_hook(own(hook))
             try:
                 result[batch, layer] = whole - _log_odds(model, inputs, wanted)
             finally:
                 handle.remove()
+
+    jobs = [partial(measure, batch) for batch in batches(forced.sequences, model.batch_size)]
+    for _ in together(model, jobs, "effect by layer", model.layers + 1):
+        pass
     return result
 
 

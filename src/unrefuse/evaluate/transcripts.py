@@ -44,7 +44,7 @@ class Line:
 
 def detected(line: Line) -> Grade:
     """The grade by the built-in detector of today."""
-    return grade(line.reply, line.tokens)
+    return grade(line.reply, line.tokens, line.prompt)
 
 
 def to_text(lines: Sequence[Line]) -> str:

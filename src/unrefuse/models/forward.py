@@ -1,13 +1,113 @@
 """Forward passes over prompts: the tokens that all share (a system prompt) run once a batch."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from unrefuse.models.load import Model
 from unrefuse.models.writers import is_stateful
+from unrefuse.progress import track
+from unrefuse.prompts.chat import batches
+
+T = TypeVar("T")
+
+
+def together(
+    model: Model, jobs: Sequence[Callable[[], T]], what: str | None, passes: int = 1
+) -> Iterator[T]:
+    """The results of `jobs`, in order: one after the other, or side by side in a streamed model.
+
+    `what` and `passes`, how often a job is expected to go through the model, are for the bar that
+    counts them; jobs that show their own have None.
+    """
+    if model.stream is not None:
+        yield from model.stream.together(jobs, what, passes)
+        return
+    for job in track(jobs, what, len(jobs)) if what else jobs:
+        yield job()
+
+
+class OnceCache(DynamicCache):
+    """For one forward pass after a prefix of `length` tokens: hands out the prefix's keys and
+    values, of one row, before those of the batch, and holds none of these."""
+
+    def __init__(self, config: PretrainedConfig, shared: DynamicCache, length: int) -> None:
+        super().__init__(config=config)
+        self._shared, self._length = shared, length
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self._length == 0:
+            return key_states, value_states
+        layer: Any = self._shared.layers[layer_idx]
+        shape = (len(key_states), -1, -1, -1)
+        return (
+            torch.cat([layer.keys.expand(shape), key_states], dim=-2),
+            torch.cat([layer.values.expand(shape), value_states], dim=-2),
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._length + query_length, 0
+
+
+def one_pass(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    prefix: int,
+    read: Callable[[list[int], list[Sequence[int]], Callable[[], Tensor]], T],
+    what: str,
+) -> Iterator[tuple[list[int], T]]:
+    """Runs `sequences` through the model in batches: the indices of each, and what `read` gives.
+
+    The first `prefix` tokens, which all sequences share, run once for all. `read(batch, rest,
+    run)` gets the indices, the tokens after those, and what runs these, right-padded: `run()`
+    gives the states after the final norm, `(batch, tokens, d_model)`.
+    """
+    config, decoder = model.network.config, model.network.get_decoder()
+    shared = DynamicCache(config=config)
+    if not all(_is_plain(layer, prefix) for layer in shared.layers):
+        prefix = 0
+    plain = all(_is_plain(layer, 0) for layer in shared.layers)
+
+    def first() -> None:
+        ids = right_pad([sequences[0][:prefix]], model.device)
+        decoder(input_ids=ids, past_key_values=shared, use_cache=True)
+
+    def run(rest: list[Sequence[int]]) -> Tensor:
+        ids = right_pad(rest, model.device)
+        cache = OnceCache(config, shared, prefix) if plain else DynamicCache(config=config)
+        states: Tensor = decoder(
+            input_ids=ids, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        return states
+
+    order = list(batches(sequences, model.batch_size))
+    jobs: list[Callable[[], Any]] = []
+    for batch in order:
+        rest = [sequences[i][prefix:] for i in batch]
+        jobs.append(partial(read, batch, rest, partial(run, rest)))
+    if prefix:
+        order.insert(0, [])
+        jobs.insert(0, first)
+    for batch, result in zip(order, together(model, jobs, what), strict=True):
+        if batch:
+            yield batch, result
+
+
+def _is_plain(layer: object, prefix: int) -> bool:
+    """Whether a layer's cache is keys and values that `prefix` tokens do not push out of it."""
+    if type(layer) is DynamicSlidingWindowLayer:
+        return prefix < layer.sliding_window
+    return type(layer) is DynamicLayer
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
@@ -39,22 +139,6 @@ def right_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tenso
     """`(batch, tokens)`, padded with 0 on the right, where a causal model does not look."""
     rows = [torch.tensor(sequence) for sequence in sequences]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-
-
-def final_states(
-    model: Model, sequences: Sequence[Sequence[int]], lengths: Sequence[int], prefix: int = 0
-) -> list[Tensor]:
-    """States after the final norm, `(lengths[i], d_model)`, at the end of each sequence.
-
-    One batch, differentiable. The sequences share their first `prefix` tokens; a sequence has
-    more tokens than that, and at least `lengths[i]` more.
-    """
-    cache = prefix_cache(model, sequences[0][:prefix], len(sequences))
-    rest = [sequence[prefix:] for sequence in sequences]
-    states = model.network.get_decoder()(
-        input_ids=right_pad(rest, model.device), past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    return row_ends(states, rest, lengths)
 
 
 def row_ends(states: Tensor, rows: Sequence[Sized], lengths: Sequence[int]) -> list[Tensor]:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
@@ -29,8 +29,10 @@ from transformers.utils import logging as transformers_logging
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.models.architectures import same_name
+from unrefuse.models.memory import free_memory
 from unrefuse.models.probe import describe, probe
 from unrefuse.models.quantized import check_full, full_weights
+from unrefuse.models.stream import Stream, stream_network
 from unrefuse.models.writers import check_architecture, is_known, text_config
 from unrefuse.progress import stderr
 
@@ -40,13 +42,17 @@ PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded chat model with its tokenizer and the checkpoint folder that it came from."""
+    """A loaded chat model with its tokenizer and the checkpoint folder that it came from.
+
+    With a `stream` the blocks of its network are on disk, and come into memory one by one.
+    """
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     name: str
     batch_size: int
+    stream: Stream | None = None
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +78,11 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     """The model in `folder`, under the settings of `config`. Raises UsageError; see load_model."""
     check_checkpoint(folder, config)
     device = choose_device(config.device)
-    size = sum(file.stat().st_size for file in checkpoint_files(folder))
+    files = checkpoint_files(folder)
+    size = sum(file.stat().st_size for file in files)
+    dtype = choose_dtype(config.dtype, device, size)
+    spread = _device_map(files, config, device, dtype, name)
+    stream = None
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its table of tensors that lack is one line below
@@ -80,14 +90,23 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )
-        network, info = auto_class(read_config(folder, config)).from_pretrained(
-            folder,
-            output_loading_info=True,
-            dtype=choose_dtype(config.dtype, device, size),
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=checkpoint_files(folder)[0].suffix != ".bin",
-        )
-        network.to(device)
+        auto, missing = auto_class(read_config(folder, config)), list[str]()
+        if config.stream:
+            network, stream = stream_network(
+                folder, files, auto, dtype, device, config.trust_remote_code
+            )
+        else:
+            network, info = auto.from_pretrained(
+                folder,
+                output_loading_info=True,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=files[0].suffix != ".bin",
+                device_map=spread,
+            )
+            missing = sorted(info["missing_keys"])
+            if spread is None:
+                network.to(device)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UsageError(f"cannot load the model in {folder}: {first_line(error)}") from None
     finally:
@@ -97,12 +116,12 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         raise UsageError(
             f"{name} has no chat template, so it is a base model: unrefuse edits chat models"
         )
-    if missing := sorted(info["missing_keys"]):
+    if missing:
         raise UsageError(
             f"{name}: the checkpoint has no {missing[0]} (of {len(missing)} tensors that lack)"
         )
     for parameter_name, parameter in network.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
             raise UsageError(f"{name}: the weights of {parameter_name} are not all finite")
     network.eval().requires_grad_(False)
     if not is_known(network):
@@ -118,7 +137,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         eos_token_id=stop, pad_token_id=stop[0] if isinstance(stop, list) else stop
     )
     batch_size = config.batch_size or choose_batch_size(network, config.reply_tokens)
-    return Model(network, tokenizer, folder, name, batch_size)
+    return Model(network, tokenizer, folder, name, batch_size, stream)
 
 
 def _probe(network: PreTrainedModel, folder: Path, config: RunConfig) -> None:
@@ -275,7 +294,7 @@ def choose_dtype(name: str, device: torch.device, size: int = 0) -> torch.dtype:
         }[name]
     if device.type == "cpu":
         can: Mapping[str, Any] = torch.cpu.get_capabilities()
-        fits = 2 * size < psutil.virtual_memory().available / 2
+        fits = 2 * size < free_memory(device) / 2
         fast = not fits or bool(can.get("amx_bf16") or can.get("bf16"))
     elif device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -284,24 +303,51 @@ def choose_dtype(name: str, device: torch.device, size: int = 0) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def _device_map(
+    files: Sequence[Path], config: RunConfig, device: torch.device, dtype: torch.dtype, name: str
+) -> str | None:
+    """ "auto" where accelerate is to spread the model over several devices: asked for, or the
+    device was left open and one does not hold it. Raises UsageError where it does not fit."""
+    if config.stream or files[0].suffix == ".bin":
+        return config.device_map
+    numbers = 0
+    for file in files:
+        with safe_open(file, framework="pt") as shard:
+            numbers += sum(math.prod(shard.get_slice(n).get_shape()) for n in shard.keys())  # noqa: SIM118
+    needed, free = numbers * dtype.itemsize, free_memory(device)
+    if config.device_map or needed <= free:
+        return config.device_map
+    if config.device == "auto" and device.type != "cpu" and torch.accelerator.device_count() > 1:
+        return "auto"
+    raise UsageError(
+        f"{name} does not fit: its weights take {needed / 1e9:.2f} GB in "
+        f"{str(dtype).removeprefix('torch.')}, and {free / 1e9:.2f} GB are free on {device}; "
+        "run it block by block from disk: --stream"
+    )
+
+
 def choose_batch_size(network: PreTrainedModel, reply_tokens: int, prompt_tokens: int = 256) -> int:
     """How many prompts fit at once, from the memory that is free now: no trial runs.
 
     A row costs its KV cache, its float32 logits for every reply token, and the widest activation
     of a block; half of what is free is used. On a CPU more than 64 rows bring little speed.
     """
-    config, size = text_config(network), network.dtype.itemsize
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
-    tokens = prompt_tokens + reply_tokens
-    cache = 2 * config.num_hidden_layers * heads * head_dim * tokens * size
+    config, tokens = text_config(network), prompt_tokens + reply_tokens
+    cache = cache_bytes(network, tokens)
     logits = 2 * 4 * config.vocab_size * reply_tokens
     widest = max(getattr(config, "intermediate_size", None) or 0, config.hidden_size)
     activations = 4 * tokens * widest * 4
     on_gpu = network.device.type == "cuda"
-    free = (
-        torch.cuda.mem_get_info(network.device)[0] if on_gpu else psutil.virtual_memory().available
-    )
+    free = free_memory(network.device)
     return max(1, min(256 if on_gpu else 64, int(free / 2 / (cache + logits + activations))))
+
+
+def cache_bytes(network: PreTrainedModel, tokens: int) -> int:
+    """Bytes of the keys and values of `tokens` tokens in all layers."""
+    config = text_config(network)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    size = network.dtype.itemsize
+    return int(2 * config.num_hidden_layers * heads * head_dim * tokens * size)

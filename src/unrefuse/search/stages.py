@@ -1,12 +1,14 @@
 """Stages: one kernel at rising strength, each from the original weights, until it is enough."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
 from unrefuse.config import RunConfig
 from unrefuse.edit.plan import make_plan
 from unrefuse.kernel import Kernel
+from unrefuse.models.forward import together
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before
 from unrefuse.search.stage import Stage, try_plan
@@ -28,6 +30,9 @@ def gentler_multipliers(config: RunConfig) -> list[float]:
     return [_multiplier(config, -i) for i in range(1, steps + 1)]
 
 
+STREAMED = 4  # stages that share the reads of a streamed model, though the first may be enough
+
+
 def _multiplier(config: RunConfig, step: int) -> float:
     return round(config.first_multiplier + step * config.multiplier_step, 6)
 
@@ -45,21 +50,28 @@ def run_stages(
     Stops at the removal target, or when quality or retention falls under its floor. Where the
     first stage does already, gentler ones are tried until one keeps both.
     """
-    stages: list[Stage] = []
 
     def run(multiplier: float) -> Stage:
         plan = make_plan(model.network, directions, kernel.weights, multiplier, kernel.mlp_weights)
         name = f"multiplier {multiplier:.2f}"
-        stages.append(try_plan(model, name, kernel, multiplier, plan, before, config))
-        on_stage(stages[-1])
-        return stages[-1]
+        return try_plan(model, name, kernel, multiplier, plan, before, config)
 
-    for multiplier in multipliers(config):
-        stage = run(multiplier)
-        if not stage.keeps_floors or stage.measurement.removal.value >= config.removal_target:
-            break
+    def run_until(enough: Callable[[Stage], bool], multipliers: Sequence[float]) -> list[Stage]:
+        stages: list[Stage] = []
+        at_once = STREAMED if model.stream else 1
+        for start in range(0, len(multipliers), at_once):
+            jobs = [partial(run, m) for m in multipliers[start : start + at_once]]
+            for stage in together(model, jobs, None, config.reply_tokens):
+                stages.append(stage)
+                on_stage(stage)
+                if enough(stage):
+                    return stages
+        return stages
+
+    stages = run_until(
+        lambda s: not s.keeps_floors or s.measurement.removal.value >= config.removal_target,
+        multipliers(config),
+    )
     if not stages[0].keeps_floors:
-        for multiplier in gentler_multipliers(config):
-            if run(multiplier).keeps_floors:
-                break
+        stages += run_until(lambda s: s.keeps_floors, gentler_multipliers(config))
     return stages
