@@ -1,6 +1,6 @@
 """A pass over prompts through a model four times larger than memory: streamed and otherwise.
 
-    .venv/bin/python benchmarks/stream.py [--gb 2 --allowed 0.5 --prompts 256 --batch 16]
+    .venv/bin/python benchmarks/stream.py [--gb 2 --allowed 0.5 --prompts 256 --batch 8]
 
 A synthetic sharded checkpoint of a real architecture is written, and a process of its own for
 each way runs the same pass (states after the final norm, of the same prompts in the same batches):
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=16, help="of a prompt, half as many at least")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--warm", action="store_true", help="leave the files in the page cache")
     parser.add_argument("--ways", default="memory,stream,offload")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint there, or use that there")

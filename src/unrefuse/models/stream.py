@@ -79,7 +79,9 @@ class Stream:
         self.waited, self.reads = 0.0, 0
         self._blocks = blocks(network)
         self._loading = LoadStateDictConfig(
-            device_map={"": device},
+            # That something is on disk makes transformers read tensor by tensor: its four threads
+            # at once leave freed memory in four heaps (peak 0.30 GB in place of 0.22).
+            device_map={"": device, "nothing": "disk"},
             dtype=network.dtype,
             dtype_plan=network._get_dtype_plan(network.dtype),
             weight_mapping=get_model_conversion_mapping(network),  # type: ignore[arg-type]
