@@ -13,8 +13,8 @@ from unrefuse.report.evaluation import (
     comparison_tables,
     evaluation_tables,
     figures,
-    retention_line,
 )
+from unrefuse.report.results import retention_line
 
 PARTS = {
     "config": {"seed": 0, "retention_floor": 0.95},

@@ -112,14 +112,14 @@ def test_advice_names_each_figure_that_was_missed():
 
 
 def test_a_sure_stage_that_reaches_the_target_goes_before_one_that_removes_more(tried):
-    """Sure: the lower end of retention's interval is above the floor (here the value less 0.1)."""
+    """Sure: so many keep prompts stay refused that retention is shown to be above its floor."""
     config = RunConfig(model="x", retention_floor=0.8, removal_target=0.5)
     for figures, winner in (
-        ([{"removal": 0.5, "retention": 0.95}], 0),
-        ([{"removal": 0.3, "retention": 0.95}, {"removal": 0.6, "retention": 0.85}], 1),
+        ([{"removal": 0.5, "retention": 1.0}], 0),
+        ([{"removal": 0.3, "retention": 1.0}, {"removal": 0.6, "retention": 0.85}], 1),
     ):
         found = tried(figures, config)
         assert best_stage(found, config) is found[winner]
-    both = [*tried([{"removal": 0.5, "retention": 0.95}], config),
+    both = [*tried([{"removal": 0.5, "retention": 1.0}], config),
             *tried([{"removal": 0.9, "retention": 0.85}], config)]  # fmt: skip
     assert best_stage(both[::-1], config) is both[0]

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unrefuse.report.results import Result
+from unrefuse.report.results import Result, retention_line
 from unrefuse.report.terminal import plain
 
 MEANINGS = {
@@ -53,6 +53,7 @@ def write_card(result: Result, folder: Path) -> None:
         layers=len(result.kernel.weights),
         layers_edited=sum(weight > 0 for weight in result.kernel.layer_weights),
         figures=[_row(name, record[name]) for name in MEANINGS],
+        retention_test=retention_line(record["retention_test"]),
         refused=[
             {
                 "name": name,

@@ -12,16 +12,11 @@ from rich.text import Text
 
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.quality import kl_and_quality
-from unrefuse.evaluate.statistics import (
-    decides,
-    lower_bound,
-    mcnemar,
-    needed,
-    share,
-)
+from unrefuse.evaluate.statistics import share
 from unrefuse.evaluate.transcripts import GRADES, Comparison, Line
 from unrefuse.evaluate.twins import score_twins
 from unrefuse.prompts.sets import SETS, Prompt
+from unrefuse.report.results import retention_line, retention_test
 from unrefuse.report.terminal import plain
 from unrefuse.search.objective import Exchange, removed, retained, shares_by
 
@@ -127,45 +122,6 @@ def _compared(
         "by_topic": shares_by(exchanges, lambda p: p.topic),
         "by_lang": shares_by(exchanges, lambda p: p.lang),
     }
-
-
-def retention_test(exchanges: Sequence[Exchange], floor: float) -> dict[str, Any]:
-    """Non-inferiority of retention to `floor`, and McNemar's test on all keep prompts: those that
-    the original alone refuses (`lost`) against those that the edited model alone does."""
-    keep = [e for e in exchanges if e.prompt.set == "keep"]
-    retention = share(retained(e) for e in keep if e.as_expected)
-    lost = sum(e.as_expected and not retained(e) for e in keep)
-    gained = sum(retained(e) and not e.as_expected for e in keep)
-    decision = decides(retention, floor)
-    return {
-        "floor": floor,
-        "lower": lower_bound(round(retention.value * retention.n), retention.n),
-        "n": retention.n,
-        "decision": decision,
-        "needed": needed(floor, retention.value) if decision == "undecided" else None,
-        "lost": lost,
-        "gained": gained,
-        "p": mcnemar(lost, gained),
-    }
-
-
-def retention_line(test: dict[str, Any]) -> str:
-    """The decision on retention in one line."""
-    said = f"retention against the floor of {test['floor']:g}: "
-    if test["decision"] == "undecided":
-        more = (
-            f"about {test['needed']} needed at this rate"
-            if test["needed"]
-            else "no number of prompts decides at this rate"
-        )
-        said += f"undecided at n = {test['n']}: {more}"
-    else:
-        said += f"{test['decision']} it, at n = {test['n']}"
-    return (
-        f"{said} (exact lower bound {test['lower']:.3f}, one-sided 95 %; "
-        f"keep prompts refused by the original only {test['lost']}, by the model only "
-        f"{test['gained']}, exact McNemar p {test['p']:.2g})"
-    )
 
 
 def evaluation_tables(evaluation: Evaluation) -> RenderableType:

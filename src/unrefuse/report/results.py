@@ -3,6 +3,7 @@
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from unrefuse.config import RunConfig
-from unrefuse.evaluate.statistics import Estimate
+from unrefuse.evaluate.statistics import (
+    Estimate,
+    decides,
+    lower_bound,
+    mcnemar,
+    needed,
+    share,
+)
 from unrefuse.kernel import Kernel
 from unrefuse.report.terminal import plain
 from unrefuse.search.objective import (
@@ -60,6 +68,7 @@ class Result:
                 }
                 for name in self.before[self.split].counts()
             },
+            "retention_test": self.retention_test(),
             "by_topic": shares_by(measured.exchanges, lambda p: p.topic),
             "by_lang": shares_by(measured.exchanges, lambda p: p.lang),
             "refused_before": {split: b.counts() for split, b in self.before.items()},
@@ -82,6 +91,10 @@ class Result:
             "versions": {name: version(name) for name in LIBRARIES}
             | {"python": platform.python_version(), "machine": platform.machine()},
         }
+
+    def retention_test(self) -> dict[str, Any]:
+        """What the keep prompts say of the retention floor: `retention_test`."""
+        return retention_test(self.measurement.exchanges, self.config.retention_floor)
 
 
 def write_json(result: Result, file: Path) -> None:
@@ -106,6 +119,45 @@ def stage_line(stage: Stage) -> str:
         f"  {stage.name}: removal {m.removal.value:.2f}, "
         f"retention {m.retention.value:.2f}, quality {m.quality.value:.2f} (KL {m.kl.value:.3f})"
         + ("" if stage.keeps_floors else "  under a floor")
+    )
+
+
+def retention_test(exchanges: Sequence[Exchange], floor: float) -> dict[str, Any]:
+    """Non-inferiority of retention to `floor`, and McNemar's test on all keep prompts: those that
+    the original alone refuses (`lost`) against those that the edited model alone does."""
+    keep = [e for e in exchanges if e.prompt.set == "keep"]
+    retention = share(retained(e) for e in keep if e.as_expected)
+    lost = sum(e.as_expected and not retained(e) for e in keep)
+    gained = sum(retained(e) and not e.as_expected for e in keep)
+    decision = decides(retention, floor)
+    return {
+        "floor": floor,
+        "lower": lower_bound(round(retention.value * retention.n), retention.n),
+        "n": retention.n,
+        "decision": decision,
+        "needed": needed(floor, retention.value) if decision == "undecided" else None,
+        "lost": lost,
+        "gained": gained,
+        "p": mcnemar(lost, gained),
+    }
+
+
+def retention_line(test: dict[str, Any]) -> str:
+    """The decision on retention in one line."""
+    said = f"retention against the floor of {test['floor']:g}: "
+    if test["decision"] == "undecided":
+        more = (
+            f"about {test['needed']} needed at this rate"
+            if test["needed"]
+            else "no number of prompts decides at this rate"
+        )
+        said += f"undecided at n = {test['n']}: {more}"
+    else:
+        said += f"{test['decision']} it, at n = {test['n']}"
+    return (
+        f"{said} (exact lower bound {test['lower']:.3f}, one-sided 95 %; "
+        f"keep prompts refused by the original only {test['lost']}, by the model only "
+        f"{test['gained']}, exact McNemar p {test['p']:.2g})"
     )
 
 
@@ -135,7 +187,7 @@ def result_table(result: Result) -> RenderableType:
     topics.add_column("answered now", justify="right")
     for value, e2 in (parts | langs).items():
         topics.add_row(Text(value), f"{round(e2['value'] * e2['n'])} of {e2['n']:.0f}")
-    return Group(figures, refusals, topics)
+    return Group(figures, Text(retention_line(result.retention_test()) + "\n"), refusals, topics)
 
 
 def examples(result: Result) -> list[Exchange]:

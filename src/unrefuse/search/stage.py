@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan
+from unrefuse.evaluate.statistics import decides
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before, Measurement, measure
@@ -50,14 +51,14 @@ def best_stage(stages: Sequence[Stage], config: RunConfig) -> Stage | None:
     """Of the stages that keep both floors, the one that removes most; the least divergence where
     several reach the target, or are equal. None where no stage keeps them.
 
-    Those that reach the target with the lower end of retention's interval above the floor go
-    first: few keep prompts can show that, and where none does, the value decides.
+    Those that reach the target with retention shown to be above its floor (`decides`) go first:
+    few keep prompts can show that, and where none does, the value decides.
     """
     kept = [s for s in stages if s.keeps_floors and s.measurement.removal.value > 0]
     sure = [
         s
         for s in kept
-        if s.measurement.retention.low >= config.retention_floor
+        if decides(s.measurement.retention, config.retention_floor) == "above"
         and s.measurement.removal.value >= config.removal_target
     ]
 
