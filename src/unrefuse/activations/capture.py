@@ -47,7 +47,7 @@ def residuals(model: Model, prompts: Sequence[str]) -> Iterator[tuple[list[int],
     def read(batch: list[int], rest: list[Sequence[int]], run: Callable[[], Tensor]) -> Tensor:
         with recorded(model, [len(row) - 1 for row in rest]) as seen:
             run()
-        return torch.stack([layer.float() for layer in seen], dim=1)
+        return torch.stack([layer.float().to(model.device) for layer in seen], dim=1)
 
     yield from one_pass(model, ids, prefix, read, "residual stream")
 

@@ -34,6 +34,7 @@ def projection(basis: Tensor, core: Tensor) -> Callable[[nn.Module, object, Tens
 
     def project(module: nn.Module, args: object, output: Tensor) -> Tensor:
         y = output.float()
-        return (y - y @ basis @ core.T @ basis.T).to(output.dtype)
+        u, m = basis.to(y.device), core.to(y.device)  # a spread model has several devices
+        return (y - y @ u @ m.T @ u.T).to(output.dtype)
 
     return project

@@ -79,7 +79,7 @@ def _decode(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        picked = logits_of(network, states[:, -1]).argmax(dim=-1)
+        picked = logits_of(network, states[:, -1]).argmax(dim=-1).to(model.device)
         going = []
         for k, (row, token) in enumerate(zip(rows, picked.tolist(), strict=True)):
             if token in ends:
@@ -91,9 +91,14 @@ def _decode(
             break
         if len(going) < len(rows):
             rows = [rows[k] for k in going]
+<<<<<<< HEAD
             index = torch.tensor(going, device=model.device)
             # Not batch_select_indices, which passes over running states.
             cache.reorder_cache(index)  # type: ignore[arg-type]
+=======
+            index = torch.tensor(going)  # on the CPU: a spread model's cache has several devices
+            cache.batch_select_indices(index)
+>>>>>>> stream
             mask, picked = mask[index], picked[index]
         ids = picked.unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

@@ -1,4 +1,4 @@
-"""Forward passes over prompts: the tokens that all share (a system prompt) run once a batch."""
+"""Forward passes over prompts: the tokens that all share (a system prompt) run once."""
 
 from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import partial

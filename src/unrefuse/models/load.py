@@ -306,8 +306,8 @@ def choose_dtype(name: str, device: torch.device, size: int = 0) -> torch.dtype:
 def _device_map(
     files: Sequence[Path], config: RunConfig, device: torch.device, dtype: torch.dtype, name: str
 ) -> str | None:
-    """ "auto" where accelerate is to spread the model over several devices: asked for, or the
-    device was left open and one does not hold it. Raises UsageError where it does not fit."""
+    """accelerate's map of a model to devices: "auto" where that was asked for, or where one device
+    does not hold it and the choice was left open. Raises UsageError where it does not fit."""
     if config.stream or files[0].suffix == ".bin":
         return config.device_map
     numbers = 0

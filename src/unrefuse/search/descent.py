@@ -22,7 +22,7 @@ TARGET_MARGIN = -1.0  # nats, where the loss of a target prompt begins to level 
 DIVERGENCE = 5.0  # weight of the divergence against a margin, both in nats
 # What must stay: the sign of a margin that does, and the margin in nats where its loss begins to
 # level off.
-HELD = {"keep": (1.0, 1.4), REFUSED: (-1.0, 0.5)}
+HELD = {"keep": (1.0, 1.6), REFUSED: (-1.0, 0.0)}
 WANTED = 0.98  # share of the prompts in HELD that a Lagrange multiplier works towards
 PRESSURE = (0.25, 10.0)  # the range of the multipliers
 FIRST_PRESSURE = 4.0  # where they start: from 1, the first steps cost keep what the rest win back

@@ -39,7 +39,7 @@ START = 0.3  # the multiplier of the kernel that it starts from
 KERNEL_RATE = 0.05  # of Adam, on the kernel's numbers
 # Of momentum on the cores, as a length over all of them. Adam moves every entry alike, and so the
 # many that only add divergence: at the same margins it had twice the divergence (LOG.md).
-CORE_RATE, MOMENTUM = 0.18, 0.8
+CORE_RATE, MOMENTUM = 0.22, 0.8
 SPAN_PROMPTS = 128  # of each set, whose activations are held at once for the spans
 
 
