@@ -91,14 +91,9 @@ def _decode(
             break
         if len(going) < len(rows):
             rows = [rows[k] for k in going]
-<<<<<<< HEAD
-            index = torch.tensor(going, device=model.device)
+            index = torch.tensor(going)  # on the CPU: a spread model's cache has several devices
             # Not batch_select_indices, which passes over running states.
             cache.reorder_cache(index)  # type: ignore[arg-type]
-=======
-            index = torch.tensor(going)  # on the CPU: a spread model's cache has several devices
-            cache.batch_select_indices(index)
->>>>>>> stream
             mask, picked = mask[index], picked[index]
         ids = picked.unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
