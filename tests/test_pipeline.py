@@ -99,6 +99,34 @@ def test_only_planned_tensors_changed_and_other_files_are_the_same_bytes(edited)
             assert file.read_bytes() == (out / file.name).read_bytes()
 
 
+def test_the_stored_plan_makes_the_same_weights_from_the_original_on_disk(edited, tmp_path):
+    out, _, _ = edited
+    done = unrefuse("apply", out, demo_folder(), "--out", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes()
+    assert [f.name for f in out.glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.slow
+def test_rows_keep_their_length_and_the_saved_model_is_what_is_measured(tmp_path):
+    out = tmp_path / "x"
+    done = unrefuse("edit", "demo", "--out", out, "--limit", 24, "--preserve-norm", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    record = json.loads(done.stdout)
+    assert "no hook does" in done.stderr
+    assert record["split"] == "test"
+    assert record["config"]["preserve_norm"] is True
+    if record["saved"]:
+        before, after = (load_file(d / "model.safetensors") for d in (demo_folder(), out))
+        for name, tensor in before.items():
+            if "down_proj" in name:
+                lengths = tensor.float().norm(dim=-1)
+                torch.testing.assert_close(after[name].float().norm(dim=-1), lengths, rtol=1e-2,
+                                           atol=0)  # fmt: skip
+        assert "kept their length" in (out / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_card_is_in_the_hubs_form(edited):
     out, record, _ = edited
     card = ModelCard.load(out / "README.md")
