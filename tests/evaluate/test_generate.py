@@ -25,6 +25,22 @@ def test_replies_are_plain_greedy_generation(model_type, batch_size):
         assert reply.text == model.tokenizer.decode(reply.tokens, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "falcon_h1"])
+def test_a_reply_goes_on_from_what_it_is_known_to_begin_with(monkeypatch, model_type):
+    model = pico.loaded(model_type, batch_size=3)
+    whole = reply_to(model, PROMPTS, 12)
+    begun = [r.tokens[:n] for r, n in zip(whole, (8, 0, 12, 3, 7), strict=True)]
+    passes = []
+    model.network.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    assert reply_to(model, PROMPTS, 12, begun=begun) == whole
+    assert reply_to(model, PROMPTS, 12, begun=[r.tokens for r in whole]) == whole
+    passes.clear()
+    reply_to(model, PROMPTS[3:], 12, begun=begun[3:])
+    assert len(passes) <= 1 + 12 - 3  # one over the shared prefix, and one a token
+    monkeypatch.setattr(generate, "is_settled", lambda text: True)
+    assert reply_to(model, PROMPTS, 12, begun=begun)[0].tokens == begun[0]
+
+
 def test_a_reply_ends_at_the_end_of_turn():
     model = pico.loaded()
     end = model.network.generation_config.eos_token_id

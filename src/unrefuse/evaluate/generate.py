@@ -28,17 +28,24 @@ class Reply:
 
 @torch.inference_mode()
 def reply_to(
-    model: Model, prompts: Sequence[str], reply_tokens: int, what: str = "replies"
+    model: Model,
+    prompts: Sequence[str],
+    reply_tokens: int,
+    what: str = "replies",
+    begun: Sequence[Sequence[int]] | None = None,
 ) -> list[Reply]:
     """Greedy replies of at most `reply_tokens` tokens, in the order of the prompts.
 
     A reply ends once it `is_settled`: it has refused, and what follows can't change its grade.
+    `begun`: tokens that each reply is known to begin with, which are read at once, like a prompt.
     """
-    ids = encode(model.tokenizer, prompts)
+    heads = [list(head) for head in begun or [()] * len(prompts)]
+    ids = [p + h for p, h in zip(encode(model.tokenizer, prompts), heads, strict=True)]
     prefix = shared_prefix(model, ids) if ids else 0
     order = list(batches(ids, model.batch_size))
     jobs = [
-        partial(_decode, model, [ids[i] for i in batch], prefix, reply_tokens) for batch in order
+        partial(_decode, model, [ids[i] for i in b], prefix, [heads[i] for i in b], reply_tokens)
+        for b in order
     ]
     at_once = len(jobs)
     if model.stream and ids:
@@ -50,28 +57,45 @@ def reply_to(
         found = together(model, jobs[start : start + at_once], what, reply_tokens)
         for batch, rows in zip(order[start:], found, strict=False):
             for i, row in zip(batch, rows, strict=True):
-                text = str(model.tokenizer.decode(row, skip_special_tokens=True))
+                text = _text(model, row)
                 replies[i] = Reply(text, tuple(row), grade(text, row, prompts[i]))
     return [replies[i] for i in range(len(prompts))]
 
 
+def _text(model: Model, reply: Sequence[int]) -> str:
+    return str(model.tokenizer.decode(reply, skip_special_tokens=True))
+
+
 def _decode(
-    model: Model, sequences: Sequence[list[int]], prefix: int, limit: int
+    model: Model,
+    sequences: Sequence[list[int]],
+    prefix: int,
+    replies: Sequence[list[int]],
+    limit: int,
 ) -> list[list[int]]:
-    """The reply to each row as token ids. Not `generate`: there a row that has ended runs on."""
-    network, tokenizer = model.network, model.tokenizer
+    """The reply to each row as token ids; `replies` is what the sequences end with of it.
+
+    Not `generate`: there a row that has ended runs on.
+    """
+
+    def goes_on(row: int) -> bool:
+        return len(replies[row]) < limit and not is_settled(_text(model, replies[row]))
+
+    network = model.network
+    replies = [list(reply) for reply in replies]
+    rows = [row for row in range(len(sequences)) if goes_on(row)]
+    if not rows:
+        return replies
     end = network.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}
     window = getattr(text_config(network), "sliding_window", None)
     if window and max(map(len, sequences)) + limit > window:
         prefix = 0  # a window is counted in places, and padding after a prefix takes some
-    cache = prefix_cache(model, sequences[0][:prefix], len(sequences))
-    inputs = left_pad([sequence[prefix:] for sequence in sequences], model.device)
+    cache = prefix_cache(model, sequences[0][:prefix], len(rows))
+    inputs = left_pad([sequences[row][prefix:] for row in rows], model.device)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     mask = torch.cat([mask.new_ones(len(mask), prefix), mask], dim=1)
-    replies: list[list[int]] = [[] for _ in sequences]
-    rows = list(range(len(sequences)))
-    for _ in range(limit):
+    while True:
         states = network.get_decoder()(
             input_ids=ids,
             attention_mask=mask,
@@ -85,10 +109,10 @@ def _decode(
             if token in ends:
                 continue
             replies[row].append(token)
-            if not is_settled(str(tokenizer.decode(replies[row], skip_special_tokens=True))):
+            if goes_on(row):
                 going.append(k)
         if not going:
-            break
+            return replies
         if len(going) < len(rows):
             rows = [rows[k] for k in going]
             index = torch.tensor(going, device=model.device)
@@ -97,7 +121,6 @@ def _decode(
             mask, picked = mask[index], picked[index]
         ids = picked.unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    return replies
 
 
 @torch.inference_mode()
