@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests import pico
-from unrefuse.evaluate import generate
+from unrefuse.evaluate import decode
 from unrefuse.evaluate.generate import last_logits, reply_to
 from unrefuse.prompts.chat import encode
 
@@ -37,8 +37,29 @@ def test_a_reply_goes_on_from_what_it_is_known_to_begin_with(monkeypatch, model_
     passes.clear()
     reply_to(model, PROMPTS[3:], 12, begun=begun[3:])
     assert len(passes) <= 1 + 12 - 3  # one over the shared prefix, and one a token
-    monkeypatch.setattr(generate, "is_settled", lambda text: True)
+    monkeypatch.setattr(decode, "is_settled", lambda text: True)
     assert reply_to(model, PROMPTS, 12, begun=begun)[0].tokens == begun[0]
+
+
+def test_the_next_prompts_take_the_places_of_rows_that_have_ended(monkeypatch):
+    """Texts that a random model writes count as refusals, for three rows of four."""
+    prompts = [f"{'so ' * (i % 5)}{i}?" for i in range(16)]
+    wanted = [reply.tokens for reply in reply_to(pico.loaded(batch_size=1), prompts, 24)]
+    model = pico.loaded(batch_size=4)
+    text = model.tokenizer.decode
+    refusals = {text(tokens[: 2 + i % 3]) for i, tokens in enumerate(wanted) if i % 4}
+    sizes = []  # rows of every pass
+    model.network.get_decoder().register_forward_pre_hook(
+        lambda module, args, options: sizes.append(options["input_ids"].shape), with_kwargs=True
+    )
+    monkeypatch.setattr(decode, "is_settled", lambda reply: reply in refusals)
+    replies = reply_to(model, prompts, 24)
+    for reply, whole in zip(replies, wanted, strict=True):
+        heads = (whole[:n] for n in range(1, 25))
+        assert reply.tokens == next((h for h in heads if text(h) in refusals), whole)
+    assert len({len(reply.tokens) for reply in replies}) > 2
+    assert max(rows for rows, _ in sizes) == 4
+    assert len(sizes) < 4 * 24  # what four batches take, one after the other
 
 
 def test_a_reply_ends_at_the_end_of_turn():
@@ -54,14 +75,14 @@ def test_a_reply_ends_at_the_end_of_turn():
 def test_a_row_ends_once_it_has_refused_and_the_others_go_on(monkeypatch, model_type):
     """A random model never refuses: what counts as a refusal here are texts that it writes."""
     model = pico.loaded(model_type, batch_size=5)
-    decode = model.tokenizer.decode
+    text = model.tokenizer.decode
     whole = [reply.tokens for reply in reply_to(model, PROMPTS, 12)]
-    refusals = (decode(whole[0][:3]), decode(whole[2][:7]))
-    monkeypatch.setattr(generate, "is_settled", lambda text: text in refusals)
+    refusals = (text(whole[0][:3]), text(whole[2][:7]))
+    monkeypatch.setattr(decode, "is_settled", lambda reply: reply in refusals)
 
     def ended(tokens):
         heads = (tokens[:n] for n in range(1, len(tokens)))
-        return next((head for head in heads if decode(head) in refusals), tokens)
+        return next((head for head in heads if text(head) in refusals), tokens)
 
     assert len(ended(whole[0])) <= 3
     assert [reply.tokens for reply in reply_to(model, PROMPTS, 12)] == list(map(ended, whole))
