@@ -3,6 +3,7 @@ import torch
 
 from tests import pico
 from unrefuse.evaluate import decode
+from unrefuse.evaluate.decode import text_of
 from unrefuse.evaluate.generate import last_logits, reply_to
 from unrefuse.prompts.chat import encode
 
@@ -42,24 +43,30 @@ def test_a_reply_goes_on_from_what_it_is_known_to_begin_with(monkeypatch, model_
 
 
 def test_the_next_prompts_take_the_places_of_rows_that_have_ended(monkeypatch):
-    """Texts that a random model writes count as refusals, for three rows of four."""
-    prompts = [f"{'so ' * (i % 5)}{i}?" for i in range(16)]
+    """A random model never refuses: here it has where its characters add up to the right sum."""
+
+    def is_settled(reply):
+        return bool(reply) and sum(map(ord, reply)) % 11 == 0
+
+    prompts = [chr(97 + i) * (1 + i % 5) for i in range(16)]
     wanted = [reply.tokens for reply in reply_to(pico.loaded(batch_size=1), prompts, 24)]
     model = pico.loaded(batch_size=4)
-    text = model.tokenizer.decode
-    refusals = {text(tokens[: 2 + i % 3]) for i, tokens in enumerate(wanted) if i % 4}
     sizes = []  # rows of every pass
     model.network.get_decoder().register_forward_pre_hook(
-        lambda module, args, options: sizes.append(options["input_ids"].shape), with_kwargs=True
+        lambda module, args, options: sizes.append(len(options["input_ids"])), with_kwargs=True
     )
-    monkeypatch.setattr(decode, "is_settled", lambda reply: reply in refusals)
+    monkeypatch.setattr(decode, "is_settled", is_settled)
     replies = reply_to(model, prompts, 24)
     for reply, whole in zip(replies, wanted, strict=True):
         heads = (whole[:n] for n in range(1, 25))
-        assert reply.tokens == next((h for h in heads if text(h) in refusals), whole)
-    assert len({len(reply.tokens) for reply in replies}) > 2
-    assert max(rows for rows, _ in sizes) == 4
-    assert len(sizes) < 4 * 24  # what four batches take, one after the other
+        assert reply.tokens == next(
+            (h for h in heads if is_settled(text_of(model, list(h)))), whole
+        )
+    lengths = sorted({len(reply.tokens) for reply in replies})
+    assert len(lengths) > 2
+    assert max(sizes) == 4
+    # One after the other, the four batches take as many passes as the longest reply of each.
+    assert len(sizes) < sum(max(len(r.tokens) for r in replies[i::4]) for i in range(4))
 
 
 def test_a_reply_ends_at_the_end_of_turn():

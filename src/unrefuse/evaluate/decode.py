@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from unrefuse.models.writers import logits_of, text_config
 from unrefuse.prompts.chat import left_pad
 
 
-def text_of(model: Model, reply: Sequence[int]) -> str:
+def text_of(model: Model, reply: list[int]) -> str:
     return str(model.tokenizer.decode(reply, skip_special_tokens=True))
 
 
@@ -101,7 +102,8 @@ class _Batch:
         """Both, padded on the left, by no more than the longest row needs."""
         masks = self.mask, new.mask
         width = max(m.shape[1] - int(m.any(dim=0).int().argmax()) for m in masks)
-        for layer, other in zip(self.cache.layers, new.cache.layers, strict=True):
+        layers: Any = zip(self.cache.layers, new.cache.layers, strict=True)
+        for layer, other in layers:
             layer.keys, layer.values = (
                 torch.cat([pad(x, (0, 0, width - x.shape[2], 0)) for x in states])
                 for states in ((layer.keys, other.keys), (layer.values, other.values))
