@@ -87,6 +87,7 @@ class RunConfig(BaseModel):
 
     reply_tokens: int = Field(32, ge=8, le=512, description="tokens of a reply that is graded")
     seed: int = Field(0, ge=0)
+    backend: Literal["torch", "vllm"] = Field("torch", description="what writes the replies")
     dtype: Dtype = Field("auto", description="computing precision")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     batch_size: int | None = Field(None, ge=1, description="prompts at once; found by itself")
@@ -121,6 +122,8 @@ class RunConfig(BaseModel):
             raise ValueError("steps and kernel_steps are both 0: the gradient would learn nothing")
         if self.resume and not self.tune:
             raise ValueError("resume goes on with a tuning run: name the method, --tune")
+        if self.backend == "vllm" and (self.stream or self.device_map or self.device != "auto"):
+            raise ValueError("vLLM finds its device by itself: leave out device and stream")
         if self.stream and self.tune:
             raise ValueError("tuning runs a model too often to stream it: leave out stream or tune")
         if self.stream and self.device_map:

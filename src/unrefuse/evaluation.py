@@ -27,6 +27,7 @@ from unrefuse.evaluate.transcripts import (
     to_text,
 )
 from unrefuse.evaluate.twins import HARMFUL, HARMLESS, shipped_twins
+from unrefuse.evaluate.vllm import adapter_rank, import_vllm, vllm_replies
 from unrefuse.models.load import Model, checkpoint_hash, find_checkpoint, load_folder
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
@@ -44,7 +45,8 @@ REPORT = "evaluation.json"
 class Options:
     """What an evaluation does beside asking the model of its RunConfig.
 
-    `imports` are FORMAT:FILE, `benchmarks` names of lm-eval tasks, found in `benchmark_path` too.
+    `imports` are FORMAT:FILE, `benchmarks` names of lm-eval tasks, found in `benchmark_path` too,
+    `adapter`, for vLLM, the edit of the model as a LoRA adapter.
     """
 
     against: str | None = None
@@ -52,6 +54,7 @@ class Options:
     imports: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     benchmark_path: Path | None = None
+    adapter: Path | None = None
 
 
 def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
@@ -65,10 +68,86 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
     check_out(config.out)
+    _check_backend(config, options)
     if options.judge:
         check_judge(options.judge)
     check_benchmarks(options.benchmarks, options.benchmark_path)
     asked = _prompts(config, options.imports)
+    ask = _by_vllm if config.backend == "vllm" else _by_torch
+    seconds: dict[str, float] = {}
+    lines, parts = ask(config, options, asked, seconds)
+    parts |= {
+        "config": config.model_dump(mode="json")
+        | {"prompts_sha256": prompts_hash([p for _, p in asked])},
+        "imports": list(options.imports),
+        "seconds": {step: round(s, 2) for step, s in seconds.items()},
+        "peak_rss_mib": peak_rss_mib(),
+        "out": str(config.out),
+        "versions": {name: version(name) for name in LIBRARIES}
+        | {"python": platform.python_version(), "machine": platform.machine()},
+    }
+    found = Evaluation(lines, DETECTOR, None, parts)
+    with new_folder(config.out) as made:
+        _write(found, made)
+    if options.judge:
+        go_on = f"the replies are in {config.out}: `unrefuse evaluate --transcripts {config.out}`"
+        found = _graded(found, options.judge, f"{go_on} --judge ... goes on")
+        _write(found, config.out)
+    return found
+
+
+def _check_backend(config: RunConfig, options: Options) -> None:
+    """Raises UsageError for what the backend can't do, and where it is not installed."""
+    if config.backend == "torch":
+        if options.adapter:
+            raise UsageError("--adapter is for --backend vllm: leave it out, or name that")
+        return
+    if options.against:
+        raise UsageError(
+            "vLLM loads one model: name the original as MODEL and its edit as --adapter DIR (of "
+            "`unrefuse export --lora`), or evaluate both one by one and use --compare"
+        )
+    if options.benchmarks:
+        raise UsageError("--benchmarks run on --backend torch: leave out one of the two")
+    import_vllm()
+    if options.adapter:
+        adapter_rank(options.adapter)
+
+
+def _by_vllm(
+    config: RunConfig,
+    options: Options,
+    asked: Sequence[tuple[str, Prompt]],
+    seconds: dict[str, float],
+) -> tuple[list[Line], dict[str, Any]]:
+    """Replies only: divergence and perplexity need states that vLLM does not give."""
+    folder = find_checkpoint(config)
+    with clock(seconds, "replies"):
+        replies = vllm_replies(folder, config, [p.text for _, p in asked], options.adapter)
+    names = {"after": config.model}
+    if options.adapter:
+        names = {"before": config.model, "after": f"{config.model} + {options.adapter}"}
+    parts: dict[str, Any] = {"models": {}, "perplexity": None, "benchmarks": {}}
+    lines: list[Line] = []
+    for (when, name), own in zip(names.items(), replies, strict=True):
+        lines += [_line(pair, p, r, when, name, {})
+                  for (pair, p), r in zip(asked, own, strict=True)]  # fmt: skip
+        parts["models"][when] = {
+            "name": name,
+            "sha256": checkpoint_hash(folder),
+            "parameters": None,
+            "dtype": config.dtype,
+        }
+    return lines, parts
+
+
+def _by_torch(
+    config: RunConfig,
+    options: Options,
+    asked: Sequence[tuple[str, Prompt]],
+    seconds: dict[str, float],
+) -> tuple[list[Line], dict[str, Any]]:
+    """Replies, divergence, perplexity and benchmarks, of one model after the other."""
     names = dict(zip(WHENS, (options.against, config.model), strict=True))
     configs = {w: config.model_copy(update={"model": n}) for w, n in names.items() if n}
     if options.against:  # the revision is the model's
@@ -77,7 +156,6 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     if options.against:
         _check_same_tokens(folders, names)
     parts: dict[str, Any] = {"models": {}, "perplexity": {}, "benchmarks": {}}
-    seconds: dict[str, float] = {}
     lines: list[Line] = []
     reference: Reference | None = None
     for when, folder in folders.items():
@@ -110,24 +188,7 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
         }
         del model
         gc.collect()
-    parts |= {
-        "config": config.model_dump(mode="json")
-        | {"prompts_sha256": prompts_hash([p for _, p in asked])},
-        "imports": list(options.imports),
-        "seconds": {step: round(s, 2) for step, s in seconds.items()},
-        "peak_rss_mib": peak_rss_mib(),
-        "out": str(config.out),
-        "versions": {name: version(name) for name in LIBRARIES}
-        | {"python": platform.python_version(), "machine": platform.machine()},
-    }
-    found = Evaluation(lines, DETECTOR, None, parts)
-    with new_folder(config.out) as made:
-        _write(found, made)
-    if options.judge:
-        go_on = f"the replies are in {config.out}: `unrefuse evaluate --transcripts {config.out}`"
-        found = _graded(found, options.judge, f"{go_on} --judge ... goes on")
-        _write(found, config.out)
-    return found
+    return lines, parts
 
 
 def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evaluation:

@@ -209,6 +209,8 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
     The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
     `run`, the folder of a tuning, the replies are kept there for a run that goes on with it.
     """
+    if config.backend != "torch":
+        raise UsageError("an edit needs --backend torch: vLLM only writes replies, for evaluate")
     if run:
         check_run(run, config.resume)
     seconds: dict[str, float] = {}

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests import pico
-from unrefuse.evaluate import generate
+from unrefuse.evaluate import decode
+from unrefuse.evaluate.decode import text_of
 from unrefuse.evaluate.generate import last_logits, reply_to
 from unrefuse.prompts.chat import encode
 
@@ -25,6 +26,49 @@ def test_replies_are_plain_greedy_generation(model_type, batch_size):
         assert reply.text == model.tokenizer.decode(reply.tokens, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "falcon_h1"])
+def test_a_reply_goes_on_from_what_it_is_known_to_begin_with(monkeypatch, model_type):
+    model = pico.loaded(model_type, batch_size=3)
+    whole = reply_to(model, PROMPTS, 12)
+    begun = [r.tokens[:n] for r, n in zip(whole, (8, 0, 12, 3, 7), strict=True)]
+    passes = []
+    model.network.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    assert reply_to(model, PROMPTS, 12, begun=begun) == whole
+    assert reply_to(model, PROMPTS, 12, begun=[r.tokens for r in whole]) == whole
+    passes.clear()
+    reply_to(model, PROMPTS[3:], 12, begun=begun[3:])
+    assert len(passes) <= 1 + 12 - 3  # one over the shared prefix, and one a token
+    monkeypatch.setattr(decode, "is_settled", lambda text: True)
+    assert reply_to(model, PROMPTS, 12, begun=begun)[0].tokens == begun[0]
+
+
+def test_the_next_prompts_take_the_places_of_rows_that_have_ended(monkeypatch):
+    """A random model never refuses: here it has where its characters add up to the right sum."""
+
+    def is_settled(reply):
+        return bool(reply) and sum(map(ord, reply)) % 11 == 0
+
+    prompts = [chr(97 + i) * (1 + i % 5) for i in range(16)]
+    wanted = [reply.tokens for reply in reply_to(pico.loaded(batch_size=1), prompts, 24)]
+    model = pico.loaded(batch_size=4)
+    sizes = []  # rows of every pass
+    model.network.get_decoder().register_forward_pre_hook(
+        lambda module, args, options: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    monkeypatch.setattr(decode, "is_settled", is_settled)
+    replies = reply_to(model, prompts, 24)
+    for reply, whole in zip(replies, wanted, strict=True):
+        heads = (whole[:n] for n in range(1, 25))
+        assert reply.tokens == next(
+            (h for h in heads if is_settled(text_of(model, list(h)))), whole
+        )
+    lengths = sorted({len(reply.tokens) for reply in replies})
+    assert len(lengths) > 2
+    assert max(sizes) == 4
+    # One after the other, the four batches take as many passes as the longest reply of each.
+    assert len(sizes) < sum(max(len(r.tokens) for r in replies[i::4]) for i in range(4))
+
+
 def test_a_reply_ends_at_the_end_of_turn():
     model = pico.loaded()
     end = model.network.generation_config.eos_token_id
@@ -38,14 +82,14 @@ def test_a_reply_ends_at_the_end_of_turn():
 def test_a_row_ends_once_it_has_refused_and_the_others_go_on(monkeypatch, model_type):
     """A random model never refuses: what counts as a refusal here are texts that it writes."""
     model = pico.loaded(model_type, batch_size=5)
-    decode = model.tokenizer.decode
+    text = model.tokenizer.decode
     whole = [reply.tokens for reply in reply_to(model, PROMPTS, 12)]
-    refusals = (decode(whole[0][:3]), decode(whole[2][:7]))
-    monkeypatch.setattr(generate, "is_settled", lambda text: text in refusals)
+    refusals = (text(whole[0][:3]), text(whole[2][:7]))
+    monkeypatch.setattr(decode, "is_settled", lambda reply: reply in refusals)
 
     def ended(tokens):
         heads = (tokens[:n] for n in range(1, len(tokens)))
-        return next((head for head in heads if decode(head) in refusals), tokens)
+        return next((head for head in heads if text(head) in refusals), tokens)
 
     assert len(ended(whole[0])) <= 3
     assert [reply.tokens for reply in reply_to(model, PROMPTS, 12)] == list(map(ended, whole))

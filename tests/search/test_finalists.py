@@ -31,8 +31,9 @@ def finals(monkeypatch):
         def measure(model, before, config, everything):
             return measurement(**queue.pop(0))
 
-        def reply_to(model, prompts, tokens, what):
+        def reply_to(model, prompts, tokens, what, begun):
             assert tokens == 100
+            assert begun == [ANSWERED.tokens] * len(prompts)
             asked.extend(prompts)
             return [REFUSED if i < late else ANSWERED for i in range(len(prompts))]
 

@@ -7,6 +7,7 @@ import typer
 
 from unrefuse.commands.options import (
     AllowPickle,
+    Backend,
     Baseline,
     BatchSize,
     Column,
@@ -78,6 +79,11 @@ def evaluate(
     dtype: Dtype = None,
     device: Device = None,
     batch_size: BatchSize = None,
+    backend: Backend = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="With vllm: the edit of MODEL, of `export --lora`; before and after."),
+    ] = None,
     seed: Seed = None,
     allow_pickle: AllowPickle = None,
     trust_remote_code: TrustRemoteCode = None,
@@ -107,6 +113,7 @@ def evaluate(
             tuple(imports or ()),
             tuple(name for name in (benchmarks or "").split(",") if name),
             benchmark_path,
+            adapter,
         )
         found = run_evaluate(_settings(given), options)
     if as_json:

@@ -33,6 +33,9 @@ Protect = Annotated[
 ]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Backend = Annotated[
+    str | None, typer.Option(help="torch, or vllm: replies only, no divergence. Default torch.")
+]
 BatchSize = Annotated[int | None, typer.Option(help="Prompts at once. Default: by memory.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of splits and intervals. Default 0.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]

@@ -3,17 +3,18 @@
 Beside them the forward passes that do without: next-token logits, and final hidden states.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from unrefuse.evaluate.refusal import Grade, grade, is_settled
-from unrefuse.models.forward import one_pass, prefix_cache, row_ends, shared_prefix, together
+from unrefuse.evaluate.decode import decode, text_of
+from unrefuse.evaluate.refusal import Grade, grade
+from unrefuse.models.forward import one_pass, row_ends, shared_prefix, together
 from unrefuse.models.load import Model, cache_bytes
-from unrefuse.models.writers import logits_of, text_config
+from unrefuse.progress import track
 from unrefuse.prompts.chat import batches, encode, left_pad
 
 
@@ -28,76 +29,46 @@ class Reply:
 
 @torch.inference_mode()
 def reply_to(
-    model: Model, prompts: Sequence[str], reply_tokens: int, what: str = "replies"
+    model: Model,
+    prompts: Sequence[str],
+    reply_tokens: int,
+    what: str = "replies",
+    begun: Sequence[Sequence[int]] | None = None,
 ) -> list[Reply]:
     """Greedy replies of at most `reply_tokens` tokens, in the order of the prompts.
 
     A reply ends once it `is_settled`: it has refused, and what follows can't change its grade.
+    `begun`: tokens that each reply is known to begin with, which are read at once, like a prompt.
     """
-    ids = encode(model.tokenizer, prompts)
-    prefix = shared_prefix(model, ids) if ids else 0
-    order = list(batches(ids, model.batch_size))
-    jobs = [
-        partial(_decode, model, [ids[i] for i in batch], prefix, reply_tokens) for batch in order
-    ]
-    at_once = len(jobs)
-    if model.stream and ids:
-        model.stream.announce(reply_tokens)
-        tokens = len(ids[order[-1][-1]]) + reply_tokens
-        at_once = model.stream.fit(cache_bytes(model.network, tokens) * model.batch_size)
+    heads = [list(head) for head in begun or [()] * len(prompts)]
+    ids = [p + h for p, h in zip(encode(model.tokenizer, prompts), heads, strict=True)]
     replies: dict[int, Reply] = {}
-    for start in range(0, len(jobs), max(1, at_once)):
-        found = together(model, jobs[start : start + at_once], what, reply_tokens)
-        for batch, rows in zip(order[start:], found, strict=False):
-            for i, row in zip(batch, rows, strict=True):
-                text = str(model.tokenizer.decode(row, skip_special_tokens=True))
-                replies[i] = Reply(text, tuple(row), grade(text, row, prompts[i]))
+    for i, row in _rows(model, ids, heads, reply_tokens, what):
+        text = text_of(model, row)
+        replies[i] = Reply(text, tuple(row), grade(text, row, prompts[i]))
     return [replies[i] for i in range(len(prompts))]
 
 
-def _decode(
-    model: Model, sequences: Sequence[list[int]], prefix: int, limit: int
-) -> list[list[int]]:
-    """The reply to each row as token ids. Not `generate`: there a row that has ended runs on."""
-    network, tokenizer = model.network, model.tokenizer
-    end = network.generation_config.eos_token_id
-    ends = set(end) if isinstance(end, list) else {end}
-    window = getattr(text_config(network), "sliding_window", None)
-    if window and max(map(len, sequences)) + limit > window:
-        prefix = 0  # a window is counted in places, and padding after a prefix takes some
-    cache = prefix_cache(model, sequences[0][:prefix], len(sequences))
-    inputs = left_pad([sequence[prefix:] for sequence in sequences], model.device)
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    mask = torch.cat([mask.new_ones(len(mask), prefix), mask], dim=1)
-    replies: list[list[int]] = [[] for _ in sequences]
-    rows = list(range(len(sequences)))
-    for _ in range(limit):
-        states = network.get_decoder()(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        picked = logits_of(network, states[:, -1]).argmax(dim=-1).to(model.device)
-        going = []
-        for k, (row, token) in enumerate(zip(rows, picked.tolist(), strict=True)):
-            if token in ends:
-                continue
-            replies[row].append(token)
-            if not is_settled(str(tokenizer.decode(replies[row], skip_special_tokens=True))):
-                going.append(k)
-        if not going:
-            break
-        if len(going) < len(rows):
-            rows = [rows[k] for k in going]
-            index = torch.tensor(going)  # on the CPU: a spread model's cache has several devices
-            # Not batch_select_indices, which passes over running states.
-            cache.reorder_cache(index)  # type: ignore[arg-type]
-            mask, picked = mask[index], picked[index]
-        ids = picked.unsqueeze(1)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    return replies
+def _rows(
+    model: Model, ids: list[list[int]], heads: list[list[int]], limit: int, what: str
+) -> Iterator[tuple[int, list[int]]]:
+    """`decode` in one queue, by length, or in batches side by side, where a model is streamed."""
+    order = list(batches(ids, model.batch_size))
+    if model.stream is None or not ids:
+        queue = [i for batch in order for i in batch]
+        yield from track(decode(model, ids, heads, queue, limit), what, len(ids))
+        return
+    model.stream.announce(limit)
+    tokens = len(ids[order[-1][-1]]) + limit
+    at_once = model.stream.fit(cache_bytes(model.network, tokens) * model.batch_size)
+
+    def job(batch: list[int]) -> list[tuple[int, list[int]]]:
+        return list(decode(model, ids, heads, batch, limit))
+
+    jobs = [partial(job, batch) for batch in order]
+    for start in range(0, len(jobs), at_once):
+        for rows in together(model, jobs[start : start + at_once], what, limit):
+            yield from rows
 
 
 @torch.inference_mode()

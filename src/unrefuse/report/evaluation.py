@@ -199,7 +199,9 @@ def _figures_table(record: dict[str, Any]) -> Table:
     for name in ("removal", "retention", "quality", "kl"):
         e, digits = record[name], 3 if name == "kl" else 2
         if e is None:
-            table.add_row(name, "-", "no prompt to measure it on", "0")
+            apart = record["config"].get("backend") == "vllm" and name in ("quality", "kl")
+            reason = "not measured by vLLM" if apart else "no prompt to measure it on"
+            table.add_row(name, "-", reason, "0")
             continue
         interval = f"{e['low']:.{digits}f} to {e['high']:.{digits}f}"
         table.add_row(name, f"{e['value']:.{digits}f}", interval, str(e["n"]))

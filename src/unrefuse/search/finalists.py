@@ -89,7 +89,13 @@ def _at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
     measured = stage.measurement
     answers = [e for e in measured.exchanges if e.prompt.set == "target" and removed(e)]
     with hooked(model.network, stage.plan):
-        replies = reply_to(model, [e.prompt.text for e in answers], tokens, "at length")
+        replies = reply_to(
+            model,
+            [e.prompt.text for e in answers],
+            tokens,
+            "at length",
+            [e.after.tokens for e in answers if e.after],
+        )
     longer = {e.prompt: reply for e, reply in zip(answers, replies, strict=True)}
     exchanges = tuple(replace(e, after=longer.get(e.prompt, e.after)) for e in measured.exchanges)
     counted = [e for e in exchanges if e.prompt.set == "target" and e.as_expected]

@@ -15,7 +15,8 @@ from unrefuse.prompts.sets import Prompt
 
 SETTINGS, TRIALS = "settings.json", "trials.jsonl"
 # Where and how fast a run computes, and what only the last step reads, decide no trial.
-FREE = ("out", "resume", "device", "batch_size", "test_target", "test_baseline", "test_keep")
+FREE = ("out", "resume", "backend", "device", "batch_size", "test_target", "test_baseline",
+        "test_keep")  # fmt: skip
 
 
 def check_run(folder: Path, resume: bool) -> None:

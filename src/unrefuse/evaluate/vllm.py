@@ -1,0 +1,96 @@
+"""Replies by vLLM, where it is installed: a model, and its edit as a LoRA adapter, in one load."""
+
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from unrefuse.config import RunConfig
+from unrefuse.errors import UsageError, first_line
+from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.refusal import grade
+from unrefuse.prompts.chat import encode
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
+
+
+def import_vllm() -> Any:
+    """The package. Raises UsageError where it is not installed."""
+    # Its log goes to stdout, which is for what a command prints.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        raise UsageError(
+            f"--backend vllm needs vLLM, on a GPU that it supports: pip install vllm ({error})"
+        ) from None
+
+
+def adapter_rank(folder: Path) -> int:
+    """The step of vLLM's ranks that holds the adapter in `folder`. Raises UsageError for what is
+    none, or one that vLLM can't load: of experts, of biases, or of too high a rank."""
+    try:
+        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        rank, more = int(stored["r"]), stored.get("lora_bias") or stored.get("target_parameters")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"there is no adapter of `unrefuse export --lora` in {folder}: {first_line(error)}"
+        ) from None
+    if more or rank > RANKS[-1]:
+        raise UsageError(
+            f"{folder} edits experts or biases, or its rank is above {RANKS[-1]}, which vLLM "
+            "can't load: evaluate the saved model instead"
+        )
+    return next(step for step in RANKS if step >= rank)
+
+
+def vllm_replies(
+    folder: Path, config: RunConfig, prompts: Sequence[str], adapter: Path | None = None
+) -> list[list[Reply]]:
+    """Greedy replies of the model in `folder`, and then, with `adapter`, of its edited form.
+
+    They run to the end of the turn or `config.reply_tokens`, also where they have refused before.
+    Raises UsageError where vLLM is not installed or can't run the model, and for a base model.
+    """
+    vllm = import_vllm()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot read the tokenizer in {folder}: {first_line(error)}") from None
+    ids = encode(tokenizer, prompts)
+    options: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": config.dtype,
+        "seed": config.seed,
+        "trust_remote_code": config.trust_remote_code,
+        "max_model_len": max(map(len, ids)) + config.reply_tokens,
+    }
+    if config.batch_size:
+        options["max_num_seqs"] = config.batch_size
+    requests = [None]
+    if adapter:
+        options |= {"enable_lora": True, "max_lora_rank": adapter_rank(adapter)}
+        lora = importlib.import_module("vllm.lora.request")
+        requests.append(lora.LoRARequest("edit", 1, str(adapter)))
+    greedy = vllm.SamplingParams(temperature=0, max_tokens=config.reply_tokens)
+    asked = [{"prompt_token_ids": row} for row in ids]
+    try:
+        engine = vllm.LLM(**options)
+        found = [engine.generate(asked, greedy, lora_request=request) for request in requests]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"vLLM cannot run {config.model}: {first_line(error)}") from None
+
+    def reply(prompt: str, request: Any) -> Reply:
+        out = request.outputs[0]
+        # What stopped a reply, the end of the turn, is the last of its tokens.
+        tokens = list(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        return Reply(text, tuple(tokens), grade(text, tokens, prompt))
+
+    return [list(map(reply, prompts, outputs)) for outputs in found]
