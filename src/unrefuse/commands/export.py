@@ -62,7 +62,7 @@ def export(
     from unrefuse.edit.plan import load_plan, scaled
     from unrefuse.edit.recipe import find_plan
     from unrefuse.errors import UsageError
-    from unrefuse.models.load import find_checkpoint
+    from unrefuse.models.load import find_checkpoint, read_config
     from unrefuse.save import check_new, check_out
 
     if not (lora or gguf_lora or control_vector):
@@ -95,7 +95,7 @@ def export(
     folder = find_checkpoint(config)
     if folder.resolve() in (run.resolve(), run.resolve().parent):
         raise UsageError(f"{model} is the edited model: name its original")
-    hf_config = _hf_config(folder, config)
+    hf_config = read_config(folder, config)
     if gguf_lora or control_vector:
         gguf_architecture(hf_config)
     plan = scaled(plan, scale)
@@ -171,17 +171,6 @@ def _save_vectors(file: Path, folder: Path, config: Any, plan: Any) -> dict[str,
         "prompts": len(prompts),
         "lengths": [round(length, 6) for length in lengths.tolist()],
     }
-
-
-def _hf_config(folder: Path, config: Any) -> Any:
-    from transformers import AutoConfig
-
-    from unrefuse.errors import UsageError, first_line
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {folder / 'config.json'}: {first_line(error)}") from None
 
 
 def revert(
