@@ -38,8 +38,6 @@ def decode(
     quarter of a batch has left, the next in the queue join it, if the cache is no more than keys
     and values; else a batch follows when the one before has ended.
     """
-    if not queue:
-        return
     end = model.network.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}
     replies = {i: list(heads[i]) for i in queue}
@@ -47,7 +45,15 @@ def decode(
     def goes_on(i: int) -> bool:
         return len(replies[i]) < limit and not is_settled(text_of(model, replies[i]))
 
-    asked = [sequences[i] for i in queue]
+    waiting = deque[int]()
+    for i in queue:
+        if goes_on(i):
+            waiting.append(i)
+        else:
+            yield i, replies[i]
+    if not waiting:
+        return
+    asked = [sequences[i] for i in waiting]
     prefix = shared_prefix(model, asked)
     window = getattr(text_config(model.network), "sliding_window", None)
     if window and max(map(len, asked)) + limit > window:
@@ -55,7 +61,7 @@ def decode(
     shared = prefix_cache(model, asked[0][:prefix], 1)
     joins = all(type(layer) is DynamicLayer for layer in shared.layers)
 
-    waiting, batch = deque(queue), _Batch([], shared, torch.empty(0, 0), torch.empty(0))
+    batch = _Batch([], shared, torch.empty(0, 0), torch.empty(0))
     while waiting or batch.rows:
         room = model.batch_size - len(batch.rows)
         if waiting and (not batch.rows or (joins and 4 * room >= model.batch_size)):
@@ -64,7 +70,7 @@ def decode(
             batch = batch.joined(new) if batch.rows else new
         going = []
         for place, (i, token) in enumerate(zip(batch.rows, batch.following.tolist(), strict=True)):
-            if goes_on(i) and token not in ends:
+            if token not in ends:
                 replies[i].append(token)
                 if goes_on(i):
                     going.append(place)
