@@ -28,7 +28,8 @@ from unrefuse.evaluate.transcripts import (
 )
 from unrefuse.evaluate.twins import HARMFUL, HARMLESS, shipped_twins
 from unrefuse.evaluate.vllm import adapter_rank, import_vllm, vllm_replies
-from unrefuse.models.load import Model, checkpoint_hash, find_checkpoint, load_folder
+from unrefuse.models.checkpoint import checkpoint_hash
+from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
 from unrefuse.prompts.imports import read_import

@@ -24,14 +24,9 @@ from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
 from unrefuse.evaluate.layers import LayerStrength, layer_strengths
 from unrefuse.kernel import Kernel, choose_kernel
+from unrefuse.models.checkpoint import checkpoint_files, checkpoint_hash
 from unrefuse.models.forward import together
-from unrefuse.models.load import (
-    Model,
-    checkpoint_files,
-    checkpoint_hash,
-    find_checkpoint,
-    load_folder,
-)
+from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.models.writers import text_config
 from unrefuse.progress import stderr
 from unrefuse.prompts.sets import SETS, SPLITS, load_prompts, prompts_hash

@@ -17,12 +17,8 @@ from unrefuse.edit.plan import save_plan
 from unrefuse.edit.recipe import PLAN, find_plan, read_recipe
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError, first_line
-from unrefuse.models.load import (
-    check_checkpoint,
-    checkpoint_files,
-    choose_device,
-    find_checkpoint,
-)
+from unrefuse.models.checkpoint import check_checkpoint, checkpoint_files, find_folder
+from unrefuse.models.device import choose_device
 
 # How far the logits of a saved model may lie from those of the hooked one, as the root mean
 # square of the difference in units of their spread: rounding in the coarser of the two dtypes.
@@ -81,7 +77,7 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
         raise UsageError("where to? name a folder: --out DIR")
     check_out(config.out)
     find_plan(run)  # before a download
-    folder, device = find_checkpoint(config), choose_device(config.device)
+    folder, device = find_folder(config), choose_device(config.device)
     check_checkpoint(folder, config)
     plan, made_for = read_recipe(run, folder)
     was_preserved = made_for.get("preserve_norm") == "True"

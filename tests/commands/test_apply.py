@@ -57,6 +57,12 @@ def test_the_edit_of_a_saved_model_is_applied_again(made, tmp_path):
     assert made_for["model"] == "some/model"
 
 
+def test_an_edit_on_disk_waits_for_no_import_of_transformers():
+    code = "import sys, unrefuse.save; print({'transformers', 'peft'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_rows_that_keep_their_length_are_said_to_be_unmeasured(made, tmp_path):
     model, run, plan = made
     out = tmp_path / "out"

@@ -7,14 +7,10 @@ from safetensors.torch import load_file, save_file
 from tests import pico
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
-from unrefuse.models import load
-from unrefuse.models.load import (
-    checkpoint_hash,
-    choose_batch_size,
-    choose_device,
-    choose_dtype,
-    load_model,
-)
+from unrefuse.models import device, load
+from unrefuse.models.checkpoint import checkpoint_hash
+from unrefuse.models.device import choose_device, choose_dtype
+from unrefuse.models.load import choose_batch_size, load_model
 from unrefuse.prompts.chat import encode
 
 
@@ -143,9 +139,9 @@ def test_the_hash_follows_the_weights(tmp_path):
 def test_a_cpu_computes_in_bfloat16_where_that_is_faster_or_float32_does_not_fit(
     monkeypatch, units, size, wanted
 ):
-    monkeypatch.setattr(load, "free_memory", lambda device: 2**32)
-    monkeypatch.setattr(load.torch.cpu, "get_capabilities", lambda: units)
-    assert load.choose_dtype("auto", torch.device("cpu"), size) == wanted
+    monkeypatch.setattr(device, "free_memory", lambda device: 2**32)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert choose_dtype("auto", torch.device("cpu"), size) == wanted
 
 
 @pytest.mark.parametrize("model_type", ["falcon_h1", "gemma3", "mixtral", "qwen2_5_vl"])

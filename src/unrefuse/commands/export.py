@@ -184,7 +184,7 @@ def revert(
 ) -> None:
     """Take the edit out of EDITED again: its weights less what the adapter adds to them."""
     from unrefuse.edit.revert import largest_difference, revert_checkpoint
-    from unrefuse.models.load import checkpoint_files
+    from unrefuse.models.checkpoint import checkpoint_files
     from unrefuse.save import check_out, new_folder
 
     check_out(out)

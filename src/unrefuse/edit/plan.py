@@ -4,15 +4,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from unrefuse.errors import UsageError, first_line
 from unrefuse.models.writers import Writer, blocks, norm_gain, writers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ Plan = tuple[MatrixEdit, ...]
 
 
 def make_plan(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     directions: Tensor,
     weights: Sequence[float],
     multiplier: float = 1.0,
@@ -58,7 +61,7 @@ def make_plan(
     return plan_of_cores(model, directions.unsqueeze(-1), cores)
 
 
-def plan_of_cores(model: PreTrainedModel, basis: Tensor, cores: Mapping[str, Tensor]) -> Plan:
+def plan_of_cores(model: "PreTrainedModel", basis: Tensor, cores: Mapping[str, Tensor]) -> Plan:
     """The edits of the matrices named in `cores`, each `(k, k)`, in the layers' bases.
 
     `basis` `(layers, d_model, k)` is orthonormal per layer, in the residual stream. Raises
@@ -110,7 +113,7 @@ def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
     return plan, metadata
 
 
-def _edit(model: PreTrainedModel, writer: Writer, basis: Tensor, core: Tensor) -> MatrixEdit:
+def _edit(model: "PreTrainedModel", writer: Writer, basis: Tensor, core: Tensor) -> MatrixEdit:
     """Where a norm with gain g stands between a matrix and the residual add, `g * y` is what is
     written: with `diag(g) U = Q R`, taking M out of its coordinates `U^T (g * y) = R^T Q^T y`
     takes `R^-T M R^T` out of those in Q."""

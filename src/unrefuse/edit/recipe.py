@@ -7,7 +7,7 @@ import torch
 from unrefuse.edit.header import fingerprint
 from unrefuse.edit.plan import Plan, load_plan
 from unrefuse.errors import UsageError
-from unrefuse.models.load import checkpoint_files
+from unrefuse.models.checkpoint import checkpoint_files
 
 # Of a saved model, in a folder of its own: vLLM loads every *.safetensors beside the weights.
 PLAN = Path("tuning/plan.safetensors")

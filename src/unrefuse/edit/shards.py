@@ -20,7 +20,7 @@ from unrefuse.edit.header import Stored, read_header
 from unrefuse.edit.plan import MatrixEdit, Plan
 from unrefuse.edit.weights import edit_tensor, has_rows, planned_tensors
 from unrefuse.errors import UsageError
-from unrefuse.models.load import INDEX, PICKLE_INDEX, checkpoint_files
+from unrefuse.models.checkpoint import INDEX, PICKLE_INDEX, checkpoint_files
 from unrefuse.progress import track
 
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")

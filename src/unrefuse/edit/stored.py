@@ -10,7 +10,7 @@ from torch import Tensor
 from unrefuse.edit.header import read_header
 from unrefuse.edit.plan import MatrixEdit
 from unrefuse.errors import UsageError
-from unrefuse.models.load import checkpoint_files
+from unrefuse.models.checkpoint import checkpoint_files
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:

@@ -1,15 +1,18 @@
 """The edit on the weights themselves, in float32, cast once when written."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from unrefuse.edit.columns import edit_slab, one_thread, slabs
 from unrefuse.edit.plan import MatrixEdit, Plan
 from unrefuse.errors import UsageError
 from unrefuse.models.architectures import ONE_EXPERT, bias_name, same_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixEdit, int]]:
@@ -69,7 +72,7 @@ def edit_tensor(
 
 
 @torch.no_grad()
-def edit_model(model: PreTrainedModel, plan: Plan, preserve_norm: bool = False) -> None:
+def edit_model(model: "PreTrainedModel", plan: Plan, preserve_norm: bool = False) -> None:
     """Edits the weights of a loaded model in place. Not undone: load again for the original."""
     parameters = dict(model.named_parameters())
     for name, (edit, axis) in planned_tensors(plan, parameters).items():

@@ -1,16 +1,12 @@
-"""Loading: find the checkpoint, check it before it is loaded, choose device, dtype, batch size."""
+"""Loading: a checked checkpoint becomes a network on its device, with a batch size that fits."""
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,15 +25,18 @@ from transformers.utils import logging as transformers_logging
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.models.architectures import same_name
-from unrefuse.models.memory import free_memory
+from unrefuse.models.checkpoint import (
+    check_checkpoint,
+    checkpoint_files,
+    find_folder,
+    tensor_names,
+)
+from unrefuse.models.device import choose_device, choose_dtype, free_memory
 from unrefuse.models.probe import describe, probe
-from unrefuse.models.quantized import check_full, full_weights
+from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
 from unrefuse.models.writers import check_architecture, is_known, text_config
 from unrefuse.progress import stderr
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,8 @@ def load_model(config: RunConfig) -> Model:
 def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     """The model in `folder`, under the settings of `config`. Raises UsageError; see load_model."""
     check_checkpoint(folder, config)
+    hf_config = read_config(folder, config)
+    check_architecture(hf_config)
     device = choose_device(config.device)
     files = checkpoint_files(folder)
     size = sum(file.stat().st_size for file in files)
@@ -90,7 +91,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )
-        auto, missing = auto_class(read_config(folder, config)), list[str]()
+        auto, missing = auto_class(hf_config), list[str]()
         if config.stream:
             network, stream = stream_network(
                 folder, files, auto, dtype, device, config.trust_remote_code
@@ -178,129 +179,12 @@ def auto_class(config: PretrainedConfig) -> Any:
 
 
 def find_checkpoint(config: RunConfig) -> Path:
-    """The local folder of `config.model`: the demo, a folder, or a hub model, downloaded.
-
-    With `config.dequantize` and a checkpoint in FP8 or MXFP4, that of its full copy.
-    """
-    folder = _find(config)
+    """The folder of `find_folder`; where `config.dequantize` applies, that of its full copy."""
+    folder = find_folder(config)
     if not config.dequantize or not (folder / "config.json").is_file():
         return folder
     auto = auto_class(read_config(folder, config))
     return full_weights(folder, checkpoint_files(folder), auto, config.trust_remote_code)
-
-
-def _find(config: RunConfig) -> Path:
-    name, folder = config.model, Path(config.model).expanduser()
-    if name == "demo":
-        from unrefuse.models.demo import demo_model
-
-        return demo_model()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UsageError(f"{name} is a file: name the folder of the model")
-    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
-    patterns += ["*.bin"] if config.allow_pickle else []
-    patterns += ["*.py"] if config.trust_remote_code else []
-    try:
-        return Path(snapshot_download(name, revision=config.revision, allow_patterns=patterns))
-    except HFValidationError:
-        raise UsageError(f"no such folder, and no name of a hub model: {name}") from None
-    except Exception as error:  # the hub client raises its own, httpx's and the system's kinds
-        raise UsageError(
-            f"no such folder, and the hub does not give {name!r}: {first_line(error)}"
-        ) from None
-
-
-def check_checkpoint(folder: Path, config: RunConfig) -> None:
-    """Reads the config and the header of every shard. Raises UsageError; loads no weights."""
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} is no model: there is no config.json in it")
-    check_architecture(read_config(folder, config))
-    check_full(folder)
-    for file in checkpoint_files(folder):
-        if not file.is_file():
-            raise UsageError(f"the checkpoint is not whole: {file} is missing")
-        if file.suffix == ".bin":
-            if not config.allow_pickle:
-                raise UsageError(
-                    f"{file} is a pickle, which can run code; if you trust it: --allow-pickle"
-                )
-            continue
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"{file} is truncated or damaged: {first_line(error)}") from None
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint, in order, from its index or by the standard names."""
-    for index, single in ((INDEX, SINGLE), (PICKLE_INDEX, PICKLE)):
-        if (folder / index).is_file():
-            try:
-                shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            except (ValueError, KeyError, UnicodeDecodeError) as error:
-                raise UsageError(f"{folder / index} is damaged: {first_line(error)}") from None
-            return [folder / name for name in sorted(set(shards.values()))]
-        if (folder / single).is_file():
-            return [folder / single]
-    raise UsageError(f"{folder} is no model: there are no weights ({SINGLE}) in it")
-
-
-def tensor_names(file: Path) -> list[str]:
-    """The names of the tensors in a weight file; their data is not read."""
-    if file.suffix == ".bin":
-        return list(torch.load(file, map_location="meta", weights_only=True))
-    with safe_open(file, framework="pt") as shard:
-        return list(shard.keys())
-
-
-def checkpoint_hash(folder: Path) -> str:
-    """SHA-256 over the bytes of the weight files, in order."""
-    digest = hashlib.sha256()
-    for file in checkpoint_files(folder):
-        with file.open("rb") as data:
-            while chunk := data.read(1 << 24):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`: CUDA (or ROCm), then Apple's MPS, then the CPU. Raises UsageError."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"no device {name!r} here: {first_line(error)}") from None
-    return device
-
-
-def choose_dtype(name: str, device: torch.device, size: int = 0) -> torch.dtype:
-    """`auto`: bfloat16 where the device multiplies it faster than float32, else float32.
-
-    On a CPU only matrix units (AMX, Arm's BF16) do: with AVX-512 torch 2.13 gives 170 GFLOP/s in
-    bfloat16 and 320 in float32 (2 cores, 512 rows of Qwen2.5-0.5B's MLP). There bfloat16 is for
-    a checkpoint of `size` bytes that in float32, at most twice that, would take half the memory.
-    """
-    if name != "auto":
-        return {
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-        }[name]
-    if device.type == "cpu":
-        can: Mapping[str, Any] = torch.cpu.get_capabilities()
-        fits = 2 * size < free_memory(device) / 2
-        fast = not fits or bool(can.get("amx_bf16") or can.get("bf16"))
-    elif device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
 
 
 def _device_map(

@@ -10,29 +10,27 @@ from typing import Any
 
 import torch
 from platformdirs import user_cache_path
-from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 from unrefuse.errors import UsageError, first_line
 from unrefuse.progress import stderr
 
 # The kinds that are rounded weights with scales and nothing else, which transformers undoes.
-CONFIGS: dict[str, type[FineGrainedFP8Config | Mxfp4Config]] = {
-    "fp8": FineGrainedFP8Config,
-    "mxfp4": Mxfp4Config,
-}
+KINDS = ("fp8", "mxfp4")
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint's config says of its quantisation, or None for full weights."""
+    """What a checkpoint's config says of its quantisation, or None for full weights.
+
+    Raises UsageError where there is no config, or none that can be read.
+    """
+    file = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
         found = config.get("quantization_config")
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-    ):  # said in one line where the checkpoint is checked
-        return None
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is no model: there is no config.json in it") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"cannot read {file}: {first_line(error)}") from None
     return found if isinstance(found, dict) else None
 
 
@@ -40,7 +38,7 @@ def check_full(folder: Path) -> None:
     """Raises UsageError for a quantised checkpoint: rounded weights can't take a small change."""
     if found := quantization(folder):
         kind = found.get("quant_method", "of an unnamed kind")
-        do = "add --dequantize" if kind in CONFIGS else "name the model it was made of"
+        do = "add --dequantize" if kind in KINDS else "name the model it was made of"
         raise UsageError(
             f"the weights in {folder} are quantised ({kind}), and an edit needs full weights: {do}"
         )
@@ -59,9 +57,12 @@ def full_weights(
     is another, and for what goes wrong while it is loaded and written.
     """
     found = quantization(folder)
-    if not found or found.get("quant_method") not in CONFIGS:
+    if not found or found.get("quant_method") not in KINDS:
         check_full(folder)
         return folder
+    from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
+
+    settings_class = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[found["quant_method"]]
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in files:
         if file.is_file():  # a missing one is said by the loader
@@ -80,7 +81,7 @@ def full_weights(
             output_loading_info=True,
             dtype="auto",
             trust_remote_code=trust_remote_code,
-            quantization_config=CONFIGS[found["quant_method"]](dequantize=True, **settings),
+            quantization_config=settings_class(dequantize=True, **settings),
         )
         if missing := sorted(info["missing_keys"]):
             raise UsageError(f"{folder}: the checkpoint has no {missing[0]}")

@@ -35,7 +35,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from unrefuse.errors import UsageError
-from unrefuse.models.memory import free_memory
+from unrefuse.models.device import free_memory
 from unrefuse.models.writers import blocks
 from unrefuse.progress import stderr, track
 

@@ -1,14 +1,17 @@
 """A loaded model's decoder blocks, and the matrices that write into its residual stream."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 from unrefuse.errors import UsageError
 from unrefuse.models.architectures import ARCHITECTURES, Component, Matrix
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Writer:
 PROBED: WeakKeyDictionary[nn.Module, list[Writer]] = WeakKeyDictionary()
 
 
-def check_architecture(config: PretrainedConfig) -> None:
+def check_architecture(config: "PretrainedConfig") -> None:
     """Raises UsageError for a model that can't be edited whatever its blocks are."""
     if config.is_encoder_decoder:
         raise UsageError(
@@ -40,24 +43,24 @@ def check_architecture(config: PretrainedConfig) -> None:
         )
 
 
-def text_config(model: PreTrainedModel) -> PretrainedConfig:
+def text_config(model: "PreTrainedModel") -> "PretrainedConfig":
     """The configuration of the language model, which in a vision-language model is a part."""
     config: PretrainedConfig = model.config.get_text_config(decoder=True)
     return config
 
 
-def is_known(model: PreTrainedModel) -> bool:
+def is_known(model: "PreTrainedModel") -> bool:
     """Whether the table has the architecture: code that a model ships may differ from its name."""
     own = type(model).__module__.startswith("transformers.models.")
     return own and text_config(model).model_type in ARCHITECTURES
 
 
-def is_stateful(model: PreTrainedModel) -> bool:
+def is_stateful(model: "PreTrainedModel") -> bool:
     """Whether a layer keeps a running state (state space, linear attention), not a row a token."""
     return bool(model.get_decoder()._is_stateful)
 
 
-def blocks(model: PreTrainedModel) -> nn.ModuleList:
+def blocks(model: "PreTrainedModel") -> nn.ModuleList:
     """The decoder blocks, in order; the output of each is the residual stream after it.
 
     Raises UsageError where the decoder has no list of as many modules as the config says.
@@ -72,7 +75,7 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     )
 
 
-def writers(model: PreTrainedModel) -> list[Writer]:
+def writers(model: "PreTrainedModel") -> list[Writer]:
     """Every matrix that writes into the residual stream, block by block.
 
     Raises UsageError for a model that is neither in the table nor probed, and where a block lacks
@@ -93,13 +96,13 @@ def writers(model: PreTrainedModel) -> list[Writer]:
     return found
 
 
-def block_name(model: PreTrainedModel, layer: int) -> str:
+def block_name(model: "PreTrainedModel", layer: int) -> str:
     """The name of a decoder block in the model."""
     stack = blocks(model)
     return f"{next(name for name, module in model.named_modules() if module is stack)}.{layer}"
 
 
-def writer_of(model: PreTrainedModel, layer: int, matrix: Matrix) -> Writer:
+def writer_of(model: "PreTrainedModel", layer: int, matrix: Matrix) -> Writer:
     """The matrix of one of the model's blocks."""
     prefix = block_name(model, layer)
     return Writer(
@@ -123,7 +126,7 @@ def norm_gain(norm: nn.Module) -> Tensor:
     return gain
 
 
-def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+def logits_of(model: "PreTrainedModel", hidden: Tensor) -> Tensor:
     """Logits `(..., vocab)` in float32 of final hidden states `(..., d_model)` after the norm.
 
     The language-model head with the scaling (Granite, Cohere, Falcon-H1) or soft cap (Gemma 2)
