@@ -52,7 +52,7 @@ LAYER = {
 SHARD = 10**9
 RUNS = 3
 COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()", "apply")
-IMPORTS = "import unrefuse.save"
+IMPORTS = "import unrefuse.edit.shards"
 # A process begins with the peak memory of the one that started it: so a small one does.
 LAUNCH = """
 import os, subprocess, sys, time

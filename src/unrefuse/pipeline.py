@@ -23,6 +23,7 @@ from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
 from unrefuse.evaluate.layers import LayerStrength, layer_strengths
+from unrefuse.evaluate.quality import check_logits
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.models.checkpoint import checkpoint_files, checkpoint_hash
 from unrefuse.models.forward import together
@@ -34,7 +35,7 @@ from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_result
 from unrefuse.report.results import Result, stage_line, write_json
 from unrefuse.report.tuned import keep_record, plan_for, save_tuned
-from unrefuse.save import Discard, check_logits, check_out, new_folder
+from unrefuse.save import Discard, check_out, new_folder
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.objective import Before, Measurement, ask_before, measure
 from unrefuse.search.record import check_run, open_run

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
-from unrefuse.edit import shards
+from unrefuse.edit import copying, shards
+from unrefuse.edit.copying import head_start
 from unrefuse.edit.header import fingerprint, read_header
 from unrefuse.edit.plan import MatrixEdit, make_plan
 from unrefuse.edit.shards import write_checkpoint
@@ -63,6 +64,43 @@ def test_bytes_outside_of_changed_tensors_are_the_same(tmp_path, monkeypatch, ke
         assert old == new
 
 
+@pytest.mark.parametrize("chunks", [0, 7, 10**6])
+def test_a_head_start_leaves_the_bytes_as_they_would_be(tmp_path, monkeypatch, chunks):
+    source, out, alone = tmp_path / "m", tmp_path / "out", tmp_path / "alone"
+    _, plan = sharded(source)
+    out.mkdir()
+    alone.mkdir()
+    write_checkpoint(source, plan, alone)
+    monkeypatch.setattr(copying, "CHUNK", 1000)
+    monkeypatch.setattr(copying, "WORKERS", 1)
+    copy, calls = copying.copy_bytes, []
+    reached, bound = threading.Event(), threading.Event()
+
+    def counted(*args):
+        calls.append(args)
+        if len(calls) > chunks:  # stop is asked for while this chunk is copied
+            reached.set()
+            assert bound.wait(10)
+            assert begun._stopped.wait(10)
+        copy(*args)
+
+    monkeypatch.setattr(copying, "copy_bytes", counted)
+    files = sorted(source.glob("*.safetensors"))
+    with head_start(files, out) as begun:
+        bound.set()
+        if chunks < 10**6:
+            assert reached.wait(10)
+        else:
+            for job in begun._jobs.values():
+                job.result()
+        copied = begun.stop()
+    whole = [file for file in files if copied.get(file) == file.stat().st_size]
+    assert (len(whole) == len(files)) == (chunks == 10**6)
+    write_checkpoint(source, plan, out, copied=copied)
+    assert [f.name for f in sorted(out.iterdir())] == [f.name for f in sorted(alone.iterdir())]
+    assert all((out / f.name).read_bytes() == f.read_bytes() for f in alone.iterdir())
+
+
 def test_fused_experts_are_edited_one_matrix_at_a_time(tmp_path):
     source, out, target = tmp_path / "a", tmp_path / "b", tmp_path / "c"
     tensors = {"down": torch.randn(3, 8, 300), "across": torch.randn(3, 300, 8)}
@@ -71,7 +109,9 @@ def test_fused_experts_are_edited_one_matrix_at_a_time(tmp_path):
     edit = MatrixEdit("m", torch.linalg.qr(torch.randn(8, 2))[0], torch.eye(2))
     edits = {"down": (edit, 1), "across": (edit, 2)}
     jobs = list(
-        shards._edits(source, target, read_header(source), edits, False, "cpu", threading.local())
+        shards._edits(
+            source, target, read_header(source), edits, 0, False, "cpu", threading.local()
+        )
     )
     assert len(jobs) == 6
     for job in jobs:

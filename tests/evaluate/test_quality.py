@@ -9,7 +9,13 @@ from tests import pico
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import make_plan
 from unrefuse.evaluate.generate import reply_to
-from unrefuse.evaluate.quality import divergences, head_of, kl_and_quality, make_reference
+from unrefuse.evaluate.quality import (
+    check_logits,
+    divergences,
+    head_of,
+    kl_and_quality,
+    make_reference,
+)
 from unrefuse.prompts.chat import encode
 
 PROMPTS = ["Hi", "What is a volcano?", "Tell me about chess.", "x" * 40, "ok then"]
@@ -64,3 +70,10 @@ def test_quality_is_its_formula():
         assert estimate.low <= estimate.value <= estimate.high
     _, perfect = kl_and_quality(divergence * [0, 1], [False] * 4)
     assert (perfect.value, perfect.low, perfect.high) == (1, 1, 1)
+
+
+def test_logits_of_another_model_are_told_from_rounding():
+    wanted = torch.randn(4, 100)
+    assert check_logits(wanted, wanted + 1e-5, torch.float32) < 1e-3
+    with pytest.raises(RuntimeError, match="nothing was saved"):
+        check_logits(wanted, torch.randn(4, 100), torch.bfloat16)

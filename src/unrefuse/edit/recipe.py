@@ -1,13 +1,14 @@
 """An edit that was made before, to be applied again: where it lies, and for whose weights."""
 
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from unrefuse.edit.header import fingerprint
-from unrefuse.edit.plan import Plan, load_plan
 from unrefuse.errors import UsageError
 from unrefuse.models.checkpoint import checkpoint_files
+
+if TYPE_CHECKING:
+    from unrefuse.edit.plan import Plan
 
 # Of a saved model, in a folder of its own: vLLM loads every *.safetensors beside the weights.
 PLAN = Path("tuning/plan.safetensors")
@@ -27,12 +28,16 @@ def find_plan(path: Path) -> Path:
     )
 
 
-def read_recipe(path: Path, model: Path) -> tuple[Plan, dict[str, str]]:
+def read_recipe(path: Path, model: Path) -> tuple["Plan", dict[str, str]]:
     """The plan at `path` and its metadata, for the checkpoint in the folder `model`.
 
     Raises UsageError for a plan that is damaged, and for one that was made for other weights: an
     edit was measured on the weights that it was made for, and says nothing of others.
     """
+    import torch
+
+    from unrefuse.edit.plan import load_plan
+
     file = find_plan(path)
     plan, made_for = load_plan(file)
     for edit in plan:

@@ -19,6 +19,10 @@ from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
 from unrefuse.prompts.chat import encode
 
+# How far the logits of a saved model may lie from those of the hooked one, as the root mean
+# square of the difference in units of their spread: rounding in the coarser of the two dtypes.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -106,3 +110,18 @@ def kl_and_quality(
         return math.exp(-kl(sample)) * (1 - float(sample[:, 2].mean()))
 
     return bootstrap(rows, kl, seed), bootstrap(rows, quality, seed)
+
+
+def check_logits(wanted: Tensor, got: Tensor, dtype: torch.dtype) -> float:
+    """The distance of two sets of logits `(prompts, vocab)`, in units of their spread.
+
+    Raises RuntimeError where it is more than rounding in `dtype`: the saved weights are not the
+    edit that was measured.
+    """
+    distance = float((got - wanted).square().mean().sqrt() / wanted.std())
+    if not distance <= TOLERANCE[dtype]:
+        raise RuntimeError(
+            f"the saved model's logits are {distance:.2g} spreads from those of the measured edit "
+            f"(allowed: {TOLERANCE[dtype]:.2g}): nothing was saved"
+        )
+    return distance

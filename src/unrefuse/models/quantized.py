@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from platformdirs import user_cache_path
 
 from unrefuse.errors import UsageError, first_line
@@ -60,6 +59,7 @@ def full_weights(
     if not found or found.get("quant_method") not in KINDS:
         check_full(folder)
         return folder
+    import torch
     from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
     settings_class = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[found["quant_method"]]
