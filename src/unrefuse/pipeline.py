@@ -32,9 +32,9 @@ from unrefuse.models.writers import text_config
 from unrefuse.progress import stderr
 from unrefuse.prompts.sets import SETS, SPLITS, load_prompts, prompts_hash
 from unrefuse.report.card import write_card
-from unrefuse.report.plots import plot_result
+from unrefuse.report.plots import plot_front, plot_result
 from unrefuse.report.results import Result, stage_line, write_json
-from unrefuse.report.tuned import keep_record, plan_for, save_tuned
+from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
 from unrefuse.save import Discard, check_out, new_folder
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.objective import Before, Measurement, ask_before, measure
@@ -272,6 +272,8 @@ def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     model, config, before = prepared.model, prepared.config, prepared.before
     assert prepared.run is not None
     trials = tune(model, prepared.means, prepared.kernel, before, config, prepared.run, _tell_trial)
+    scores = {str(config.tune): [trial.score for trial in trials]}
+    plot_front(scores, config.retention_floor, prepared.run / FRONT)
     if config.tune == "grid" and config.strength is None:
         best = max(trials, key=lambda trial: merit(trial.score, config))
         stages = run_stages(model, prepared.directions, best.kernel, before["search"], config,

@@ -1,6 +1,6 @@
 """Pictures: PNG, SVG and PDF by matplotlib, without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -13,6 +13,7 @@ from unrefuse.evaluate.statistics import share
 from unrefuse.kernel import Kernel
 from unrefuse.report.results import Result
 from unrefuse.search.objective import count_refused
+from unrefuse.search.score import Score
 
 IMAGE_TYPES = (".png", ".svg", ".pdf")
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
@@ -75,6 +76,48 @@ def plot_result(result: Result, file: Path) -> None:
     strengths = [weight * result.multiplier for weight in result.kernel.layer_weights]
     right.bar(range(len(strengths)), strengths, color=COLOURS[1])
     right.set(xlabel="layer", ylabel="strength of the edit")
+    _write(figure, file)
+
+
+def plot_front(scores: Mapping[str, Sequence[Score]], floor: float, file: Path) -> None:
+    """The trials of each tuning method: removal against divergence, coloured by retention.
+
+    The line is the front: the most removal within a divergence, of the trials whose retention is
+    `floor` or more.
+    """
+    figure, (axes,) = _figure(1)
+    for (method, own), marker in zip(scores.items(), "osD^v*" * len(scores), strict=False):
+        dots = axes.scatter(
+            [s.kl for s in own],
+            [s.removal for s in own],
+            c=[s.retention for s in own],
+            vmin=2 * floor - 1,
+            vmax=1,
+            cmap="coolwarm_r",
+            marker=marker,
+            edgecolors="#333333",
+            linewidths=0.5,
+            label=method,
+        )
+    figure.colorbar(dots, ax=axes, label="retention")
+    kept = sorted((s for own in scores.values() for s in own if s.retention >= floor),
+                  key=lambda s: (s.kl, -s.removal))  # fmt: skip
+    best = [s for i, s in enumerate(kept) if all(s.removal > o.removal for o in kept[:i])]
+    axes.step(
+        [s.kl for s in best],
+        [s.removal for s in best],
+        where="post",
+        color="#333333",
+        linewidth=0.8,
+        label=f"front at retention ≥ {floor:g}",
+    )
+    axes.set(
+        xlabel="KL divergence on baseline answers, nats",
+        ylabel="removal (openings)",
+        ylim=(0, 1.02),
+    )
+    axes.set_xlim(left=0)
+    axes.legend(loc="lower right")
     _write(figure, file)
 
 

@@ -11,7 +11,7 @@ from unrefuse.report.results import Result
 from unrefuse.search.record import SETTINGS, TRIALS, write_whole
 from unrefuse.search.stage import Stage
 
-KERNEL, PLAN = "kernel.json", "plan.safetensors"
+KERNEL, PLAN, FRONT = "kernel.json", "plan.safetensors", "front.png"
 
 
 def save_tuned(stage: Stage, result: Result, folder: Path, fingerprint: str) -> None:
@@ -36,7 +36,7 @@ def save_tuned(stage: Stage, result: Result, folder: Path, fingerprint: str) -> 
 def keep_record(run: Path, folder: Path) -> None:
     """Copies the record of a run, without what only going on with it would need."""
     folder.mkdir()
-    for name in (SETTINGS, TRIALS, KERNEL, PLAN):
+    for name in (SETTINGS, TRIALS, FRONT, KERNEL, PLAN):
         shutil.copyfile(run / name, folder / name)
 
 
