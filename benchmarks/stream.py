@@ -173,8 +173,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def load(options: argparse.Namespace, folder: Path, dtype: torch.dtype) -> Model:
     stream = None
     if options.way == "stream":
+        files, config = checkpoint_files(folder), LlamaConfig.from_pretrained(folder)
         network, stream = stream_network(
-            folder, checkpoint_files(folder), AutoModelForCausalLM, dtype, torch.device("cpu")
+            folder, files, AutoModelForCausalLM, config, dtype, torch.device("cpu")
         )
     else:
         offload: dict[str, Any] = {}

@@ -94,7 +94,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         auto, missing = auto_class(hf_config), list[str]()
         if config.stream:
             network, stream = stream_network(
-                folder, files, auto, dtype, device, config.trust_remote_code
+                folder, files, auto, hf_config, dtype, device, config.trust_remote_code
             )
         else:
             network, info = auto.from_pretrained(

@@ -19,8 +19,8 @@ from greenlet import getcurrent, greenlet
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     initialization,
 )
@@ -275,20 +275,17 @@ def stream_network(
     folder: Path,
     files: Sequence[Path],
     auto: Any,
+    config: PretrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Stream]:
     """The network of the safetensors `files` in `folder`, its blocks left on disk.
 
-    `auto` is the transformers class that makes it. Raises UsageError for a checkpoint that is
-    pickled or quantised.
+    `auto` is the transformers class that makes it of `config`. Raises UsageError for a pickle.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if files[0].suffix != ".safetensors":
         raise UsageError("a pickle checkpoint cannot be streamed: leave out --stream")
-    if getattr(config, "quantization_config", None) is not None:
-        raise UsageError("a quantised checkpoint cannot be streamed: leave out --stream")
     with (
         torch.device("meta"),
         initialization.meta_device_safe_creation_ops(),
