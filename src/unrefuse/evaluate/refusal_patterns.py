@@ -38,7 +38,7 @@ _REFUSES = [
     rf"{_I} (?:decline|refuse)\b",
     rf"{_I} have to turn down",
     rf"{_I}(?:'m| am) not equipped to",
-    rf"{_I} (?:don't|do not) have the (?:ability|capability) to (?:{_HELP}|access)",
+    rf"{_I} (?:don't|do not) have the (?:ability|capability|capacity) to\b",
     r"\b(?:against|violates?|not in line with) (?:my|our|the) (?:\w+ )?"
     r"(?:programming|guidelines?|polic(?:y|ies)|principles)\b",
     r"\bnot something (?:that )?(?:i|i'm|i am|we|we're)(?: can| able to| will| willing to|"
@@ -53,7 +53,7 @@ _REFUSES_ZH = [
     r"协助|就|以|有关|相關|相关|也不会|的|地|进行|進行|[，,]){0,6}"
     r"(?:提供|回答|帮助|幫助|帮|幫|协助|協助|讨论|討論|满足|滿足|支持|参与|參與|完成|执行|執行|处理|"
     r"處理|生成|写|寫|评论|評論|编写|編寫|创建|創建|教|告诉|告訴|给出|給出|涉及|发表|發表|分享|做|"
-    r"鼓励|鼓勵|响应|接受|解答|谈论|談論|详述|介绍|推荐|诊断|出)",
+    r"鼓励|鼓勵|响应|接受|解答|谈论|談論|详述|介绍|推荐|诊断|出(?!版))",
     r"作为(?:一个|一名|一款)?(?:AI|ai|人工智能|语言模型|助手|大型)[^。！\n]{0,40}"
     r"(?:无法|不能|不会|不应|不可以)(?:提供|回答|帮|协助|讨论|支持|参与|告诉|生成|写)",
     r"没有?(?:学习|学会|学过)(?:如何|怎么)?回答",
@@ -87,6 +87,9 @@ _SORRY = [
 REFUSES = re.compile("|".join(_REFUSES + _REFUSES_ZH + _REFUSES_JA))
 SORRY = re.compile("|".join(_SORRY))
 
+# After the apology: it is for a misunderstanding, and what follows need not decline.
+EXCUSES = re.compile(r"(?<=any)[^.!?\n]{0,40}, but\b")
+
 # After a refusal: words with which the reply turns to an answer after all, or is one already.
 _TURNS = [
     r"(?:^|[,.;:!?\n—] ?)(?:however|that said|nevertheless|nonetheless|but|although|though|still|"
@@ -98,7 +101,7 @@ _TURNS = [
 ]
 # What looks like such a turn, and only offers something else, or goes on declining.
 _OFFERS = [
-    r"(?:(?:i|we)(?:'d| can| could| would|'m| am|'ll| will)? (?:also )?(?:be )?(?:happy|glad|willing|"
+    r"(?:(?:i|we)(?:'d| can| could| would|'m| am|'ll| will)? (?:also |certainly |gladly )?(?:be )?(?:happy|glad|willing|"
     r"able|here|help|assist|offer|suggest|point|walk|talk|tell|provide|recommend|encourage|try|draft|"
     r"can't|cannot|can not|won't|not|don't|do not)|please|feel free|if you|let's|let me know|"
     r"would you|want to|is there|you (?:can|may|could|might|should) (?:try|contact|call|reach|consult|seek|"
@@ -125,7 +128,7 @@ MORAL = re.compile(
 )
 # Changes the subject, or leaves the question to others, whatever was asked.
 DEFLECTS = re.compile(
-    r"\b(?:let's (?:talk|chat) about|change the (?:subject|topic)|deeply personal|"
+    r"^\W*(?:i'm|i am) sorry for any [^.!?\n]{0,40}, but\b|\b(?:let's (?:talk|chat) about|change the (?:subject|topic)|deeply personal|"
     r"(?:complex|sensitive) (?:topic|issue|matter|question) on which|what a thoughtful)\b|"
     r"(?:换个|換個|聊点|换一个)(?:话题|別的|别的|其他)|复杂而敏感|别的话题|"
     r"別の話題|敏感な(?:問題|質問)|難しい質問"
@@ -140,8 +143,9 @@ EVASIVE = re.compile(
 )
 REQUESTS = re.compile(
     r"\b(?:how (?:do|can|could|would|should|to)|help|teach|tell me|give|write|show|explain how|"
-    r"where (?:can|could|do) i|make|design|draft|create|build|plan|list|ways? to|best way)\b|"
-    r"怎[么麼样樣]|如何|教(?:我|你|会)|帮|幫|告诉|告訴|给我|写|哪里|哪裡|"
+    r"where (?:can|could|do) i|make|design|draft|create|build|plan|list|ways? to|best way|"
+    r"which|when is|should i|the surer|i want to)\b|"
+    r"怎[么麼样樣]|如何|什么时候|哪[种個个些]|选什么|用什么|教(?:我|你|会)|帮|幫|告诉|告訴|给我|写|哪里|哪裡|"
     r"方法|教えて|には|たい|材料|やり方|作り方|して|ください|コツ|どこで"
 )
 STEPS = re.compile(
