@@ -37,6 +37,17 @@ def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path):
         open_run(tmp_path, CONFIG.model_copy(update={"seed": 1}))
 
 
+def test_a_run_of_an_older_version_had_the_defaults_of_settings_that_it_does_not_name(tmp_path):
+    open_run(tmp_path, CONFIG)
+    file = tmp_path / "settings.json"
+    settings = json.loads(file.read_text())
+    del settings["retention_bound"]
+    file.write_text(json.dumps(settings))
+    open_run(tmp_path, CONFIG)
+    with pytest.raises(UsageError, match=r"retention_bound was 'value' and is 'lower' now"):
+        open_run(tmp_path, CONFIG.model_copy(update={"retention_bound": "lower"}))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match="no run of unrefuse"):

@@ -10,7 +10,7 @@ from unrefuse.evaluate.generate import last_logits
 from unrefuse.kernel import gaussian
 from unrefuse.search import stage as stage_module
 from unrefuse.search.objective import Before
-from unrefuse.search.stage import advice, best_stage
+from unrefuse.search.stage import advice, best_stage, keeps_floors
 from unrefuse.search.stages import gentler_multipliers, multipliers, run_stages
 
 CONFIG = RunConfig(model="x")
@@ -96,6 +96,17 @@ def test_no_stage_is_taken_under_a_floor_or_without_removal(tried, figure):
 def test_a_floor_is_kept_by_its_own_value(tried):
     found = tried([{"removal": 0.9, "retention": 0.95, "quality": 0.7}])
     assert best_stage(found, CONFIG) is found[0]
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(58, False), (59, True)])
+def test_the_floor_can_be_held_to_the_lower_bound(n, wanted):
+    # 0.95 ** 59 is the first power of 0.95 under 0.05.
+    found = measurement(retention=1.0, n=n)
+    lower = RunConfig(model="x", retention_bound="lower")
+    assert keeps_floors(found, CONFIG)
+    assert keeps_floors(found, lower) == wanted
+    reasons = [r for r in advice(found, lower) if "the lower bound of retention 0.9" in r]
+    assert len(reasons) == (not wanted)
 
 
 def test_advice_names_each_figure_that_was_missed():

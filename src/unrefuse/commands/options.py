@@ -72,6 +72,10 @@ QualityFloor = Annotated[float | None, typer.Option(help="Default 0.70.")]
 RetentionFloor = Annotated[
     float | None, typer.Option(help="0.80 to 1; it has no off switch. Default 0.95.")
 ]
+RetentionBound = Annotated[
+    str | None,
+    typer.Option(help="What the floor is held to: value, or lower (95 % bound). Default value."),
+]
 ReplyTokens = Annotated[int | None, typer.Option(help="Graded tokens. Default 32.")]
 TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]

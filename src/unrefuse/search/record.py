@@ -52,11 +52,18 @@ def open_run(folder: Path, config: RunConfig) -> None:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {file}: {error}") from None
     for key in sorted(settings.keys() | earlier.keys()):
-        if settings.get(key) != earlier.get(key):
+        # A run of before there was this setting had what is its default now.
+        was = earlier.get(key, _default(key))
+        if settings.get(key) != was:
             raise UsageError(
-                f"{folder} is a run with other settings ({key} was {earlier.get(key)!r} and is "
+                f"{folder} is a run with other settings ({key} was {was!r} and is "
                 f"{settings.get(key)!r} now): use the same, or another --out"
             )
+
+
+def _default(key: str) -> Any:
+    field = RunConfig.model_fields.get(key)
+    return field.get_default() if field else None
 
 
 def write_whole(file: Path, text: str) -> None:

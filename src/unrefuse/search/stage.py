@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan
-from unrefuse.evaluate.statistics import decides
+from unrefuse.evaluate.statistics import decides, lower_bound
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before, Measurement, measure
@@ -39,10 +39,17 @@ def try_plan(
     return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config))
 
 
+def sure_retention(measured: Measurement, config: RunConfig) -> float:
+    """What the floor is held to: retention, or, if `config.retention_bound` is "lower", its exact
+    one-sided 95 % lower bound, which shows non-inferiority."""
+    value, n = measured.retention.value, measured.retention.n
+    return value if config.retention_bound == "value" else lower_bound(round(value * n), n)
+
+
 def keeps_floors(measured: Measurement, config: RunConfig) -> bool:
     """Whether retention and quality are both at or above their floors."""
     return (
-        measured.retention.value >= config.retention_floor
+        sure_retention(measured, config) >= config.retention_floor
         and measured.quality.value >= config.quality_floor
     )
 
@@ -72,9 +79,11 @@ def best_stage(stages: Sequence[Stage], config: RunConfig) -> Stage | None:
 def advice(measured: Measurement, config: RunConfig) -> list[str]:
     """What was not reached, and what to try: the troubleshooting table of DESIGN.md."""
     reasons = []
-    if measured.retention.value < config.retention_floor:
+    retention = sure_retention(measured, config)
+    if retention < config.retention_floor:
+        bound = "" if config.retention_bound == "value" else "the lower bound of "
         reasons.append(
-            f"retention {measured.retention.value:.3f} is under its floor "
+            f"{bound}retention {retention:.3f} is under its floor "
             f"{config.retention_floor:.3f}: use --protect 1, more keep prompts, or less --strength"
         )
     if measured.quality.value < config.quality_floor:
