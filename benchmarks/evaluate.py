@@ -1,13 +1,15 @@
 """Graded replies per second: ours beside the plain `generate` loop of transformers.
 
-    .venv/bin/python benchmarks/evaluate.py MODEL [--limit 16 --tokens 100 --batch-size 16]
+    .venv/bin/python benchmarks/evaluate.py MODEL [--limit 16 --tokens 100 --plain-batch-size 8]
 
 The prompts are those of `unrefuse evaluate`: the test split of the three sets, and the twins.
 
-ours    `reply_to`: batches by length, the shared prefix run once, a row leaves with its last word
-        or once it has refused for good
+ours    `reply_to`: a batch as large as memory allows, by length, the shared prefix run once; a row
+        leaves with its last word or once it has refused for good, and the next takes its place
 plain   `generate`, greedy, in fixed batches in the order given, left-padded, until all rows of a
         batch have ended or `--tokens` are written
+
+`--batch-size 8` gives ours the batches of the other: what is left is the work that is saved.
 
 Both in one process, on the same model, turn by turn over slices of the prompts, so that what else
 the machine does falls on both; where it is busy, the ratio of CPU time tells more. The last line
@@ -19,6 +21,7 @@ import json
 import random
 import time
 from collections import Counter
+from functools import partial
 
 import torch
 
@@ -37,7 +40,8 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--limit", type=int, default=16, help="prompts per set")
     parser.add_argument("--tokens", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, help="of ours; default: found from memory")
+    parser.add_argument("--plain-batch-size", type=int, default=8)
     parser.add_argument("--slices", type=int, default=2, help="turns of each")
     options = parser.parse_args()
     config = load_config(
@@ -58,7 +62,8 @@ def main() -> None:
     reply_to(model, prompts[:2], 2)
     for turn in range(options.slices):
         asked = prompts[turn :: options.slices]
-        ways = [("ours", ours, reply_to), ("plain", plain, generate)]
+        loop = partial(generate, size=options.plain_batch_size)
+        ways = [("ours", ours, reply_to), ("plain", plain, loop)]
         for name, replies, way in ways if turn % 2 == 0 else reversed(ways):
             start, used = time.perf_counter(), time.process_time()
             replies += way(model, asked, options.tokens)
@@ -72,7 +77,7 @@ def main() -> None:
     figures = {
         "model": options.model,
         "threads": torch.get_num_threads(),
-        "batch_size": options.batch_size,
+        "batch_sizes": {"ours": model.batch_size, "plain": options.plain_batch_size},
         "prompts": len(prompts),
         "grades": Counter(r.grade for r in ours),
         "reply_tokens": {
@@ -91,11 +96,11 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def generate(model: Model, prompts: list[str], tokens: int) -> list[Reply]:
+def generate(model: Model, prompts: list[str], tokens: int, size: int) -> list[Reply]:
     """The loop of the transformers documentation: fixed batches, each to its longest reply."""
     replies = []
-    for start in range(0, len(prompts), model.batch_size):
-        batch = prompts[start : start + model.batch_size]
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
         inputs = left_pad(encode(model.tokenizer, batch), model.device)
         written = model.network.generate(**inputs, max_new_tokens=tokens, do_sample=False)
         end = model.network.generation_config.eos_token_id
