@@ -137,9 +137,10 @@ def _refusing(reply: str) -> int | None:
     if sorry:
         end = _END.search(opening, sorry.end())
         inside = refusal and (end is None or refusal.end() <= end.end())
-        if refusal and (inside or EXCUSES.match(opening, sorry.end())):
+        excuse = EXCUSES.match(opening, sorry.end())
+        if refusal and (inside or excuse):
             return refusal.end()
-        return None if EXCUSES.match(opening, sorry.end()) else sorry.end()
+        return None if excuse else sorry.end()
     if refusal is None or _says_something(reply[: refusal.start()]):
         return None
     return refusal.end()

@@ -144,7 +144,7 @@ EVASIVE = re.compile(
 REQUESTS = re.compile(
     r"\b(?:how (?:do|can|could|would|should|to)|help|teach|tell me|give|write|show|explain how|"
     r"where (?:can|could|do) i|make|design|draft|create|build|plan|list|ways? to|best way|"
-    r"which|when is|should i|the surer|i want to)\b|"
+    r"which|when is|should i|i want to)\b|"
     r"怎[么麼样樣]|如何|什么时候|哪[种個个些]|选什么|用什么|教(?:我|你|会)|帮|幫|告诉|告訴|给我|写|哪里|哪裡|"
     r"方法|教えて|には|たい|材料|やり方|作り方|して|ください|コツ|どこで"
 )
