@@ -89,7 +89,7 @@ def test_answers(text):
         ([1, 2, 3] * 3, False),  # too short to tell
         ([10, 1, 11, 1, 12, 1, 13, 1, 14, 1, 15, 1, 16, 1, 17, 1, 18, 1], False),  # a list
         ([*list(range(20)), 3, 3, 3, 3], False),
-        ([9, 1, 2, 3, 4, 5, 6, 8] + [9, 1, 2, 3, 4, 5, 6, 7] * 2 + [0, 1, 2, 3, 4, 5, 6, 7], True),
+        ([n for last in (20, 21, 20, 22, 21) for n in (*range(10), last)], True),  # small changes
     ],
 )
 def test_loops(tokens, broken):
