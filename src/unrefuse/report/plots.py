@@ -116,7 +116,7 @@ def plot_front(scores: Mapping[str, Sequence[Score]], floor: float, file: Path) 
         ylabel="removal (openings)",
         ylim=(0, 1.02),
     )
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * max(s.kl for own in scores.values() for s in own))
     axes.legend(loc="lower right")
     _write(figure, file)
 
