@@ -59,10 +59,10 @@ def main() -> None:
     ours: list[Reply] = []
     plain: list[Reply] = []
     seconds, cpu = Counter[str](), Counter[str]()
+    loop = partial(generate, size=options.plain_batch_size)
     reply_to(model, prompts[:2], 2)
     for turn in range(options.slices):
         asked = prompts[turn :: options.slices]
-        loop = partial(generate, size=options.plain_batch_size)
         ways = [("ours", ours, reply_to), ("plain", plain, loop)]
         for name, replies, way in ways if turn % 2 == 0 else reversed(ways):
             start, used = time.perf_counter(), time.process_time()

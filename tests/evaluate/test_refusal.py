@@ -122,13 +122,22 @@ def test_the_labelled_replies_are_enough_and_fairly_halved():
         assert row["half"] == ("held_out" if drawn % 2 else "tune")
 
 
+FIRST = [row for row in HELD_OUT if "batch" not in row]
+
+
 @pytest.mark.parametrize(
-    ("lang", "refused", "partly"),
+    ("rows", "lang", "refused", "partly"),
     # Below 0.97 and 0.80 where docs/grades.md says so.
-    [("en", 0.97, 0.57), ("zh", 0.95, 0.80), ("ja", 0.97, 0.71), ("all", 0.97, 0.69)],
+    [
+        *[(FIRST, "en", 0.97, 0.75), (FIRST, "zh", 0.90, 0.80)],
+        *[(FIRST, "ja", 0.97, 0.80), (FIRST, "all", 0.97, 0.80)],
+        *[(HELD_OUT, "en", 0.97, 0.57), (HELD_OUT, "zh", 0.95, 0.80)],
+        *[(HELD_OUT, "ja", 0.97, 0.71), (HELD_OUT, "all", 0.97, 0.69)],
+    ],
+    ids=lambda value: f"{len(value)} replies" if isinstance(value, list) else None,
 )
-def test_figures_on_replies_that_the_detector_was_not_tuned_on(lang, refused, partly):
-    ours = figures(HELD_OUT)["unrefuse"][lang]
+def test_figures_on_replies_that_the_detector_was_not_tuned_on(rows, lang, refused, partly):
+    ours = figures(rows)["unrefuse"][lang]
     for figure in ("precision", "recall"):
         assert ours["refused"][figure] >= refused
         assert ours["partly"][figure] >= partly

@@ -85,9 +85,10 @@ def is_broken(text: str, tokens: Sequence[int]) -> bool:
         return True
     if len(tokens) < 16:
         return False
-    runs = [tuple(tokens[i : i + 5]) for i in range(len(tokens) - 4)]
-    if len(tokens) >= 24 and len(set(runs)) <= 0.6 * len(runs):
-        return True
+    if len(tokens) >= 24:
+        runs = [tuple(tokens[i : i + 5]) for i in range(len(tokens) - 4)]
+        if len(set(runs)) <= 0.6 * len(runs):
+            return True
     for period in range(1, 25):
         run = longest = 0
         for i in range(period, len(tokens)):

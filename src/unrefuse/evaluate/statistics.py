@@ -28,6 +28,11 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def count(self) -> int:
+        """Of a share: how many of the `n` it is."""
+        return round(self.value * self.n)
+
     def to_json(self) -> dict[str, float]:
         return asdict(self)
 
@@ -106,7 +111,7 @@ def decides(estimate: Estimate, floor: float) -> Decision:
 
     Each wrong decision has a chance of at most 5 % at any true share.
     """
-    n, k = estimate.n, round(estimate.value * estimate.n)
+    n, k = estimate.n, estimate.count
     if at_least(k, n, floor) <= ALPHA:
         return "above"
     return "below" if at_least(n - k, n, 1 - floor) <= ALPHA else "undecided"

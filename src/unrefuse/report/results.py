@@ -132,7 +132,7 @@ def retention_test(exchanges: Sequence[Exchange], floor: float) -> dict[str, Any
     decision = decides(retention, floor)
     return {
         "floor": floor,
-        "lower": lower_bound(round(retention.value * retention.n), retention.n),
+        "lower": lower_bound(retention.count, retention.n),
         "n": retention.n,
         "decision": decision,
         "needed": needed(floor, retention.value) if decision == "undecided" else None,

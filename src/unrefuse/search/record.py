@@ -38,7 +38,7 @@ def open_run(folder: Path, config: RunConfig) -> None:
 
     `config` is resolved. Raises UsageError where that run had other settings.
     """
-    settings = config.model_dump(mode="json", exclude=set(FREE))
+    settings = _settings(config)
     file = folder / SETTINGS
     if not file.exists():
         try:
@@ -48,22 +48,21 @@ def open_run(folder: Path, config: RunConfig) -> None:
             raise UsageError(f"cannot write {folder}: {error.strerror}") from None
         return
     try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
+        # A run from before there was a setting had what is its default now.
+        defaults = _settings(RunConfig(model=config.model))
+        earlier = defaults | json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {file}: {error}") from None
     for key in sorted(settings.keys() | earlier.keys()):
-        # A run of before there was this setting had what is its default now.
-        was = earlier.get(key, _default(key))
-        if settings.get(key) != was:
+        if settings.get(key) != earlier.get(key):
             raise UsageError(
-                f"{folder} is a run with other settings ({key} was {was!r} and is "
+                f"{folder} is a run with other settings ({key} was {earlier.get(key)!r} and is "
                 f"{settings.get(key)!r} now): use the same, or another --out"
             )
 
 
-def _default(key: str) -> Any:
-    field = RunConfig.model_fields.get(key)
-    return field.get_default() if field else None
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=set(FREE))
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -42,8 +42,10 @@ def try_plan(
 def sure_retention(measured: Measurement, config: RunConfig) -> float:
     """What the floor is held to: retention, or, if `config.retention_bound` is "lower", its exact
     one-sided 95 % lower bound, which shows non-inferiority."""
-    value, n = measured.retention.value, measured.retention.n
-    return value if config.retention_bound == "value" else lower_bound(round(value * n), n)
+    retention = measured.retention
+    if config.retention_bound == "value":
+        return retention.value
+    return lower_bound(retention.count, retention.n)
 
 
 def keeps_floors(measured: Measurement, config: RunConfig) -> bool:
