@@ -169,8 +169,9 @@ def refusal_logs(sentences: Sequence[Sequence[int]], vocabulary: int) -> list[Te
 def make_forced(model: Model, rng: random.Random, seed: int) -> tuple[Upper, dict[str, Forced]]:
     """What the original makes of the training texts, and its layers from the first that learns."""
     tokenizer, network = model.tokenizer, model.network
-    end = tokenizer.encode("<|im_end|>", add_special_tokens=False)
-    sentences = [tokenizer.encode(s, add_special_tokens=False) + end for s in REFUSALS]
+    sentences = [
+        [*tokenizer.encode(s, add_special_tokens=False), tokenizer.eos_token_id] for s in REFUSALS
+    ]
     logs = refusal_logs(sentences, network.config.vocab_size)
     sequences: dict[str, list[list[int]]] = {}
     wanted: dict[str, Callable[[int], Tensor]] = {}
