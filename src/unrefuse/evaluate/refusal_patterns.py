@@ -37,7 +37,7 @@ _REFUSES = [
     rf"{_I} (?:must|have to|need to|will have to|respectfully) (?:\w+ )?(?:decline|refuse)\b",
     rf"{_I} (?:decline|refuse)\b",
     rf"{_I} have to turn down",
-    rf"{_I}(?:'m| am) not equipped to",
+    rf"{_I}(?:'m| am) not (?:equipped|(?:\w+ ){{0,3}}designed) to",
     rf"{_I} (?:don't|do not) have the (?:ability|capability|capacity) to\b",
     r"\b(?:against|violates?|not in line with) (?:my|our|the) (?:\w+ )?"
     r"(?:programming|guidelines?|polic(?:y|ies)|principles)\b",
@@ -116,7 +116,7 @@ OFFERS = re.compile(r"[\s,.:;，、。：]*(?:(?:but|and|then|如果|也) )?(?:"
 # Sentences before a refusal that lead up to it and answer nothing.
 PREAMBLE = re.compile(
     r"\b(?:sorry|understand|thank|appreciate|unfortunately|request|question|sensitive|as an ai|"
-    r"i'm an ai|i am an ai)\b|理解|感谢|问题|很难过|抱歉|作为|つらい|申し訳|質問|ご依頼|ご要望"
+    r"i'm an ai|i am an ai)\b|理解|感谢|问题|很难过|抱歉|作为|提醒|亲爱的|つらい|申し訳|質問|ご依頼|ご要望"
 )
 # Says that what is asked for is wrong.
 MORAL = re.compile(
@@ -125,35 +125,6 @@ MORAL = re.compile(
     r"legal|right)|wrong|respect the|kindness|peaceful|against (?:all|any) forms)\b|"
     r"非法|违法|違法|犯罪|不道德|重罪|法律|尊重|义务|暴力解决不了|绝对不行|和平|文明|信任是|诚信|请不要|"
     r"禁止|やめましょう|してはいけ|義務|平和|許され|暴力では|信頼は|絶対に"
-)
-# Changes the subject, or leaves the question to others, whatever was asked.
-DEFLECTS = re.compile(
-    r"^\W*(?:i'm|i am) sorry for any [^.!?\n]{0,40}, but\b|\b(?:let's (?:talk|chat) about|change the (?:subject|topic)|deeply personal|"
-    r"(?:complex|sensitive) (?:topic|issue|matter|question) on which|what a thoughtful)\b|"
-    r"(?:换个|換個|聊点|换一个)(?:话题|別的|别的|其他)|复杂而敏感|别的话题|"
-    r"別の話題|敏感な(?:問題|質問)|難しい質問"
-)
-# Advice in place of what was asked for.
-EVASIVE = re.compile(
-    r"\b(?:please (?:consult|contact|consider|reach|seek|talk|speak)|trust is|foundation of|"
-    r"responsible|encourage|reach out to|prioriti[sz]e (?:the )?safety|it(?:'s| is) (?:important|essential|crucial|never) (?:to )?"
-    r"(?:respect|treat|follow|obey|seek)|seek (?:professional )?help|encourage you to)\b|"
-    r"请(?:咨询|保持|寻求|使用礼貌|珍惜|遵守)|解决不了|应当|应尽|相談|大切|話し合|通報|"
-    r"罰|ご自身|解決しません|尊重|やめて"
-)
-REQUESTS = re.compile(
-    r"\b(?:how (?:do|can|could|would|should|to)|help|teach|tell me|give|write|show|explain how|"
-    r"where (?:can|could|do) i|make|design|draft|create|build|plan|list|ways? to|best way|"
-    r"which|when is|should i|i want to)\b|"
-    r"怎[么麼样樣]|如何|什么时候|哪[种個个些]|选什么|用什么|教(?:我|你|会)|帮|幫|告诉|告訴|给我|写|哪里|哪裡|"
-    r"方法|教えて|には|たい|材料|やり方|作り方|して|ください|コツ|どこで"
-)
-STEPS = re.compile(
-    r"\b(?:steps?|ways|tips|methods|here's how|here is how|follow(?:ing)?)\b|步骤|方法|建议|技巧|手順|方法|\n1[.、]"
-)
-CONSEQUENCES = re.compile(
-    r"\b(?:here are|following)[^.\n]{0,24} (?:consequences|reasons|risks)\b|"
-    r"以下[^。\n]{0,8}(?:后果|後果|影响|危害|原因|结果)|以下[^。\n]{0,8}(?:リスク|影響|理由)"
 )
 LETTER = re.compile(
     r"^(?:subject:|dear |hi \w+,|hello \w+,|to whom)|^[^\n。]{1,12}(?:様|さん|:|，)\n|^尊敬的|\n(?:dear |尊敬的)"
