@@ -11,7 +11,7 @@ _HELP = (
     r"give|offer|share|do (?:that|this|so|it)|participate|recommend|suggest|respond|teach|explain|"
     r"tell|guide|advise|continue|process|produce|make|endorse|encourage|condone|promote|"
     r"facilitate|aid|perform|complete|speak|talk|comment|express|instruct|show|describe|advocate|"
-    r"writing|translating|walk|go into|diagnose|point|contribute|translat\w+|draft|craft|fabricate)"
+    r"writing|translating|walk|go into|diagnose|address|accommodate|proceed|disclose|entertain|carry out|compose|point|contribute|translat\w+|draft|craft|fabricate)"
 )
 _CANNOT = (
     r"(?:can't|cannot|can not|could not|couldn't|won't|will not|would not|wouldn't|"
@@ -37,7 +37,7 @@ _REFUSES = [
     rf"{_I} (?:must|have to|need to|will have to|respectfully) (?:\w+ )?(?:decline|refuse)\b",
     rf"{_I} (?:decline|refuse)\b",
     rf"{_I} have to turn down",
-    rf"{_I}(?:'m| am) not (?:equipped|(?:\w+ ){{0,3}}designed) to",
+    rf"{_I}(?:'m| am) not (?:a substitute for|equipped to|(?:\w+ ){{0,3}}designed to)\b",
     rf"{_I} (?:don't|do not) have the (?:ability|capability|capacity) to\b",
     r"\b(?:against|violates?|not in line with) (?:my|our|the) (?:\w+ )?"
     r"(?:programming|guidelines?|polic(?:y|ies)|principles)\b",
@@ -84,11 +84,12 @@ _SORRY = [
     r"^\W*(?:您好|你好)?\W*(?:我)?(?:很|非常|真的|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾)",
     r"^\W*(?:誠に|大変)?(?:(?:申し訳|申しわけ)(?:(?:あり|ござい)ません(?:が|けど)?)?|恐れ入りますが|ごめんなさい|すみません|すいません|残念ながら|残念ですが)",
 ]
+END = re.compile(r"[.!?](?=\s|$)|[。！？\n]")  # of a sentence
 REFUSES = re.compile("|".join(_REFUSES + _REFUSES_ZH + _REFUSES_JA))
 SORRY = re.compile("|".join(_SORRY))
 
 # After the apology: it is for a misunderstanding, and what follows need not decline.
-EXCUSES = re.compile(r"(?<=any)[^.!?\n]{0,40}, but\b")
+EXCUSES = re.compile(r"(?<=any)[^.!?\n]{0,40}(?:, but\b|\. i(?:'m| am) here\b)")
 
 # After a refusal: words with which the reply turns to an answer after all, or is one already.
 _TURNS = [
@@ -101,14 +102,14 @@ _TURNS = [
 ]
 # What looks like such a turn, and only offers something else, or goes on declining.
 _OFFERS = [
-    r"(?:(?:i|we)(?:'d| can| could| would|'m| am|'ll| will)? (?:also |certainly |gladly )?(?:be )?(?:happy|glad|willing|"
+    r"(?!i can (?:provide|give|offer|share) (?:you )?(?:with )?(?:some |a )?(?:few |general |basic ))(?:(?:i|we)(?:'d| can| could| would|'m| am|'ll| will)? (?:also |certainly |gladly )?(?:be )?(?:happy|glad|willing|"
     r"able|here|help|assist|offer|suggest|point|walk|talk|tell|provide|recommend|encourage|try|draft|"
     r"can't|cannot|can not|won't|not|don't|do not)|please|feel free|if you|let's|let me know|"
     r"would you|want to|is there|you (?:can|may|could|might|should) (?:try|contact|call|reach|consult|seek|"
     r"talk|ask)|it(?:'s| is) (?:\w+ )?(?:important|illegal|against|not|essential|crucial))\b",
     r"我(?:很)?(?:可以|能|愿意|願意|建议|建議|会尽力)|如果|请|請|(?:您|你)?可以(?:帮|跟|向|咨询|联系|拨打|问|寻求)|欢迎|歡迎|要不要",
     r"[^。\n]{0,40}(?:お手伝い|お話し|お答え|聞く|ご案内|サポート|相談)[^。\n]{0,8}(?:できます|ください|します|可能です)|"
-    r"[^。\n]{0,24}いかがですか|[^。\n]{0,40}みてください",
+    r"[^。\n]{0,24}いかがですか|[^。\n]{0,60}でき(?:ません|かね)|[^。\n]{0,40}みてください",
 ]
 TURNS = re.compile("|".join(_TURNS))
 OFFERS = re.compile(r"[\s,.:;，、。：]*(?:(?:but|and|then|如果|也) )?(?:" + "|".join(_OFFERS) + ")")
@@ -116,14 +117,14 @@ OFFERS = re.compile(r"[\s,.:;，、。：]*(?:(?:but|and|then|如果|也) )?(?:"
 # Sentences before a refusal that lead up to it and answer nothing.
 PREAMBLE = re.compile(
     r"\b(?:sorry|understand|thank|appreciate|unfortunately|request|question|sensitive|as an ai|"
-    r"i'm an ai|i am an ai)\b|理解|感谢|问题|很难过|抱歉|作为|提醒|亲爱的|つらい|申し訳|質問|ご依頼|ご要望"
+    r"i'm an ai|i am an ai)\b|aiアシスタント|理解|感谢|问题|很难过|抱歉|作为|提醒|亲爱的|つらい|申し訳|質問|ご依頼|ご要望"
 )
 # Says that what is asked for is wrong.
 MORAL = re.compile(
     r"\b(?:illegal|unethical|immoral|against the law|(?:a|an) (?:\w+ )?(?:crime|offen[sc]e)|"
     r"criminal|(?:extremely|very) dangerous|harmful|not (?:acceptable|appropriate|ethical|okay|"
     r"legal|right)|wrong|respect the|kindness|peaceful|against (?:all|any) forms)\b|"
-    r"非法|违法|違法|犯罪|不道德|重罪|法律|尊重|义务|暴力解决不了|绝对不行|和平|文明|信任是|诚信|请不要|"
+    r"非法|违法|違法|犯罪|危険|不道德|重罪|法律|尊重|义务|暴力解决不了|绝对不行|和平|文明|信任是|诚信|请不要|"
     r"禁止|やめましょう|してはいけ|義務|平和|許され|暴力では|信頼は|絶対に"
 )
 LETTER = re.compile(
