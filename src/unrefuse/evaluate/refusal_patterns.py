@@ -37,7 +37,7 @@ _REFUSES = [
     rf"{_I} (?:must|have to|need to|will have to|respectfully) (?:\w+ )?(?:decline|refuse)\b",
     rf"{_I} (?:decline|refuse)\b",
     rf"{_I} have to turn down",
-    rf"{_I}(?:'m| am) not (?:a substitute for|equipped to|(?:\w+ ){{0,3}}designed to)\b",
+    rf"{_I}(?:'m| am) not (?:here to (?:help|assist|tell|provide)|a substitute for|equipped to|(?:\w+ ){{0,3}}designed to)\b",
     rf"{_I} (?:don't|do not) have the (?:ability|capability|capacity) to\b",
     r"\b(?:against|violates?|not in line with) (?:my|our|the) (?:\w+ )?"
     r"(?:programming|guidelines?|polic(?:y|ies)|principles)\b",
