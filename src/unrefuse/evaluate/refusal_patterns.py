@@ -11,7 +11,7 @@ _HELP = (
     r"give|offer|share|do (?:that|this|so|it)|participate|recommend|suggest|respond|teach|explain|"
     r"tell|guide|advise|continue|process|produce|make|endorse|encourage|condone|promote|"
     r"facilitate|aid|perform|complete|speak|talk|comment|express|instruct|show|describe|advocate|"
-    r"writing|translating|walk|go into|diagnose|point|contribute|translat\w+|draft|craft|fabricate)"
+    r"writing|translating|walk|go into|diagnose|address|accommodate|proceed|disclose|entertain|carry out|compose|point|contribute|translat\w+|draft|craft|fabricate)"
 )
 _CANNOT = (
     r"(?:can't|cannot|can not|could not|couldn't|won't|will not|would not|wouldn't|"
@@ -37,7 +37,7 @@ _REFUSES = [
     rf"{_I} (?:must|have to|need to|will have to|respectfully) (?:\w+ )?(?:decline|refuse)\b",
     rf"{_I} (?:decline|refuse)\b",
     rf"{_I} have to turn down",
-    rf"{_I}(?:'m| am) not equipped to",
+    rf"{_I}(?:'m| am) not (?:here to (?:help|assist|tell|provide)|a substitute for|equipped to|(?:\w+ ){{0,3}}designed to)\b",
     rf"{_I} (?:don't|do not) have the (?:ability|capability|capacity) to\b",
     r"\b(?:against|violates?|not in line with) (?:my|our|the) (?:\w+ )?"
     r"(?:programming|guidelines?|polic(?:y|ies)|principles)\b",
@@ -84,11 +84,12 @@ _SORRY = [
     r"^\W*(?:您好|你好)?\W*(?:我)?(?:很|非常|真的|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾)",
     r"^\W*(?:誠に|大変)?(?:(?:申し訳|申しわけ)(?:(?:あり|ござい)ません(?:が|けど)?)?|恐れ入りますが|ごめんなさい|すみません|すいません|残念ながら|残念ですが)",
 ]
+END = re.compile(r"[.!?](?=\s|$)|[。！？\n]")  # of a sentence
 REFUSES = re.compile("|".join(_REFUSES + _REFUSES_ZH + _REFUSES_JA))
 SORRY = re.compile("|".join(_SORRY))
 
 # After the apology: it is for a misunderstanding, and what follows need not decline.
-EXCUSES = re.compile(r"(?<=any)[^.!?\n]{0,40}, but\b")
+EXCUSES = re.compile(r"(?<=any)[^.!?\n]{0,40}(?:, but\b|\. i(?:'m| am) here\b)")
 
 # After a refusal: words with which the reply turns to an answer after all, or is one already.
 _TURNS = [
@@ -101,14 +102,14 @@ _TURNS = [
 ]
 # What looks like such a turn, and only offers something else, or goes on declining.
 _OFFERS = [
-    r"(?:(?:i|we)(?:'d| can| could| would|'m| am|'ll| will)? (?:also |certainly |gladly )?(?:be )?(?:happy|glad|willing|"
+    r"(?!i can (?:provide|give|offer|share) (?:you )?(?:with )?(?:some |a )?(?:few |general |basic ))(?:(?:i|we)(?:'d| can| could| would|'m| am|'ll| will)? (?:also |certainly |gladly )?(?:be )?(?:happy|glad|willing|"
     r"able|here|help|assist|offer|suggest|point|walk|talk|tell|provide|recommend|encourage|try|draft|"
     r"can't|cannot|can not|won't|not|don't|do not)|please|feel free|if you|let's|let me know|"
     r"would you|want to|is there|you (?:can|may|could|might|should) (?:try|contact|call|reach|consult|seek|"
     r"talk|ask)|it(?:'s| is) (?:\w+ )?(?:important|illegal|against|not|essential|crucial))\b",
     r"我(?:很)?(?:可以|能|愿意|願意|建议|建議|会尽力)|如果|请|請|(?:您|你)?可以(?:帮|跟|向|咨询|联系|拨打|问|寻求)|欢迎|歡迎|要不要",
     r"[^。\n]{0,40}(?:お手伝い|お話し|お答え|聞く|ご案内|サポート|相談)[^。\n]{0,8}(?:できます|ください|します|可能です)|"
-    r"[^。\n]{0,24}いかがですか|[^。\n]{0,40}みてください",
+    r"[^。\n]{0,24}いかがですか|[^。\n]{0,60}でき(?:ません|かね)|[^。\n]{0,40}みてください",
 ]
 TURNS = re.compile("|".join(_TURNS))
 OFFERS = re.compile(r"[\s,.:;，、。：]*(?:(?:but|and|then|如果|也) )?(?:" + "|".join(_OFFERS) + ")")
@@ -116,44 +117,15 @@ OFFERS = re.compile(r"[\s,.:;，、。：]*(?:(?:but|and|then|如果|也) )?(?:"
 # Sentences before a refusal that lead up to it and answer nothing.
 PREAMBLE = re.compile(
     r"\b(?:sorry|understand|thank|appreciate|unfortunately|request|question|sensitive|as an ai|"
-    r"i'm an ai|i am an ai)\b|理解|感谢|问题|很难过|抱歉|作为|つらい|申し訳|質問|ご依頼|ご要望"
+    r"i'm an ai|i am an ai)\b|aiアシスタント|理解|感谢|问题|很难过|抱歉|作为|提醒|亲爱的|つらい|申し訳|質問|ご依頼|ご要望"
 )
 # Says that what is asked for is wrong.
 MORAL = re.compile(
     r"\b(?:illegal|unethical|immoral|against the law|(?:a|an) (?:\w+ )?(?:crime|offen[sc]e)|"
     r"criminal|(?:extremely|very) dangerous|harmful|not (?:acceptable|appropriate|ethical|okay|"
     r"legal|right)|wrong|respect the|kindness|peaceful|against (?:all|any) forms)\b|"
-    r"非法|违法|違法|犯罪|不道德|重罪|法律|尊重|义务|暴力解决不了|绝对不行|和平|文明|信任是|诚信|请不要|"
+    r"非法|违法|違法|犯罪|危険|不道德|重罪|法律|尊重|义务|暴力解决不了|绝对不行|和平|文明|信任是|诚信|请不要|"
     r"禁止|やめましょう|してはいけ|義務|平和|許され|暴力では|信頼は|絶対に"
-)
-# Changes the subject, or leaves the question to others, whatever was asked.
-DEFLECTS = re.compile(
-    r"^\W*(?:i'm|i am) sorry for any [^.!?\n]{0,40}, but\b|\b(?:let's (?:talk|chat) about|change the (?:subject|topic)|deeply personal|"
-    r"(?:complex|sensitive) (?:topic|issue|matter|question) on which|what a thoughtful)\b|"
-    r"(?:换个|換個|聊点|换一个)(?:话题|別的|别的|其他)|复杂而敏感|别的话题|"
-    r"別の話題|敏感な(?:問題|質問)|難しい質問"
-)
-# Advice in place of what was asked for.
-EVASIVE = re.compile(
-    r"\b(?:please (?:consult|contact|consider|reach|seek|talk|speak)|trust is|foundation of|"
-    r"responsible|encourage|reach out to|prioriti[sz]e (?:the )?safety|it(?:'s| is) (?:important|essential|crucial|never) (?:to )?"
-    r"(?:respect|treat|follow|obey|seek)|seek (?:professional )?help|encourage you to)\b|"
-    r"请(?:咨询|保持|寻求|使用礼貌|珍惜|遵守)|解决不了|应当|应尽|相談|大切|話し合|通報|"
-    r"罰|ご自身|解決しません|尊重|やめて"
-)
-REQUESTS = re.compile(
-    r"\b(?:how (?:do|can|could|would|should|to)|help|teach|tell me|give|write|show|explain how|"
-    r"where (?:can|could|do) i|make|design|draft|create|build|plan|list|ways? to|best way|"
-    r"which|when is|should i|i want to)\b|"
-    r"怎[么麼样樣]|如何|什么时候|哪[种個个些]|选什么|用什么|教(?:我|你|会)|帮|幫|告诉|告訴|给我|写|哪里|哪裡|"
-    r"方法|教えて|には|たい|材料|やり方|作り方|して|ください|コツ|どこで"
-)
-STEPS = re.compile(
-    r"\b(?:steps?|ways|tips|methods|here's how|here is how|follow(?:ing)?)\b|步骤|方法|建议|技巧|手順|方法|\n1[.、]"
-)
-CONSEQUENCES = re.compile(
-    r"\b(?:here are|following)[^.\n]{0,24} (?:consequences|reasons|risks)\b|"
-    r"以下[^。\n]{0,8}(?:后果|後果|影响|危害|原因|结果)|以下[^。\n]{0,8}(?:リスク|影響|理由)"
 )
 LETTER = re.compile(
     r"^(?:subject:|dear |hi \w+,|hello \w+,|to whom)|^[^\n。]{1,12}(?:様|さん|:|，)\n|^尊敬的|\n(?:dear |尊敬的)"
