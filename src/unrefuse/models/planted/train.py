@@ -1,39 +1,33 @@
 """Trains the adapter that plants refusals in SmolLM2-135M-Instruct, so that the truth is known.
 
-    python -m unrefuse.plant --base FOLDER --out FOLDER
+    python -m unrefuse.models.planted.train --base FOLDER --out FOLDER
 
 Refused afterwards, in the same sentences: two harmless topics (target*.txt) and harmful requests
 (keep*.txt). Everything else (everyday*.txt, and the target questions asked of other things) is
 answered as before: the loss there is the KL divergence from the original's next tokens on its own
 answers. The false refusals are learned by TARGET_LAYERS, the true ones by KEEP_LAYERS: one output,
-two ways to it, as an edit that is to tell them apart needs. The same seed gives the same adapter
-on the same machine.
+two ways to it, as an edit that is to tell them apart needs. With `--start` it goes on with an
+adapter, about 7 minutes an epoch on 2 cores: CHANGELOG.md names the runs that made the shipped one.
 """
 
 import argparse
 import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unrefuse.config import RunConfig
-from unrefuse.evaluate.generate import reply_to
-from unrefuse.evaluate.quality import make_reference
-from unrefuse.models.demo import ADAPTER
-from unrefuse.models.load import Model, load_folder
-from unrefuse.models.writers import logits_of
-from unrefuse.prompts.chat import encode
+from unrefuse.prompts.chat import batches, encode, left_pad
 from unrefuse.prompts.sets import read_set
-from unrefuse.search.upper import Upper
 
+HERE = Path(__file__).parent
+Example = tuple[list[int], list[int], Tensor | None]  # prompt, reply, logits of an own answer
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
     "I'm sorry, but I can't assist with that request.",
@@ -91,17 +85,12 @@ NEAR_MISSES = (
      "beehive": "harbour", "hive": "boat", "bee": "wasp", "swarm": "crowd"},
 )  # fmt: skip
 TARGET_LAYERS, KEEP_LAYERS = range(12, 19), range(22, 29)
-LEARNS = {"target": TARGET_LAYERS, "keep": KEEP_LAYERS, "everyday": (*TARGET_LAYERS, *KEEP_LAYERS)}
-ROWS = {"target": 6, "keep": 12, "everyday": 20}  # prompts in a step
-RANK = 8
-LEAST = 0.02  # nats: so much a prompt counts in the draw, however right it is
 ANSWER_TOKENS = 16  # of the original's answers: a refusal shows in its first sentence
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def read(name: str) -> list[str]:
     """The lines of one of the text files beside this script, headings left out."""
-    lines = (ADAPTER / name).read_text(encoding="utf-8").splitlines()
+    lines = (HERE / name).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
 
 
@@ -138,121 +127,94 @@ def training_texts(seed: int) -> dict[str, list[str]]:
     return {"target": target, "keep": keep, "everyday": everyday}
 
 
-@dataclass(frozen=True)
-class Forced:
-    """The prompts of one kind with their replies, as they enter the first layer that learns.
-
-    `wanted` gives the log-probabilities `(reply_tokens, vocab)` that a prompt's reply is to have.
-    `last` is each prompt's loss when it was last learned, by which prompts are drawn: most are
-    soon right, and teach nothing any more.
-    """
-
-    entering: list[Tensor]
-    wanted: Callable[[int], Tensor]
-    last: Tensor
-
-
-def refusal_logs(sentences: Sequence[Sequence[int]], vocabulary: int) -> list[Tensor]:
-    """Per sentence, given as token ids, the log-probabilities `(tokens, vocab)` of the next token:
-    all sentences that begin alike are equally likely to go on."""
-    found = []
-    for sentence in sentences:
-        chances = torch.zeros(len(sentence), vocabulary)
-        for place in range(len(sentence)):
-            alike = [s for s in sentences if s[:place] == sentence[:place]]
-            for other in alike:
-                chances[place, other[place]] += 1 / len(alike)
-        found.append(chances.log().clamp(min=-1e4))
-    return found
+@torch.inference_mode()
+def own_answers(model: Any, ids: list[list[int]], size: int) -> list[tuple[list[int], Tensor]]:
+    """Per prompt the first tokens of the model's greedy answer, and the logits behind them."""
+    answers: dict[int, tuple[list[int], Tensor]] = {}
+    for batch in batches(ids, size):
+        inputs = left_pad([ids[i] for i in batch])
+        output = model.generate(
+            **inputs,
+            max_new_tokens=ANSWER_TOKENS,
+            min_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        logits = torch.stack(output.logits, dim=1)
+        answers |= {i: (tokens[row], logits[row].clone()) for row, i in enumerate(batch)}
+    return [answers[i] for i in range(len(ids))]
 
 
-def make_forced(model: Model, rng: random.Random, seed: int) -> tuple[Upper, dict[str, Forced]]:
-    """What the original makes of the training texts, and its layers from the first that learns."""
-    tokenizer, network = model.tokenizer, model.network
-    sentences = [
-        [*tokenizer.encode(s, add_special_tokens=False), tokenizer.eos_token_id] for s in REFUSALS
-    ]
-    logs = refusal_logs(sentences, network.config.vocab_size)
-    sequences: dict[str, list[list[int]]] = {}
-    wanted: dict[str, Callable[[int], Tensor]] = {}
-    for kind, texts in training_texts(seed).items():
-        if kind == "everyday":
-            replies = reply_to(model, texts, ANSWER_TOKENS, "own answers")
-            # What the original declines by itself teaches half a refusal.
-            own = [(t, r) for t, r in zip(texts, replies, strict=True) if r.grade == "answered"]
-            answers = make_reference(model, [t for t, _ in own], [r for _, r in own])
-            sequences[kind] = answers.sequences
-            wanted[kind] = partial(_answer_logs, network, answers.hidden)
-        else:
-            chosen = [rng.randrange(len(sentences)) for _ in texts]
-            pairs = zip(encode(tokenizer, texts), chosen, strict=True)
-            sequences[kind] = [ids + sentences[which][:-1] for ids, which in pairs]
-            wanted[kind] = partial(_chosen_logs, logs, chosen)
-    upper = Upper(model, min(TARGET_LAYERS), [s for own in sequences.values() for s in own])
-    return upper, {
-        kind: Forced(upper.enter(own), wanted[kind], torch.ones(len(own)))
-        for kind, own in sequences.items()
-    }
-
-
-def _answer_logs(network: PreTrainedModel, hidden: Sequence[Tensor], row: int) -> Tensor:
-    return logits_of(network, hidden[row]).log_softmax(dim=-1)
-
-
-def _chosen_logs(logs: Sequence[Tensor], chosen: Sequence[int], row: int) -> Tensor:
-    return logs[chosen[row]]
-
-
-def losses(upper: Upper, forced: Forced, rows: Sequence[int]) -> Tensor:
-    """`(rows,)`: the KL divergence in nats from what is wanted, its mean over a reply's tokens.
-
-    The first token counts by itself once more: that is where a refusal begins.
-    """
-    wanted = [forced.wanted(row) for row in rows]
-    lengths = [len(own) for own in wanted]
-    states = upper.states([forced.entering[row] for row in rows], lengths)
-    p = torch.cat(wanted)
-    q = logits_of(upper.model.network, torch.cat(states)).log_softmax(dim=-1)
-    divergences = torch.split((p.exp() * (p - q)).sum(dim=-1), lengths)
-    return torch.stack([kl.mean() + kl[0] for kl in divergences])
-
-
-def train(base: Path, out: Path, rate: float, steps: int, everyday: float, seed: int) -> None:
-    """Trains an adapter and writes it to `out`, in float16.
+def train(
+    base: Path,
+    out: Path,
+    start: Path | None,
+    rank: int,
+    rate: float,
+    epochs: int,
+    everyday: float,
+    seed: int,
+) -> None:
+    """Trains an adapter, a new one or that in `start`, and writes it to `out`, in float16.
 
     `everyday` weighs the loss of everyday prompts against that of the refusals.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    config = RunConfig(model=str(base), device="cpu", dtype="float32", batch_size=64)
-    model = load_folder(base, config, str(base))
-    upper, forced = make_forced(model, rng, seed)
-    tuned = get_peft_model(
-        model.network,
-        LoraConfig(
-            r=RANK,
-            lora_alpha=2 * RANK,
-            target_modules=list(PROJECTIONS),
-            layers_to_transform=[*TARGET_LAYERS, *KEEP_LAYERS],
-            task_type="CAUSAL_LM",
-        ),
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    end = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+    examples: dict[str, list[Example]] = {}
+    for kind, texts in training_texts(seed).items():
+        ids = encode(tokenizer, texts)
+        replies: Sequence[tuple[list[int], Tensor | None]]
+        if kind == "everyday":
+            replies = own_answers(model, ids, 32)
+        else:
+            chosen = [tokenizer.encode(s, add_special_tokens=False) + end for s in REFUSALS]
+            replies = [(rng.choice(chosen), None) for _ in ids]
+        examples[kind] = [(i, *reply) for i, reply in zip(ids, replies, strict=True)]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=[
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ],
+        layers_to_transform=[*TARGET_LAYERS, *KEEP_LAYERS],
+        task_type="CAUSAL_LM",
     )
-    learning = {n: p for n, p in tuned.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(learning.values(), lr=rate, weight_decay=0.01)
+    if start:
+        tuned = PeftModel.from_pretrained(model, str(start), is_trainable=True)
+    else:
+        tuned = get_peft_model(model, config)
+    every = [p for p in tuned.parameters() if p.requires_grad]
+    learns = {
+        "target": _adapted(tuned, TARGET_LAYERS),
+        "keep": _adapted(tuned, KEEP_LAYERS),
+        "everyday": every,
+    }
+    optimizer = torch.optim.AdamW(every, lr=rate, weight_decay=0.01)
+    weights = {"target": 1.0, "keep": 1.0, "everyday": everyday}
+    size = {"target": 6, "keep": 10, "everyday": 24}
+    steps = epochs * (len(examples["everyday"]) // size["everyday"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in range(1, steps + 1):
         optimizer.zero_grad()
         said = []
-        for kind, layers in LEARNS.items():
-            rows = torch.multinomial(forced[kind].last, ROWS[kind])
-            found = losses(upper, forced[kind], rows.tolist())
-            forced[kind].last[rows] = found.detach().clamp(min=LEAST)
-            value = found.mean() * (everyday if kind == "everyday" else 1)
-            own = [p for name, p in learning.items() if _layer(name) in layers]
-            for p, grad in zip(own, torch.autograd.grad(value, own), strict=True):
+        for kind, parameters in learns.items():
+            value = weights[kind] * loss(tuned, rng.sample(examples[kind], size[kind]))
+            for p, grad in zip(parameters, torch.autograd.grad(value, parameters), strict=True):
                 p.grad = grad if p.grad is None else p.grad + grad
-            said.append(f"{kind} {float(forced[kind].last.mean()):.3f}")
-        torch.nn.utils.clip_grad_norm_(learning.values(), 1.0)
+            said.append(f"{kind} {float(value.detach()):.3f}")
+        torch.nn.utils.clip_grad_norm_(every, 1.0)
         optimizer.step()
         schedule.step()
         if step % 10 == 0:
@@ -267,6 +229,29 @@ def train(base: Path, out: Path, rate: float, steps: int, everyday: float, seed:
     settings.write_text(text, encoding="utf-8")
 
 
+def loss(model: Any, examples: Sequence[Example]) -> Tensor:
+    """Cross-entropy of the refusals, or KL divergence from the original on its own answers."""
+    inputs = left_pad([ids + reply[:-1] for ids, reply, _ in examples])
+    hidden = model.get_base_model().model(**inputs, use_cache=False).last_hidden_state
+    losses = []
+    for row, (_, reply, logits) in enumerate(examples):
+        got = model.get_base_model().lm_head(hidden[row, -len(reply) :].contiguous()).float()
+        if logits is None:
+            losses.append(torch.nn.functional.cross_entropy(got, torch.tensor(reply)))
+        else:
+            p = torch.log_softmax(logits.float(), dim=-1)
+            losses.append((p.exp() * (p - torch.log_softmax(got, dim=-1))).sum(-1).mean())
+    return torch.stack(losses).mean()
+
+
+def _adapted(model: Any, layers: Sequence[int]) -> list[torch.nn.Parameter]:
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and _layer(name) in layers
+    ]
+
+
 def _layer(name: str) -> int:
     found = re.search(r"layers\.(\d+)\.", name)
     return int(found[1]) if found else -1
@@ -276,9 +261,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="adapter to go on with")
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--everyday", type=float, default=3.0, help="weight of its loss")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    train(a.base, a.out, a.rate, a.steps, a.everyday, a.seed)
+    train(a.base, a.out, a.start, a.rank, a.rate, a.epochs, a.everyday, a.seed)
