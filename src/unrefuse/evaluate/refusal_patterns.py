@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""What declining, turning to an answer, and deflecting look like in three languages.
+"""What declining, and turning to an answer, look like in three languages.
 
 The patterns see normalised text: casefolded, straight quotes, single spaces, no Markdown stars.
 """
