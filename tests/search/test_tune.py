@@ -6,12 +6,9 @@ import torch
 from tests import pico
 from tests.search.test_gradient import original
 from unrefuse.config import RunConfig
-from unrefuse.evaluate.generate import Reply
 from unrefuse.kernel import gaussian
-from unrefuse.prompts.sets import Prompt
 from unrefuse.search.finalists import merit
 from unrefuse.search.gradient import learn
-from unrefuse.search.objective import Exchange
 from unrefuse.search.record import read_trials
 from unrefuse.search.score import REFUSED, Judge, usual_openings
 from unrefuse.search.tune import tune
@@ -126,35 +123,17 @@ def test_a_score_counts_openings_and_an_empty_plan_changes_none(model, before):
 
 
 def test_a_margin_is_the_highest_over_the_known_refusals(model, before):
-    """Each prompt is held to its own opening and to the usual ones of its language."""
+    """Each prompt is held to its own opening and to the most usual one of its language."""
     judge = Judge(model, before["search"], 0)
     refusals = [e for name in ("target", "keep") for e in before["search"].usable(name)]
     usual = usual_openings(refusals)(refusals[0])
     counts = [e.before.tokens[:4] for e in refusals]
-    assert counts.count(usual[0]) == max(map(counts.count, counts))
+    assert counts.count(usual) == max(map(counts.count, counts))
     rows = judge.rows["keep"]
     for e, ways in zip(before["search"].usable("keep"), rows.ways, strict=True):
         known = [tuple(rows.openings[way]) for way in ways]
-        assert known == list(dict.fromkeys([e.before.tokens[:4], *usual]))
+        assert known == list(dict.fromkeys([e.before.tokens[:4], usual]))
     assert bool((judge.all_margins("keep") > 0).all())
     everyday = judge.rows[REFUSED]
-    assert {tuple(opening) for opening in everyday.openings} == set(usual)
-    assert [len(ways) for ways in everyday.ways] == [len(usual)] * len(
-        before["search"].usable("baseline")
-    )
-
-
-@pytest.mark.parametrize(
-    ("numbers", "kept"),
-    [([10], 1), ([8, 2], 1), ([7, 2, 1], 2), ([1] * 9, 4), ([3, 2, 2, 2, 1], 4)],
-)
-def test_usual_openings_begin_most_refusals_of_the_language(numbers, kept):
-    def refusals(lang, first):
-        prompt = Prompt("?", "keep", "", lang, "train")
-        openings = [first + i for i, number in enumerate(numbers) for _ in range(number)]
-        return [Exchange(prompt, Reply("", (o, 1, 2, 3, 4), "refused")) for o in openings]
-
-    english, chinese = refusals("en", 0), refusals("zh", 100)
-    usual = usual_openings([*english, *chinese])
-    assert usual(chinese[0]) == [(100 + i, 1, 2, 3) for i in range(kept)]
-    assert usual(english[0]) == [(i, 1, 2, 3) for i in range(kept)]
+    assert {tuple(opening) for opening in everyday.openings} == {usual}
+    assert everyday.ways == [[i] for i in range(len(before["search"].usable("baseline")))]

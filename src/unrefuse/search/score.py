@@ -1,6 +1,5 @@
 """A plan judged by forward passes alone: what openings it changes, how far it moves answers."""
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,6 @@ from unrefuse.search.upper import Upper
 
 REFUSED = "answered, refused"  # the rows of answered prompts with a refusal's opening
 ANSWER_TOKENS = 12  # of the original's answers that the divergence is taken over
-COVERED, MOST = 0.8, 4  # usual openings begin this share of a language's refusals, or are so many
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,8 @@ class Score:
     """`removal`: the share of the target prompts that greedy decoding no longer opens with a known
     refusal; `retention`: of the keep prompts, the share that it still does, a lower bound of
     sorts, since a refusal in other words is one too; `refused`: the share of the harmless
-    prompts that the original answers, and that now open with a usual refusal; `kl` in nats."""
+    prompts that the original answers, and that now open with the most usual refusal; `kl` in
+    nats."""
 
     removal: float
     retention: float
@@ -65,9 +64,9 @@ class Judge:
     """The prompts of one split, ready to be run under many plans that leave the blocks below
     `first` alone.
 
-    The known refusals of a prompt are the opening of the original's own, and the usual ones in
-    the same language: an edit that keeps a refusal often gives it other words. For a prompt that
-    it answers, under REFUSED, the usual ones alone.
+    The known refusals of a prompt are the opening of the original's own, and the one that the
+    original gives most often in the same language: an edit that keeps a refusal often gives it
+    the usual words. For a prompt that it answers, under REFUSED, that one alone.
     """
 
     def __init__(self, model: Model, before: Before, first: int, limit: int | None = None) -> None:
@@ -82,7 +81,7 @@ class Judge:
         forced: dict[str, Openings] = {}
         for name in ("target", "keep", REFUSED):
             known = [
-                list(dict.fromkeys([opening_of(e)] * (name != REFUSED) + usual(e)))
+                list(dict.fromkeys([opening_of(e)] * (name != REFUSED) + [usual(e)]))
                 for e in taken[name]
             ]
             asked = [e.prompt.text for e, own in zip(taken[name], known, strict=True) for _ in own]
@@ -155,20 +154,12 @@ def opening_of(exchange: Exchange) -> tuple[int, ...]:
     return exchange.before.tokens[:OPENING_TOKENS]
 
 
-def usual_openings(refusals: Sequence[Exchange]) -> Callable[[Exchange], list[tuple[int, ...]]]:
-    """Tells the openings that refusals have most often in an exchange's language, most often
-    first: as many as begin COVERED of them, at most MOST; in all languages, where there are none in
-    that one."""
+def usual_openings(refusals: Sequence[Exchange]) -> Callable[[Exchange], tuple[int, ...]]:
+    """Tells the opening that refusals have most often in an exchange's language, the first of
+    equals; in all languages, where there are none in that one."""
     counts: dict[str | None, Counter[tuple[int, ...]]] = defaultdict(Counter)
     for refusal in refusals:
         for lang in (refusal.prompt.lang, None):
             counts[lang][opening_of(refusal)] += 1
-    usual = {lang: _covering(count) for lang, count in counts.items()}
+    usual = {lang: count.most_common(1)[0][0] for lang, count in counts.items()}
     return lambda exchange: usual.get(exchange.prompt.lang, usual[None])
-
-
-def _covering(count: Counter[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    ranked = count.most_common(MOST)
-    reached = itertools.accumulate(number for _, number in ranked)
-    short = sum(number < COVERED * count.total() for number in reached)
-    return [opening for opening, _ in ranked[: short + 1]]
