@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrefuse.evaluate.statistics import (
@@ -112,6 +112,7 @@ def test_decisions():
     assert decides(counted(10, 10), 1.0) == "undecided"
 
 
+@settings(deadline=None)  # beside other work an example of many prompts takes its time
 @given(st.sampled_from([0.8, 0.9, 0.95]), st.floats(0.7, 1.0))
 def test_so_many_as_needed_decide_and_no_fewer(floor, expected):
     n = needed(floor, expected)
