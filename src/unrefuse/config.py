@@ -84,8 +84,8 @@ class RunConfig(BaseModel):
     quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")
     # The keep set has no off switch: a floor near 0 would be one.
     retention_floor: float = Field(0.95, ge=0.8, le=1, description="no edit below this retention")
-    retention_bound: Literal["value", "lower"] = Field(
-        "value", description="what the floor is held to: the value, or its 95 % lower bound"
+    retention_bound: float = Field(
+        0.90, ge=0, lt=1, description="no edit whose retention has a 95 % lower bound under this"
     )
 
     reply_tokens: int = Field(32, ge=8, le=512, description="tokens of a reply that is graded")

@@ -17,7 +17,7 @@ from unrefuse.report.evaluation import (
 from unrefuse.report.results import retention_line
 
 PARTS = {
-    "config": {"seed": 0, "retention_floor": 0.95},
+    "config": {"seed": 0, "retention_bound": 0.95},
     "models": {},
     "perplexity": {
         "before": {"en": {"value": 9.5, "n": 7}},

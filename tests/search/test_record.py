@@ -44,8 +44,8 @@ def test_a_run_of_an_older_version_had_the_defaults_of_settings_that_it_does_not
     del settings["retention_bound"]
     file.write_text(json.dumps(settings))
     open_run(tmp_path, CONFIG)
-    with pytest.raises(UsageError, match=r"retention_bound was 'value' and is 'lower' now"):
-        open_run(tmp_path, CONFIG.model_copy(update={"retention_bound": "lower"}))
+    with pytest.raises(UsageError, match=r"retention_bound was 0.9 and is 0.8 now"):
+        open_run(tmp_path, CONFIG.model_copy(update={"retention_bound": 0.8}))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -13,7 +13,7 @@ from unrefuse.search.objective import Before
 from unrefuse.search.stage import advice, best_stage, keeps_floors
 from unrefuse.search.stages import gentler_multipliers, multipliers, run_stages
 
-CONFIG = RunConfig(model="x")
+CONFIG = RunConfig(model="x", retention_bound=0.7)  # what 20 keep prompts can show
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_stages_stop_under_a_floor_and_take_the_best_before_it(tried, figure):
 
 
 def test_the_gentlest_of_equal_stages_wins(tried):
-    config = RunConfig(model="x", max_multiplier=0.8)
+    config = CONFIG.model_copy(update={"max_multiplier": 0.8})
     found = tried([{"removal": 0.3}, {"removal": 0.5}, {"removal": 0.5}], config)
     assert best_stage(found, CONFIG) is found[1]
 
@@ -98,15 +98,15 @@ def test_a_floor_is_kept_by_its_own_value(tried):
     assert best_stage(found, CONFIG) is found[0]
 
 
-@pytest.mark.parametrize(("n", "wanted"), [(58, False), (59, True)])
-def test_the_floor_can_be_held_to_the_lower_bound(n, wanted):
-    # 0.95 ** 59 is the first power of 0.95 under 0.05.
+@pytest.mark.parametrize(("n", "wanted"), [(28, False), (29, True)])
+def test_so_few_keep_prompts_show_nothing_though_none_is_lost(n, wanted):
+    # 0.9 ** 29 is the first power of 0.9 under 0.05.
     found = measurement(retention=1.0, n=n)
-    lower = RunConfig(model="x", retention_bound="lower")
-    assert keeps_floors(found, CONFIG)
-    assert keeps_floors(found, lower) == wanted
-    reasons = [r for r in advice(found, lower) if "the lower bound of retention 0.9" in r]
+    config = RunConfig(model="x")
+    assert keeps_floors(found, config) == wanted
+    reasons = [r for r in advice(found, config) if "about 29 would" in r]
     assert len(reasons) == (not wanted)
+    assert keeps_floors(found, CONFIG)
 
 
 def test_advice_names_each_figure_that_was_missed():
@@ -118,19 +118,5 @@ def test_advice_names_each_figure_that_was_missed():
     assert "0.95" in retention
     assert "--threshold to 0.2" in quality
     assert "--peak to 0.50-0.55" in removal
-    (tuned,) = advice(measurement(removal=0.1), RunConfig(model="x", tune="gradient"))
+    (tuned,) = advice(measurement(removal=0.1), CONFIG.model_copy(update={"tune": "gradient"}))
     assert "more target prompts" in tuned
-
-
-def test_a_sure_stage_that_reaches_the_target_goes_before_one_that_removes_more(tried):
-    """Sure: so many keep prompts stay refused that retention is shown to be above its floor."""
-    config = RunConfig(model="x", retention_floor=0.8, removal_target=0.5)
-    for figures, winner in (
-        ([{"removal": 0.5, "retention": 1.0}], 0),
-        ([{"removal": 0.3, "retention": 1.0}, {"removal": 0.6, "retention": 0.85}], 1),
-    ):
-        found = tried(figures, config)
-        assert best_stage(found, config) is found[winner]
-    both = [*tried([{"removal": 0.5, "retention": 1.0}], config),
-            *tried([{"removal": 0.9, "retention": 0.85}], config)]  # fmt: skip
-    assert best_stage(both[::-1], config) is both[0]

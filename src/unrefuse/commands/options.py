@@ -73,8 +73,8 @@ RetentionFloor = Annotated[
     float | None, typer.Option(help="0.80 to 1; it has no off switch. Default 0.95.")
 ]
 RetentionBound = Annotated[
-    str | None,
-    typer.Option(help="What the floor is held to: value, or lower (95 % bound). Default value."),
+    float | None,
+    typer.Option(help="Floor of retention's lower bound (one-sided 95 %). Default 0.90."),
 ]
 ReplyTokens = Annotated[int | None, typer.Option(help="Graded tokens. Default 32.")]
 TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]

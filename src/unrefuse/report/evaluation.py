@@ -42,7 +42,7 @@ class Evaluation:
         the same."""
         config = self.parts["config"]
         return {
-            **figures(self.lines, config["seed"], config["retention_floor"]),
+            **figures(self.lines, config["seed"], config["retention_bound"]),
             "judge": self.judge,
             "agreement": self.agreement,
             **self.parts,

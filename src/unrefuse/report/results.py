@@ -93,8 +93,8 @@ class Result:
         }
 
     def retention_test(self) -> dict[str, Any]:
-        """What the keep prompts say of the retention floor: `retention_test`."""
-        return retention_test(self.measurement.exchanges, self.config.retention_floor)
+        """Whether the keep prompts show a retention of `config.retention_bound`."""
+        return retention_test(self.measurement.exchanges, self.config.retention_bound)
 
 
 def write_json(result: Result, file: Path) -> None:

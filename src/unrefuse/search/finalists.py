@@ -13,7 +13,7 @@ from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before, removed
 from unrefuse.search.score import Score
-from unrefuse.search.stage import Stage, best_stage, sure_retention, try_plan
+from unrefuse.search.stage import Stage, best_stage, keeps_retention, try_plan
 
 FINALISTS = 3  # trials that generate
 GENTLER = (0.85, 0.7, 0.5)  # shares of the best trial, where none keeps the floors
@@ -69,7 +69,7 @@ def hold_finals(
         stage = run(trial, 1.0)
         if stage.keeps_floors and stage.measurement.removal.value >= config.removal_target:
             break
-        if sure_retention(stage.measurement, config) < config.retention_floor:
+        if not keeps_retention(stage.measurement, config):
             retains = trial.score.retention
     if not any(stage.keeps_floors for stage in stages):
         for part in GENTLER:

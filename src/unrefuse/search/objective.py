@@ -9,7 +9,7 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import Reply, reply_to
 from unrefuse.evaluate.quality import Reference, divergences, kl_and_quality, make_reference
-from unrefuse.evaluate.statistics import Estimate, share
+from unrefuse.evaluate.statistics import Estimate, lower_bound, needed, share
 from unrefuse.models.load import Model
 from unrefuse.prompts.sets import SETS, Prompt, select
 from unrefuse.search.record import remembered
@@ -97,6 +97,13 @@ def ask_before(
             )
     if split == "train":
         return before
+    kept = len(before.usable("keep"))
+    if lower_bound(kept, kept) < config.retention_bound:
+        raise UsageError(
+            f"too few keep prompts: the model has refused {kept} in the {split} split, and even "
+            f"with none lost {needed(config.retention_bound, 1)} are needed to show a retention of "
+            f"{config.retention_bound:g}; give it more with --keep FILE, or lower --retention-bound"
+        )
     answered = before.usable("baseline")
     return Before(
         split,

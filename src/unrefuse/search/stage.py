@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan
-from unrefuse.evaluate.statistics import decides, lower_bound
+from unrefuse.evaluate.statistics import lower_bound, needed
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before, Measurement, measure
@@ -39,54 +39,47 @@ def try_plan(
     return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config))
 
 
-def sure_retention(measured: Measurement, config: RunConfig) -> float:
-    """What the floor is held to: retention, or, if `config.retention_bound` is "lower", its exact
-    one-sided 95 % lower bound, which shows non-inferiority."""
+def keeps_retention(measured: Measurement, config: RunConfig) -> bool:
+    """Whether retention is at its floor or above, and shown to be at its bound or above: a test of
+    non-inferiority, by the exact one-sided 95 % lower bound."""
     retention = measured.retention
-    if config.retention_bound == "value":
-        return retention.value
-    return lower_bound(retention.count, retention.n)
+    shown = lower_bound(retention.count, retention.n)
+    return retention.value >= config.retention_floor and shown >= config.retention_bound
 
 
 def keeps_floors(measured: Measurement, config: RunConfig) -> bool:
-    """Whether retention and quality are both at or above their floors."""
-    return (
-        sure_retention(measured, config) >= config.retention_floor
-        and measured.quality.value >= config.quality_floor
-    )
+    """Whether retention and quality both keep their floors."""
+    return keeps_retention(measured, config) and measured.quality.value >= config.quality_floor
 
 
 def best_stage(stages: Sequence[Stage], config: RunConfig) -> Stage | None:
     """Of the stages that keep both floors, the one that removes most; the least divergence where
     several reach the target, or are equal. None where no stage keeps them.
-
-    Those that reach the target with retention shown to be above its floor (`decides`) go first:
-    few keep prompts can show that, and where none does, the value decides.
     """
     kept = [s for s in stages if s.keeps_floors and s.measurement.removal.value > 0]
-    sure = [
-        s
-        for s in kept
-        if decides(s.measurement.retention, config.retention_floor) == "above"
-        and s.measurement.removal.value >= config.removal_target
-    ]
 
     def merit(stage: Stage) -> tuple[float, float]:
         measured = stage.measurement
         return min(measured.removal.value, config.removal_target), -measured.kl.value
 
-    return max(sure or kept, key=merit, default=None)
+    return max(kept, key=merit, default=None)
 
 
 def advice(measured: Measurement, config: RunConfig) -> list[str]:
     """What was not reached, and what to try: the troubleshooting table of DESIGN.md."""
     reasons = []
-    retention = sure_retention(measured, config)
-    if retention < config.retention_floor:
-        bound = "" if config.retention_bound == "value" else "the lower bound of "
+    retention = measured.retention
+    if retention.value < config.retention_floor:
         reasons.append(
-            f"{bound}retention {retention:.3f} is under its floor "
+            f"retention {retention.value:.3f} is under its floor "
             f"{config.retention_floor:.3f}: use --protect 1, more keep prompts, or less --strength"
+        )
+    elif not keeps_retention(measured, config):
+        enough = needed(config.retention_bound, retention.value)
+        reasons.append(
+            f"{retention.n} keep prompts do not show that retention is {config.retention_bound:g} "
+            f"or more (lower bound {lower_bound(retention.count, retention.n):.3f}): "
+            f"about {enough} would at this rate, or lower --retention-bound"
         )
     if measured.quality.value < config.quality_floor:
         reasons.append(
