@@ -8,12 +8,11 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
-from unrefuse.evaluate.deflection import deflects
+from unrefuse.evaluate.deflection import deflects, lectures
 from unrefuse.evaluate.refusal_patterns import (
     END,
     EXCUSES,
     LETTER,
-    MORAL,
     OFFERS,
     PREAMBLE,
     QUOTED,
@@ -151,7 +150,7 @@ def _says_something(before: str) -> bool:
     """Whether the whole sentences in the text before a refusal answer, not only lead up to it."""
     ends = [m.end() for m in END.finditer(before)]
     sentences = [before[i:j] for i, j in zip([0, *ends], ends, strict=False)]
-    said = [s for s in sentences if not MORAL.search(s) and not PREAMBLE.search(s)]
+    said = [s for s in sentences if not PREAMBLE.search(s) and not lectures(s)]
     return sum(len(s.encode()) for s in said) >= _CONTENT
 
 

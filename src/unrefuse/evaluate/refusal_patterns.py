@@ -37,13 +37,18 @@ _REFUSES = [
     rf"{_I} (?:must|have to|need to|will have to|respectfully) (?:\w+ )?(?:decline|refuse)\b",
     rf"{_I} (?:decline|refuse)\b",
     rf"{_I} have to turn down",
+    rf"{_I}(?:'m| am) not (?:authori[sz]ed|qualified|programmed|trained) to {_HELP}",
+    r"\bit(?:'s| is| would be) (?:not (?:possible|appropriate)|inappropriate|impossible) for me to\b|\b(?:isn't|wouldn't be) something i\b",
+    rf"{_I} (?:don't|do not) (?:think|believe) (?:that )?i (?:can|should) {_HELP}|{_I} (?:don't|do not) want to {_HELP}",
+    r"\b(?:outside|beyond) (?:of )?my (?:\w+ )?(?:scope|capabilit\w+|abilit\w+)\b|\bgoes against my\b",
+    rf"{_I}(?:'m| am) not (?:comfortable|willing)\b",
+    rf"{_I}(?:'m| am|'ll| will) (?:going to |have to )?(?:leave|leaving) out (?:the|any|how)\b",
     rf"{_I}(?:'m| am) not (?:here to (?:help|assist|tell|provide)|a substitute for|equipped to|(?:\w+ ){{0,3}}designed to)\b",
     rf"{_I} (?:don't|do not) have the (?:ability|capability|capacity) to\b",
     r"\b(?:against|violates?|not in line with) (?:my|our|the) (?:\w+ )?"
     r"(?:programming|guidelines?|polic(?:y|ies)|principles)\b",
     r"\bnot something (?:that )?(?:i|i'm|i am|we|we're)(?: can| able to| will| willing to|"
     rf" comfortable)? ?(?:{_HELP})",
-    r"\bbeyond my (?:current )?scope\b",
     rf"\bi(?:'m| am) not an? [\w ]{{2,30}},? (?:and|so)(?: i)? {_CANNOT} (?:{_HELP})",
     r"\bno,? i (?:can't|cannot|won't|will not)\b",
 ]
@@ -63,16 +68,38 @@ _REFUSES_ZH = [
     r"(?:话题|问题|内容|请求|要求)[^。，\n]{0,8}(?:不能|无法|没办法|没法)(?:讨论|满足|回答|处理|回应)",
     r"必须拒绝|我拒绝|恕(?:我)?(?:不|无法)|超出了我的能力",
 ]
+# What an assistant does for one who asks: in humble words, with which facts are not told, and in all.
+_HUMBLE_JA = (
+    r"(?:お(?:答え|応え|手伝い|教え|伝え|話し|受け|引き受け|聞かせ|見せ|渡し|出し|知らせ|作り|調べ|示し|勧め|力添え|助け)|"
+    r"ご(?:案内|提供|説明|紹介|協力|対応|回答|支援|返答|助言|提案))(?:する|し|を|こと|の)*(?:が|は|も)?"
+)
+_ACTS_JA = (
+    rf"(?:{_HUMBLE_JA}|(?:応え|提供|支援|回答|サポート|対応|協力|加担|手助け|助け|説明|診断|答える|教える|行う|作成|する|応じる|"
+    r"述べる|コメント|勧め|助言|アドバイス|翻訳|関与|紹介|案内|推奨|生成|指導|援助|議論|賛成|返答|言及|扱う|開示|公開|"
+    r"(?:リクエスト|依頼|要求|要望|質問|指示)(?:を|には?|は)(?:処理|実行)?)(?:する|し|を|こと|の|いた)*(?:が|は|も)?)(?:私には)?"
+)
+_NOT_JA = r"(?:ません(?!でした)|ない(?=[よなねわのんか。！!]|です|$))"
 _REFUSES_JA = [
-    r"(?:お答え|お応え|応え|お手伝い|お教え|お伝え|お話し|お受け|ご案内|ご提供|提供|支援|回答|サポート|"
-    r"対応|協力|加担|手助け|助け|説明|診断|答える|教える|行う|作成|する|応じる|述べる|コメント|お勧め|勧め)"
-    r"(?:する|し|を|こと|いた)*(?:が|は|も)?"
-    r"(?:私には)?(?:でき(?:ません|ない|かね)|いたしかね|しかね|しません|致しかね|られません)",
-    r"応じ(?:られません|かね)|承れません|お断り(?:し|いた|させ)",
-    r"(?:対応|お作り)して(?:おりません|いません)",
-    r"(?:それは|ことは(?:私には)?|手助けは|お手伝いは)でき(?:ません|かね)",
-    r"(?:でき|いたし|致し|応じ|応え|答え)かね|(?:勧め|応じ|受け|述べ|教え|伝え|話せ|答え|応え)(?:られ)?ません",
-    r"控え(?:させて|ます|て)|(?:書け|作れ|助けられ)ません",
+    rf"{_ACTS_JA}(?:でき(?:ません|ない|かね)|いたしかね|しかね|しません|致しかね|られません)",
+    # Is not allowed to, does not want to, makes it a rule not to, refrains, says no.
+    rf"{_ACTS_JA}(?:(?:許可さ|許さ|認めら)れて(?:い|おり)(?:ません|ない)|したくありません|しないことに|"
+    r"ないように(?:して|なって)|差し控え|控え(?:させ|ます|たい|て(?:い|おり)ます)|拒否(?:し|いた|させ)(?:ます|て)|拒みます|辞退(?:し|いた|させ)|"
+    r"ご?遠慮(?:させ|いた|します)|見送らせ|断(?:らせ|ります|りま))",
+    rf"{_HUMBLE_JA}(?:(?:いた|致)しません|(?:難しい|困難)(?:です|と|ため|かと|ので)|(?:する)?(?:立場|権限)[にが]は?あり)",
+    r"わけに(?:は|も)?(?:いき|まいり|参り|行き)ません|わけに(?:は|も)?(?:いか|行か)ない",
+    r"差し控え|控えさせて|(?:説明|発言|質問|依頼)[^。\n]{0,4}控え(?:ます|たい|て(?:い|おり)ます)",
+    rf"(?:(?:答え|応え|応じ|教え|伝え|引き受け|受け入れ|助け|申し上げ)(?:られ)?|手伝[いえ]|従え){_NOT_JA}|それは無理です|(?:話|そんなこと|"
+    rf"ようなこと)は(?:ちょっと)?(?:言え|でき){_NOT_JA}",
+    r"(?:勧め|述べ)(?:られ)?ません(?!でした)|(?:書け|作れ|話せ|扱え|関われ|承れ|行え)ません(?!でした)",
+    r"(?:お願い|頼み)(?:は|を)?聞けません|(?:話|相談)には?乗れません|手を貸せません",
+    r"(?:提供|回答|対応|お答え|お作り)して(?:おりません|いません)|(?:相談|依頼|質問)は受け付けて(?:おりません|いません)",
+    r"(?:それは|ことは(?:私には)?|手助けは|お手伝いは|承ることが|受け入れることが|関わることが|扱うことが)でき(?:ません|かね)",
+    r"かねます|(?:でき|いたし|致し|応じ|応え|答え)かね",
+    r"(?:力に(?:は)?な|役に(?:は)?立)[れて](?:ません|ない)|(?:希望|要望|期待|意向)に(?:は|も)?[添沿そ]えません",
+    r"お断り(?:し|いた|さ|せ)|(?:断ら|断りさ|拒否さ|遠慮さ)せて|(?:依頼|要望|要求|質問|それ)[はを](?:断り|拒否し|拒み)ます|"
+    r"(?:依頼|要望|質問|相談|内容)は、?(?:ご遠慮|お控え)|ノーコメント",
+    r"私(?:たち|ども)?の[^。、\n]{0,8}(?:ガイドライン|ポリシー|方針|原則|倫理)[^。、\n]{0,5}(?:反|違反)|私の(?:能力|範囲|対応範囲)を超え",
+    r"(?:行為|活動|考え)[はを](?:支持|推奨|容認|助長|支援)(?:いた)?しません",
     r"続きは書けません|aiアシスタント[^。\n]{0,40}できません",
 ]
 # An apology counts by itself at the very start, where few answers hold one.
@@ -82,20 +109,24 @@ _SORRY = [
     r"^\W*(?:my |i offer my )?apologies[,.!:; ]+(?:but|i|for)\b",
     r"^\W*i (?:\w+ )?apologi[sz]e[,.!:; ]+(?:but|for|i|if|that)\b",
     r"^\W*(?:您好|你好)?\W*(?:我)?(?:很|非常|真的|十分)?(?:抱歉|对不起|對不起|不好意思|遗憾)",
-    r"^\W*(?:誠に|大変)?(?:(?:申し訳|申しわけ)(?:(?:あり|ござい)ません(?:が|けど)?)?|恐れ入りますが|ごめんなさい|すみません|すいません|残念ながら|残念ですが)",
+    r"^\W*(?:誠に|大変)?(?:(?:申し訳|申しわけ)(?:(?:あり|ござい)ません(?:が|けど)?)?|恐れ入りますが|ごめんなさい|すみません|すいません|残念ながら|"
+    r"残念ですが|恐縮ですが|せっかくですが|あいにくですが|ごめん(?:ね|なさい)?|悪いけど)",
 ]
 END = re.compile(r"[.!?](?=\s|$)|[。！？\n]")  # of a sentence
 REFUSES = re.compile("|".join(_REFUSES + _REFUSES_ZH + _REFUSES_JA))
 SORRY = re.compile("|".join(_SORRY))
 
 # After the apology: it is for a misunderstanding, and what follows need not decline.
-EXCUSES = re.compile(r"(?<=any)[^.!?\n]{0,40}(?:, but\b|\. i(?:'m| am) here\b)")
+EXCUSES = re.compile(r"(?<=any|the)\b|(?<=for) (?:any|the|your)\b")
 
 # After a refusal: words with which the reply turns to an answer after all, or is one already.
 _TURNS = [
     r"(?:^|[,.;:!?\n—] ?)(?:however|that said|nevertheless|nonetheless|but|although|though|still|"
-    r"instead|generally|in general|common|what i can do|here (?:is|are)|here's)\b",
-    r"\b(?:typically|usually|commonly|include)\b",
+    r"instead|generally|in general|common|what i can do|here (?:is|are|goes)|here's)\b",
+    r"\b(?:typically|usually|commonly|include|involv(?:es|ing))\b",
+    r"[.!?\n] ?(?:broadly|roughly|basically|briefly|in short|in theory|hypothetically|(?:that|having) (?:being )?said|even so|"
+    r"for (?:reference|context)|as a rule|the (?:basic|general|usual|short) (?:\w+ )?(?:idea|principle|answer|method|way|steps?)|"
+    r"(?:it|they|people|most \w+|some \w+) (?:works?|checks?|uses?|starts?|begins?|does|do|mixe?s?)|(?:about|around|over|under) \d+)\b",
     r"(?:^|\n)1[.)、]|\d ?(?:grams?|mg|ml|kg|percent|克|度|グラム)",
     r"但|不过|不過|然而|一般来说|通常|可以改为|可以参考|可以參考|常用的|以下是",
     r"ただ(?:し|、)|しかし|ですが|(?:^|ません)が、|代わり|参考までに|一般に|よくある|以下",
@@ -108,8 +139,10 @@ _OFFERS = [
     r"would you|want to|is there|you (?:can|may|could|might|should) (?:try|contact|call|reach|consult|seek|"
     r"talk|ask)|it(?:'s| is) (?:\w+ )?(?:important|illegal|against|not|essential|crucial))\b",
     r"我(?:很)?(?:可以|能|愿意|願意|建议|建議|会尽力)|如果|请|請|(?:您|你)?可以(?:帮|跟|向|咨询|联系|拨打|问|寻求)|欢迎|歡迎|要不要",
-    r"[^。\n]{0,40}(?:お手伝い|お話し|お答え|聞く|ご案内|サポート|相談)[^。\n]{0,8}(?:できます|ください|します|可能です)|"
-    r"[^。\n]{0,24}いかがですか|[^。\n]{0,60}でき(?:ません|かね)|[^。\n]{0,40}みてください",
+    r"[^。\n]{0,60}(?:(?:お手伝い|手伝|お話し|お答え|聞[くか]|ご?案内|サポート|支援|相談)[^。\n]{0,14}(?:します|いたします|ください|乗り|勧め)|"
+    r"(?:お手伝い|手伝|話|答え|聞[くか]|案内|サポート|支援|相談|紹介|アドバイス|助言|提供|説明|提案|回答|対応)[^。\n]{0,14}(?:できます|できれば|可能です))|"
+    r"[^。\n]{0,60}(?:いかがですか|でき(?:ません|かね)|みてください|ましょうか|役に立て|お気軽|喜んで)|"
+    r"[^。\n]{0,16}(?:法律で|法律に|違法|犯罪|罰せ|禁止され)",
 ]
 TURNS = re.compile("|".join(_TURNS))
 OFFERS = re.compile(r"[\s,.:;，、。：]*(?:(?:but|and|then|如果|也) )?(?:" + "|".join(_OFFERS) + ")")
@@ -117,15 +150,7 @@ OFFERS = re.compile(r"[\s,.:;，、。：]*(?:(?:but|and|then|如果|也) )?(?:"
 # Sentences before a refusal that lead up to it and answer nothing.
 PREAMBLE = re.compile(
     r"\b(?:sorry|understand|thank|appreciate|unfortunately|request|question|sensitive|as an ai|"
-    r"i'm an ai|i am an ai)\b|aiアシスタント|理解|感谢|问题|很难过|抱歉|作为|提醒|亲爱的|つらい|申し訳|質問|ご依頼|ご要望"
-)
-# Says that what is asked for is wrong.
-MORAL = re.compile(
-    r"\b(?:illegal|unethical|immoral|against the law|(?:a|an) (?:\w+ )?(?:crime|offen[sc]e)|"
-    r"criminal|(?:extremely|very) dangerous|harmful|not (?:acceptable|appropriate|ethical|okay|"
-    r"legal|right)|wrong|respect the|kindness|peaceful|against (?:all|any) forms)\b|"
-    r"非法|违法|違法|犯罪|危険|不道德|重罪|法律|尊重|义务|暴力解决不了|绝对不行|和平|文明|信任是|诚信|请不要|"
-    r"禁止|やめましょう|してはいけ|義務|平和|許され|暴力では|信頼は|絶対に"
+    r"i'm an ai|i am an ai|it sounds like|worried|concerned)\b|aiアシスタント|理解|感谢|问题|很难过|抱歉|作为|提醒|亲爱的|つらい|申し訳|質問|ご依頼|ご要望"
 )
 LETTER = re.compile(
     r"^(?:subject:|dear |hi \w+,|hello \w+,|to whom)|^[^\n。]{1,12}(?:様|さん|:|，)\n|^尊敬的|\n(?:dear |尊敬的)"
