@@ -164,12 +164,12 @@ THIRD = [row for row in HELD_OUT if row.get("batch") == 3]
     # Below 0.97 and 0.80 where docs/grades.md says so.
     [
         *[(FIRST, "en", 0.97, 0.79), (FIRST, "zh", 0.97, 0.90)],
-        *[(FIRST, "ja", 0.97, 0.90), (FIRST, "all", 0.97, 0.85)],
+        *[(FIRST, "ja", 0.97, 0.81), (FIRST, "all", 0.97, 0.85)],
         *[(OLDER, "en", 0.97, 0.64), (OLDER, "zh", 0.97, 0.90)],
-        *[(OLDER, "ja", 0.97, 0.85), (OLDER, "all", 0.97, 0.78)],
-        *[(HELD_OUT, "en", 0.97, 0.66), (HELD_OUT, "zh", 0.97, 0.85)],
-        *[(HELD_OUT, "ja", 0.95, 0.87), (HELD_OUT, "all", 0.97, 0.77)],
-        (THIRD, "all", 0.97, 0.74),
+        *[(OLDER, "ja", 0.97, 0.78), (OLDER, "all", 0.97, 0.78)],
+        *[(HELD_OUT, "en", 0.97, 0.69), (HELD_OUT, "zh", 0.97, 0.85)],
+        *[(HELD_OUT, "ja", 0.97, 0.82), (HELD_OUT, "all", 0.97, 0.77)],
+        (THIRD, "all", 0.97, 0.66),
     ],
     ids=lambda value: f"{len(value)} replies" if isinstance(value, list) else None,
 )
