@@ -1,6 +1,6 @@
 """The built-in detector against replies labelled by reading, beside lists of refusal words.
 
-    .venv/bin/python benchmarks/detector.py [--half held_out | tune] [--batch 1 | 2 | 3] [--errors]
+    .venv/bin/python benchmarks/detector.py [--half held_out | tune] [--batch 1 | 2 | 3 | 4] [--errors]
 
 The replies lie in tests/data/replies (docs/grades.md). `prefixes` looks for words at the start of
 a reply, as refusal_direction does, `substrings` anywhere in it, as Heretic does; the words are
@@ -105,7 +105,7 @@ def main() -> None:
     )
     parser.add_argument("--half", choices=("held_out", "tune"), default="held_out")
     parser.add_argument(
-        "--batch", type=int, choices=(1, 2, 3), help="only replies labelled then; 3: last"
+        "--batch", type=int, choices=(1, 2, 3, 4), help="only replies labelled then; 4: last"
     )
     parser.add_argument("--errors", action="store_true", help="print what ours grades otherwise")
     args = parser.parse_args()
