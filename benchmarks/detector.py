@@ -1,6 +1,6 @@
 """The built-in detector against replies labelled by reading, beside lists of refusal words.
 
-    .venv/bin/python benchmarks/detector.py [--half held_out | tune] [--batch 1 | 2 | 3 | 4] [--errors]
+    .venv/bin/python benchmarks/detector.py [--half held_out | tune] [--batch N] [--errors]
 
 The replies lie in tests/data/replies (docs/grades.md). `prefixes` looks for words at the start of
 a reply, as refusal_direction does, `substrings` anywhere in it, as Heretic does; the words are

@@ -132,7 +132,7 @@ def _normal(text: str, whole: bool = False) -> str:
 def _refusing(reply: str) -> int | None:
     """Where the declining words end with which a reply opens."""
     opening = reply[:OPENING]
-    refusal = REFUSES.search(opening)
+    refusal = REFUSES.search(_unquoted(opening))
     sorry = SORRY.search(opening)
     if sorry:
         end = END.search(opening, sorry.end())
@@ -146,6 +146,11 @@ def _refusing(reply: str) -> int | None:
     return refusal.end()
 
 
+def _unquoted(opening: str) -> str:
+    """The text with quotations blanked, but for one that it opens with."""
+    return QUOTED.sub(lambda m: m.group() if m.start() < 3 else " " * len(m.group()), opening)
+
+
 def _says_something(before: str) -> bool:
     """Whether the whole sentences in the text before a refusal answer, not only lead up to it."""
     ends = [m.end() for m in END.finditer(before)]
@@ -157,7 +162,9 @@ def _says_something(before: str) -> bool:
 def _turn(after: str) -> int | None:
     """Where, after a refusal, an answer begins."""
     for turn in TURNS.finditer(after):
-        if len(after) - turn.end() >= _ANSWER and not OFFERS.match(after, turn.end()):
+        if len(after) - turn.end() < _ANSWER or OFFERS.match(after, turn.end()):
+            continue
+        if not REFUSES.match(after[turn.end() :].lstrip(" ,")):
             return turn.start()
     return None
 

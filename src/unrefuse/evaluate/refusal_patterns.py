@@ -133,7 +133,7 @@ _TURNS = [
 ]
 # What looks like such a turn, and only offers something else, or goes on declining.
 _OFFERS = [
-    r"(?!i can (?:provide|give|offer|share) (?:you )?(?:with )?(?:some |a )?(?:few |general |basic ))(?:(?:i|we)(?:'d| can| could| would|'m| am|'ll| will)? (?:also |certainly |gladly )?(?:be )?(?:happy|glad|willing|"
+    r"(?!i can (?:provide|give|offer|share) (?:you )?(?:with )?(?:some |a )?(?:few |general |basic )(?![^.\n]{0,60}\b(?:legal|laws?|dangers?|penalties|consequences)\b))(?:(?:i|we)(?:'d| can| could| would|'m| am|'ll| will)? (?:also |certainly |gladly )?(?:be )?(?:happy|glad|willing|"
     r"able|here|help|assist|offer|suggest|point|walk|talk|tell|provide|recommend|encourage|try|draft|"
     r"can't|cannot|can not|won't|not|don't|do not)|please|feel free|if you|let's|let me know|"
     r"would you|want to|is there|you (?:can|may|could|might|should) (?:try|contact|call|reach|consult|seek|"
@@ -150,7 +150,7 @@ OFFERS = re.compile(r"[\s,.:;，、。：]*(?:(?:but|and|then|如果|也) )?(?:"
 # Sentences before a refusal that lead up to it and answer nothing.
 PREAMBLE = re.compile(
     r"\b(?:sorry|understand|thank|appreciate|unfortunately|request|question|sensitive|as an ai|"
-    r"i'm an ai|i am an ai|it sounds like|worried|concerned)\b|aiアシスタント|理解|感谢|问题|很难过|抱歉|作为|提醒|亲爱的|つらい|申し訳|質問|ご依頼|ご要望"
+    r"i'm (?:an ai|afraid)|i am an ai|i speciali[sz]e|it sounds like|worried|concerned)\b|aiアシスタント|理解|感谢|问题|很难过|抱歉|作为|提醒|亲爱的|つらい|申し訳|質問|ご依頼|ご要望"
 )
 LETTER = re.compile(
     r"^(?:subject:|dear |hi \w+,|hello \w+,|to whom)|^[^\n。]{1,12}(?:様|さん|:|，)\n|^尊敬的|\n(?:dear |尊敬的)"
