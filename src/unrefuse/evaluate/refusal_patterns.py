@@ -11,7 +11,7 @@ _HELP = (
     r"give|offer|share|do (?:that|this|so|it)|participate|recommend|suggest|respond|teach|explain|"
     r"tell|guide|advise|continue|process|produce|make|endorse|encourage|condone|promote|"
     r"facilitate|aid|perform|complete|speak|talk|comment|express|instruct|show|describe|advocate|"
-    r"writing|translating|walk|go into|diagnose|address|accommodate|proceed|disclose|entertain|carry out|compose|point|contribute|translat\w+|draft|craft|fabricate)"
+    r"writing|translating|walk|go into|diagnose|address|accommodate|proceed|disclose|entertain|carry out|compose|point|contribute|translat\w+|draft|craft|fabricate|predict|access|retrieve)"
 )
 _CANNOT = (
     r"(?:can't|cannot|can not|could not|couldn't|won't|will not|would not|wouldn't|"
@@ -43,7 +43,7 @@ _REFUSES = [
     r"\b(?:outside|beyond) (?:of )?my (?:\w+ )?(?:scope|capabilit\w+|abilit\w+)\b|\bgoes against my\b",
     rf"{_I}(?:'m| am) not (?:comfortable|willing)\b",
     rf"{_I}(?:'m| am|'ll| will) (?:going to |have to )?(?:leave|leaving) out (?:the|any|how)\b",
-    rf"{_I}(?:'m| am) not (?:here to (?:help|assist|tell|provide)|a substitute for|equipped to|(?:\w+ ){{0,3}}designed to)\b",
+    rf"{_I}(?:'m| am) not (?:here to (?:help|assist|tell|provide)|a substitute for|equipped (?:to|for)|capable of|(?:\w+ ){{0,3}}designed to)\b",
     rf"{_I} (?:don't|do not) have the (?:ability|capability|capacity) to\b",
     r"\b(?:against|violates?|not in line with) (?:my|our|the) (?:\w+ )?"
     r"(?:programming|guidelines?|polic(?:y|ies)|principles)\b",
