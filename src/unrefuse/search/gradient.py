@@ -24,7 +24,7 @@ from unrefuse.models.writers import writers
 from unrefuse.prompts.sets import SETS
 from unrefuse.search.descent import Descent
 from unrefuse.search.objective import Before
-from unrefuse.search.score import Judge
+from unrefuse.search.score import SCORED, Judge, merit
 from unrefuse.search.shapes import (
     COMPONENTS,
     first_deep,
@@ -35,7 +35,7 @@ from unrefuse.search.shapes import (
     strengths,
 )
 
-START = 0.3  # the multiplier of the kernel that it starts from
+STARTS = (0.3, 0.6, 0.9, 1.2, 1.5)  # multipliers of the kernel: it starts from the best of them
 KERNEL_RATE = 0.05  # of Adam, on the kernel's numbers
 # Of momentum on the cores, as a length over all of them. Adam moves every entry alike, and so the
 # many that only add divergence: at the same margins it had twice the divergence (LOG.md).
@@ -64,22 +64,29 @@ def learn(
 ) -> Iterator[Candidate]:
     """Candidates: the tuned kernel, then the cores after a half, three quarters and all steps.
 
-    `directions` `(layers, d_model)`. The kernel, `config.kernel_steps` steps of it, has the
-    shape `config.shape` and starts as START times `kernel`. The cores, `(k, k)` for every matrix of
-    the upper three quarters of the layers, lie in the span of what was measured (`find_spans`);
-    their first entry starts as the kernel's strength, the others at 0; `config.steps` steps. The
-    same seed gives the same candidates on the same machine, in one run or, with `folder`, where
-    the state is stored, in several.
+    `directions` `(layers, d_model)`. The kernel, `config.kernel_steps` steps of it, has the shape
+    `config.shape` and starts as `kernel` times the best of STARTS. The cores, `(k, k)` for every
+    matrix of the upper three quarters of the layers, lie in the span of what was measured
+    (`find_spans`); their first entry starts as the kernel's strength, the others at 0;
+    `config.steps` steps. The same seed gives the same candidates on the same machine, in one run
+    or, with `folder`, where the state is stored, in several.
     """
     model.network.requires_grad_(False)
     first = first_deep(model.layers)
     edited = [w for w in writers(model.network) if w.layer >= first]
+    judge = Judge(model, train, first, SCORED)
     descent = Descent(Judge(model, train, first), config.seed, folder)
-    numbers = start_numbers(config.shape, kernel, START)
+    direction = directions.unsqueeze(-1)
 
-    def kernel_cores() -> dict[str, Tensor]:
+    def kernel_cores(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         found = strengths(numbers, model.layers)
         return {w.name: found[COMPONENTS.index(w.component), w.layer].view(1, 1) for w in edited}
+
+    def worth(numbers: dict[str, Tensor]) -> float:
+        plan = plan_of_cores(model.network, direction, kernel_cores(numbers))
+        return merit(judge.score(plan), config)
+
+    numbers = max((start_numbers(config.shape, kernel, m) for m in STARTS), key=worth)
 
     def candidate(found: dict[str, Any], basis: Tensor) -> Candidate:
         """The kernel's weights are the largest singular value of a layer's cores."""
@@ -94,16 +101,21 @@ def learn(
         return Candidate(phase, step, kernel_of(weights, source), plan, readable(numbers))
 
     if steps := config.kernel_steps:
-        basis = directions.unsqueeze(-1)
         adam = torch.optim.Adam(numbers.values(), KERNEL_RATE, betas=(0.9, 0.95))
         for found in descent.run(
-            "kernel", basis, kernel_cores, adam, steps, (steps,), lambda: roughness(numbers)
+            "kernel",
+            direction,
+            lambda: kernel_cores(numbers),
+            adam,
+            steps,
+            (steps,),
+            lambda: roughness(numbers),
         ):
-            yield candidate(found, basis)
+            yield candidate(found, direction)
     if steps := config.steps:
         basis = _spans(model, directions, train)
         cores = {}
-        for name, strength in kernel_cores().items():
+        for name, strength in kernel_cores(numbers).items():
             core = torch.zeros(basis.shape[-1], basis.shape[-1])
             core[0, 0] = strength.detach()
             cores[name] = core.requires_grad_()

@@ -15,10 +15,8 @@ from unrefuse.models.load import Model
 from unrefuse.search.finalists import Trial
 from unrefuse.search.objective import Before
 from unrefuse.search.record import append_trial, read_trials
-from unrefuse.search.score import Judge, Score
+from unrefuse.search.score import SCORED, Judge, Score
 from unrefuse.search.shapes import first_deep
-
-SCORED = 48  # prompts of each set that a trial is scored on
 
 
 def tune(
