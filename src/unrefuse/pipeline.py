@@ -36,10 +36,9 @@ from unrefuse.report.plots import plot_front, plot_result
 from unrefuse.report.results import Result, stage_line, write_json
 from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
 from unrefuse.save import Discard, check_out, new_folder
-from unrefuse.search.finalists import Trial, hold_finals
+from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.objective import Before, Measurement, ask_before, measure
 from unrefuse.search.record import check_run, open_run
-from unrefuse.search.score import merit
 from unrefuse.search.stage import Stage, advice, best_stage, keeps_floors, try_plan
 from unrefuse.search.stages import run_stages
 from unrefuse.search.tune import tune

@@ -8,9 +8,9 @@ from unrefuse.config import RunConfig
 from unrefuse.kernel import gaussian
 from unrefuse.search import finalists
 from unrefuse.search import stage as stage_module
-from unrefuse.search.finalists import Trial, hold_finals
+from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.objective import Before
-from unrefuse.search.score import Score, merit
+from unrefuse.search.score import Score
 
 CONFIG = RunConfig(model="x", retention_bound=0.7)  # what 20 keep prompts can show
 

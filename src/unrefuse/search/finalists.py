@@ -12,7 +12,7 @@ from unrefuse.evaluate.statistics import share
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before, removed
-from unrefuse.search.score import Score, merit
+from unrefuse.search.score import Score
 from unrefuse.search.stage import Stage, best_stage, keeps_retention, try_plan
 
 FINALISTS = 3  # trials that generate
@@ -29,6 +29,13 @@ class Trial:
     kernel: Kernel
     plan: Plan
     score: Score
+
+
+def merit(score: Score, config: RunConfig) -> float:
+    """What a trial is worth before it generates: removal up to the target, less twice what
+    retention lacks of its floor, the answered prompts refused, and the divergence in nats."""
+    lacking = max(0.0, config.retention_floor - score.retention)
+    return min(score.removal, config.removal_target) - 2 * lacking - score.refused - score.kl
 
 
 def hold_finals(

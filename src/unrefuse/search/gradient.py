@@ -6,6 +6,7 @@ divergence from the original on its own answers. The keep prompts' margins are a
 weight, a Lagrange multiplier, rises while the retention of the train split is short of its goal.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from unrefuse.models.writers import writers
 from unrefuse.prompts.sets import SETS
 from unrefuse.search.descent import Descent
 from unrefuse.search.objective import Before
-from unrefuse.search.score import SCORED, Judge, merit
+from unrefuse.search.score import SCORED, Judge
 from unrefuse.search.shapes import (
     COMPONENTS,
     first_deep,
@@ -35,7 +36,9 @@ from unrefuse.search.shapes import (
     strengths,
 )
 
-STARTS = (0.3, 0.6, 0.9, 1.2, 1.5)  # multipliers of the kernel: it starts from the best of them
+# Multipliers of the kernel: it starts from the strongest that keeps so much of the retention of
+# train that the steps have nothing to win back (LOG.md), and from the first where none does.
+STARTS, START_RETENTION = (0.3, 0.6, 0.9, 1.2, 1.5), 0.97
 KERNEL_RATE = 0.05  # of Adam, on the kernel's numbers
 # Of momentum on the cores, as a length over all of them. Adam moves every entry alike, and so the
 # many that only add divergence: at the same margins it had twice the divergence (LOG.md).
@@ -65,7 +68,7 @@ def learn(
     """Candidates: the tuned kernel, then the cores after a half, three quarters and all steps.
 
     `directions` `(layers, d_model)`. The kernel, `config.kernel_steps` steps of it, has the shape
-    `config.shape` and starts as `kernel` times the best of STARTS. The cores, `(k, k)` for every
+    `config.shape` and starts as `kernel` times one of STARTS. The cores, `(k, k)` for every
     matrix of the upper three quarters of the layers, lie in the span of what was measured
     (`find_spans`); their first entry starts as the kernel's strength, the others at 0;
     `config.steps` steps. The same seed gives the same candidates on the same machine, in one run
@@ -82,11 +85,13 @@ def learn(
         found = strengths(numbers, model.layers)
         return {w.name: found[COMPONENTS.index(w.component), w.layer].view(1, 1) for w in edited}
 
-    def worth(numbers: dict[str, Tensor]) -> float:
-        plan = plan_of_cores(model.network, direction, kernel_cores(numbers))
-        return merit(judge.score(plan), config)
+    def keeps(multiplier: float) -> bool:
+        cores = kernel_cores(start_numbers(config.shape, kernel, multiplier))
+        plan = plan_of_cores(model.network, direction, cores)
+        return judge.score(plan).retention >= START_RETENTION
 
-    numbers = max((start_numbers(config.shape, kernel, m) for m in STARTS), key=worth)
+    kept = list(itertools.takewhile(keeps, STARTS[1:]))
+    numbers = start_numbers(config.shape, kernel, kept[-1] if kept else STARTS[0])
 
     def candidate(found: dict[str, Any], basis: Tensor) -> Candidate:
         """The kernel's weights are the largest singular value of a layer's cores."""

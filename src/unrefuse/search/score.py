@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan
 from unrefuse.evaluate.margin import (
@@ -60,13 +59,6 @@ class Score:
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
-
-
-def merit(score: Score, config: RunConfig) -> float:
-    """What a trial is worth before it generates: removal up to the target, less twice what
-    retention lacks of its floor, the answered prompts refused, and the divergence in nats."""
-    lacking = max(0.0, config.retention_floor - score.retention)
-    return min(score.removal, config.removal_target) - 2 * lacking - score.refused - score.kl
 
 
 class Judge:
