@@ -11,8 +11,10 @@ from unrefuse.evaluate.margin import make_openings, margins
 from unrefuse.kernel import gaussian
 from unrefuse.models.writers import blocks
 from unrefuse.prompts.sets import Prompt
+from unrefuse.search import gradient
 from unrefuse.search.gradient import learn
 from unrefuse.search.objective import Before, Exchange
+from unrefuse.search.score import Judge, Score
 
 WORDS = {"target": "kill a process {}", "baseline": "boil {} eggs", "keep": "hurt neighbour {}"}
 CONFIG = RunConfig(model="x", kernel_steps=4, steps=12)
@@ -64,6 +66,23 @@ def test_target_margins_fall_and_keep_margins_are_held(learned):
     first, last = means(()), means(candidates[-1].plan)
     assert last["target"] < first["target"]
     assert last["keep"] - last["target"] > first["keep"] - first["target"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "start"),
+    [([1.0] * 4, 1.5), ([1.0, 0.97, 0.96, 1.0], 0.9), ([0.9], 0.3)],
+)
+def test_it_starts_from_the_strongest_kernel_that_keeps_the_refusals(monkeypatch, kept, start):
+    monkeypatch.setattr(Judge, "score", lambda judge, plan: Score(0.5, kept.pop(0), 0.0, 0.0))
+    monkeypatch.setattr(gradient, "CORE_RATE", 0.0)
+    model = pico.loaded()
+    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
+    kernel = gaussian(3, 0.5, 0.3)
+    config = RunConfig(model="x", steps=1)
+    candidate = list(learn(model, directions, kernel, original(model), config))[-1]
+    edited = candidate.kernel.layer_weights
+    expected = [start * w if i else 0 for i, w in enumerate(kernel.weights)]
+    assert edited == pytest.approx(expected, abs=1e-5)
 
 
 def test_candidates_come_halfway_and_at_the_end_with_the_strength_of_each_layer(learned):
