@@ -12,6 +12,7 @@ from tests import pico
 from tests.evaluate.test_endpoint import by_content, completion, scripted, serving
 from unrefuse import cli, evaluation
 from unrefuse.commands import evaluate as command
+from unrefuse.errors import UsageError
 from unrefuse.evaluate.transcripts import read_transcripts
 from unrefuse.evaluation import Options, run_evaluate
 from unrefuse.models.load import load_model
@@ -65,7 +66,7 @@ def settings(models, out, **more):
 def test_the_figures_are_those_of_edit(monkeypatch, models, tmp_path):
     """Against the original: the same figures as ask_before and measure give."""
     monkeypatch.setattr("unrefuse.search.objective.MINIMUM", 3)
-    config = settings(models, tmp_path / "out")
+    config = settings(models, tmp_path / "out", retention_bound=0)
     found = run_evaluate(config, Options(against=str(models / "original"))).to_json()
 
     original = load_model(config.model_copy(update={"model": str(models / "original")}))
@@ -85,6 +86,14 @@ def test_the_figures_are_those_of_edit(monkeypatch, models, tmp_path):
     assert found["retention_test"]["n"] == wanted["retention"]["n"]
     assert set(found["twins"]) == set(found["perplexity"]) == {"before", "after"}
     assert found["models"]["before"]["sha256"] != found["models"]["after"]["sha256"]
+
+
+def test_an_edit_of_few_keep_prompts_stops_before_it_begins(monkeypatch, models, tmp_path):
+    monkeypatch.setattr("unrefuse.search.objective.MINIMUM", 3)
+    config = settings(models, tmp_path / "out")
+    original = load_model(config.model_copy(update={"model": str(models / "original")}))
+    with pytest.raises(UsageError, match=r"too few keep prompts: .* 29 are needed to show .* 0\.9"):
+        ask_before(original, load_prompts(config), "test", config)
 
 
 def test_one_model_at_a_time_is_in_memory(monkeypatch, models, tmp_path):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 UNREFUSE = Path(sys.executable).parent / "unrefuse"
+SMALL = ("--limit", "24", "--retention-bound", "0.8")  # what 48 keep prompts can show
 
 
 def unrefuse(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -25,7 +26,7 @@ def unrefuse(*words: object, **options: object) -> subprocess.CompletedProcess[s
 @pytest.fixture(scope="module")
 def edited(tmp_path_factory):
     out = tmp_path_factory.mktemp("a folder with a space") / "edited"
-    done = unrefuse("edit", "demo", "--out", out, "--limit", 24, "--json")
+    done = unrefuse("edit", "demo", "--out", out, *SMALL, "--json")
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout), done
 
@@ -111,7 +112,7 @@ def test_the_stored_plan_makes_the_same_weights_from_the_original_on_disk(edited
 @pytest.mark.slow
 def test_rows_keep_their_length_and_the_saved_model_is_what_is_measured(tmp_path):
     out = tmp_path / "x"
-    done = unrefuse("edit", "demo", "--out", out, "--limit", 24, "--preserve-norm", "--json")
+    done = unrefuse("edit", "demo", "--out", out, *SMALL, "--preserve-norm", "--json")
     assert done.returncode in (0, 1), done.stderr
     record = json.loads(done.stdout)
     assert "no hook does" in done.stderr
@@ -157,9 +158,7 @@ def test_run_json_with_another_model_is_refused(edited, tmp_path):
 @pytest.mark.slow
 def test_an_unreachable_floor_saves_nothing(edited, tmp_path):
     # The baseline in place of the target: refused by nobody, so there is nothing to measure.
-    done = unrefuse(
-        "edit", "demo", "--out", tmp_path / "x", "--limit", 24, "--quality-floor", 1, "--json"
-    )
+    done = unrefuse("edit", "demo", "--out", tmp_path / "x", *SMALL, "--quality-floor", 1, "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout)
     assert record["saved"] is False
@@ -170,7 +169,7 @@ def test_an_unreachable_floor_saves_nothing(edited, tmp_path):
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = subprocess.Popen(
-        [str(UNREFUSE), "edit", "demo", "--out", str(tmp_path / "x"), "--limit", "24"],
+        [str(UNREFUSE), "edit", "demo", "--out", str(tmp_path / "x"), *SMALL],
         stderr=subprocess.PIPE,
         text=True,
         # A suite that runs in the background has it ignored, and the child would inherit that.
