@@ -109,6 +109,12 @@ def test_so_few_keep_prompts_show_nothing_though_none_is_lost(n, wanted):
     assert keeps_floors(found, CONFIG)
 
 
+def test_where_no_number_of_prompts_shows_the_bound_none_is_named():
+    config = RunConfig(model="x", retention_floor=0.9, retention_bound=0.9)
+    (reason,) = advice(measurement(removal=0.9, retention=0.9), config)
+    assert "no number would at this rate" in reason
+
+
 def test_advice_names_each_figure_that_was_missed():
     assert advice(measurement(removal=0.9), CONFIG) == []
     retention, quality, removal = advice(

@@ -75,11 +75,13 @@ def advice(measured: Measurement, config: RunConfig) -> list[str]:
             f"{config.retention_floor:.3f}: use --protect 1, more keep prompts, or less --strength"
         )
     elif not keeps_retention(measured, config):
-        enough = needed(config.retention_bound, retention.value)
+        at_this_rate = retention.value > config.retention_bound
+        enough = at_this_rate and needed(config.retention_bound, retention.value)
+        more = f"about {enough} would" if enough else "no number would"
         reasons.append(
             f"{retention.n} keep prompts do not show that retention is {config.retention_bound:g} "
             f"or more (lower bound {lower_bound(retention.count, retention.n):.3f}): "
-            f"about {enough} would at this rate, or lower --retention-bound"
+            f"{more} at this rate, or lower --retention-bound"
         )
     if measured.quality.value < config.quality_floor:
         reasons.append(
