@@ -18,6 +18,7 @@ from torch import Tensor
 from unrefuse.activations.capture import residuals
 from unrefuse.config import RunConfig
 from unrefuse.directions import find_spans
+from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, plan_of_cores
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
@@ -77,8 +78,8 @@ def learn(
     model.network.requires_grad_(False)
     first = first_deep(model.layers)
     edited = [w for w in writers(model.network) if w.layer >= first]
-    judge = Judge(model, train, first, SCORED)
-    descent = Descent(Judge(model, train, first), config.seed, folder)
+    judge = Judge(model, train, first)
+    descent = Descent(judge, config.seed, folder)
     direction = directions.unsqueeze(-1)
 
     def kernel_cores(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -87,8 +88,9 @@ def learn(
 
     def keeps(multiplier: float) -> bool:
         cores = kernel_cores(start_numbers(config.shape, kernel, multiplier))
-        plan = plan_of_cores(model.network, direction, cores)
-        return judge.score(plan).retention >= START_RETENTION
+        with hooked(model.network, plan_of_cores(model.network, direction, cores)):
+            given = judge.all_margins("keep", SCORED) > 0
+        return float(given.float().mean()) >= START_RETENTION
 
     kept = list(itertools.takewhile(keeps, STARTS[1:]))
     numbers = start_numbers(config.shape, kernel, kept[-1] if kept else STARTS[0])

@@ -137,16 +137,16 @@ class Judge:
         return Score(float(changed), float(given), float(refused), float(kl))
 
     @torch.no_grad()
-    def all_margins(self, name: str) -> Tensor:
-        """The margins `(prompts,)` of a whole set, in the order of its prompts."""
-        found = torch.empty(len(self.rows[name]))
-        for batch in self._batches(name):
+    def all_margins(self, name: str, limit: int | None = None) -> Tensor:
+        """The margins `(prompts,)` of a whole set, or its first `limit`, in its order."""
+        found = torch.empty(len(self.rows[name].ways[:limit]))
+        for batch in self._batches(name, limit):
             found[batch] = self.margins([(name, i) for i in batch]).cpu()
         return found
 
-    def _batches(self, name: str) -> list[list[int]]:
+    def _batches(self, name: str, limit: int | None = None) -> list[list[int]]:
         rows = self.rows[name]
-        lengths = [range(len(rows.entering[ways[0]])) for ways in rows.ways]
+        lengths = [range(len(rows.entering[ways[0]])) for ways in rows.ways[:limit]]
         return list(batches(lengths, self.model.batch_size))
 
 
