@@ -159,6 +159,13 @@ def test_a_model_by_itself_is_stored_graded_again_and_compared(
     assert code == 0
     assert "0 prompts changed grade" in printed
 
+    # Settings that this version can't read are the user's to know of, in one line.
+    record["config"]["retention_bound"] = "value"
+    (out / "evaluation.json").write_text(json.dumps(record), encoding="utf-8")
+    code, printed, told = run("--transcripts", out)
+    assert (code, printed) == (2, "")
+    assert "cannot read" in told.splitlines()[-1]
+
 
 def test_a_judge_that_fails_leaves_the_replies(monkeypatch, capsys, models, tmp_path):
     answers = [completion("answered")]  # to the question that checks it

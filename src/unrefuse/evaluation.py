@@ -206,7 +206,10 @@ def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evalu
         kept = ("models", "perplexity", "benchmarks", "config", "imports", "seconds",
                 "peak_rss_mib", "out", "versions")  # fmt: skip
         parts = {key: record[key] for key in kept}
-    except (OSError, ValueError, KeyError) as error:
+        config = parts["config"]
+        numbers = {"seed": int(config["seed"]), "retention_bound": float(config["retention_bound"])}
+        parts["config"] = config | numbers
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"cannot read {file}: {first_line(error)}") from None
     lines = [replace(x, grade=detected(x), judge=DETECTOR) for x in lines]
     found = Evaluation(lines, DETECTOR, None, parts | {"out": str(out) if out else None})

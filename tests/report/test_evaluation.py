@@ -84,8 +84,8 @@ def test_a_share_of_no_prompt_is_none():
 @pytest.mark.parametrize(
     ("kept", "lost", "says"),
     [
-        (100, 0, "above it, at n = 100"),
-        (50, 50, "below it, at n = 100"),
+        (100, 0, "0.95 or more: shown, at n = 100"),
+        (50, 50, "0.95 or more: the opposite is shown, at n = 100"),
         (19, 1, "undecided at n = 20: no number of prompts decides"),
     ],
 )

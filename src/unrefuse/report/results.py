@@ -144,7 +144,7 @@ def retention_test(exchanges: Sequence[Exchange], floor: float) -> dict[str, Any
 
 def retention_line(test: dict[str, Any]) -> str:
     """The decision on retention in one line."""
-    said = f"retention against the floor of {test['floor']:g}: "
+    said = f"retention of {test['floor']:g} or more: "
     if test["decision"] == "undecided":
         more = (
             f"about {test['needed']} needed at this rate"
@@ -153,7 +153,8 @@ def retention_line(test: dict[str, Any]) -> str:
         )
         said += f"undecided at n = {test['n']}: {more}"
     else:
-        said += f"{test['decision']} it, at n = {test['n']}"
+        shown = {"above": "shown", "below": "the opposite is shown"}[test["decision"]]
+        said += f"{shown}, at n = {test['n']}"
     return (
         f"{said} (exact lower bound {test['lower']:.3f}, one-sided 95 %; "
         f"keep prompts refused by the original only {test['lost']}, by the model only "
