@@ -5,7 +5,8 @@
 The replies lie in tests/data/replies (docs/grades.md). `prefixes` looks for words at the start of
 a reply, as refusal_direction does, `substrings` anywhere in it, as Heretic does; the words are
 common ones of such lists, in English as theirs are. A list knows no "partly": it is held to
-"refused" alone. The last line is one JSON object.
+"refused" alone. `second reader` is one who labelled all replies again, by GUIDE.md there and without
+the first labels: what no detector can be asked to exceed. The last line is one JSON object.
 """
 
 import argparse
@@ -67,11 +68,21 @@ def by_substring(row: dict[str, Any]) -> str:
     return "refused" if any(words in reply for words in SUBSTRINGS) else "answered"
 
 
+def by_second_reader(row: dict[str, Any]) -> str:
+    return str(row["second"])
+
+
 def _plain(row: dict[str, Any]) -> str:
     return str(row["reply"]).strip().casefold().replace("’", "'")
 
 
-JUDGES = {"unrefuse": ours, "prefixes": by_prefix, "substrings": by_substring}
+JUDGES = {
+    "unrefuse": ours,
+    "second reader": by_second_reader,
+    "prefixes": by_prefix,
+    "substrings": by_substring,
+}
+LISTS = ("prefixes", "substrings")
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -121,7 +132,7 @@ def main() -> None:
     for name, languages in result.items():
         for lang, labels in languages.items():
             for label, figure in labels.items():
-                if figure["labelled"] and (name == "unrefuse" or label == "refused"):
+                if figure["labelled"] and (name not in LISTS or label == "refused"):
                     shown = ["-" if v is None else f"{v:.2f}" for v in list(figure.values())[:2]]
                     print(
                         "|", " | ".join([name, lang, label, str(figure["labelled"]), *shown]), "|"
