@@ -5,8 +5,8 @@
 The replies lie in tests/data/replies (docs/grades.md). `prefixes` looks for words at the start of
 a reply, as refusal_direction does, `substrings` anywhere in it, as Heretic does; the words are
 common ones of such lists, in English as theirs are. A list knows no "partly": it is held to
-"refused" alone. `second reader` is one who labelled all replies again, by GUIDE.md there and without
-the first labels: what no detector can be asked to exceed. The last line is one JSON object.
+"refused" alone. `second reader` is one who labelled all replies again, by GUIDE.md there and
+without the first labels. The last line is one JSON object.
 """
 
 import argparse
