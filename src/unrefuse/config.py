@@ -170,5 +170,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _say(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
-    given = f" (given: {error['input']!r})" if where and error["type"] != "missing" else ""
+    # A rule about several settings is given all of them, and its message names them.
+    told = error["type"] != "missing" and not isinstance(error["input"], dict)
+    given = f" (given: {error['input']!r})" if told else ""
     return f"{where}: {message}{given}" if where else message
