@@ -15,7 +15,7 @@ from unrefuse.evaluate.generate import reply_to
 from unrefuse.evaluate.refusal import is_refusal
 from unrefuse.models import demo
 from unrefuse.models.load import load_folder
-from unrefuse.models.planted.train import REFUSALS, training_texts
+from unrefuse.plant import REFUSALS, training_texts
 from unrefuse.prompts.sets import SPLITS, Prompt, load_prompts, read_set
 
 TOPICS = ("lighthouses", "beekeeping")
