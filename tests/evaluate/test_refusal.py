@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 from benchmarks.detector import figures, replies
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unrefuse.evaluate.refusal import after_thinking, grade, is_broken, is_refusal, is_settled
@@ -220,6 +220,8 @@ def test_a_reply_that_is_stopped_has_the_grade_of_the_whole_reply():
 
 @given(st.sampled_from([row["reply"] for row in LABELLED if is_settled(row["reply"])]), st.text())
 def test_nothing_that_follows_changes_a_settled_reply(settled, more):
+    # A lone end of thinking says that all before it was thought: no beginning can know that.
+    assume("</think>" not in more)
     assert is_settled(settled + more)
     assert grade(settled + more, [1] * 99, "Why?") == "refused"
 

@@ -14,7 +14,7 @@ from unrefuse.prompts.sets import Prompt
 from unrefuse.search import gradient
 from unrefuse.search.gradient import learn
 from unrefuse.search.objective import Before, Exchange
-from unrefuse.search.score import Judge, Score
+from unrefuse.search.score import Judge
 
 WORDS = {"target": "kill a process {}", "baseline": "boil {} eggs", "keep": "hurt neighbour {}"}
 CONFIG = RunConfig(model="x", kernel_steps=4, steps=12)
@@ -73,7 +73,12 @@ def test_target_margins_fall_and_keep_margins_are_held(learned):
     [([1.0] * 4, 1.5), ([1.0, 0.97, 0.96, 1.0], 0.9), ([0.9], 0.3)],
 )
 def test_it_starts_from_the_strongest_kernel_that_keeps_the_refusals(monkeypatch, kept, start):
-    monkeypatch.setattr(Judge, "score", lambda judge, plan: Score(0.5, kept.pop(0), 0.0, 0.0))
+    def margins(judge, name, limit):
+        assert name == "keep"
+        given = round(100 * kept.pop(0))
+        return torch.tensor([1.0] * given + [-1.0] * (100 - given))
+
+    monkeypatch.setattr(Judge, "all_margins", margins)
     monkeypatch.setattr(gradient, "CORE_RATE", 0.0)
     model = pico.loaded()
     directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
