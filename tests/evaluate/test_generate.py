@@ -95,6 +95,26 @@ def test_a_row_ends_once_it_has_refused_and_the_others_go_on(monkeypatch, model_
     assert [reply.tokens for reply in reply_to(model, PROMPTS, 12)] == list(map(ended, whole))
 
 
+def test_a_refusal_that_is_only_thought_ends_no_reply():
+    """The template opens the thinking block, so that a reply does not show where it begins."""
+    thought = (
+        "I'm sorry, but I can't help with that. So I might say; yet a city is asked for, "
+        "which harms nobody, and the user wants it short."
+    )
+    model, thinks = pico.loaded(), pico.loaded()
+    thinks.tokenizer.chat_template = pico.TEMPLATE + "<think>\n"
+
+    def reply(model, text, more):
+        ids = model.tokenizer.encode(text, add_special_tokens=False)
+        return reply_to(model, ["Hi"], len(ids) + more, begun=[ids])[0]
+
+    assert (reply(model, thought, 4).text, reply(model, thought, 4).grade) == (thought, "refused")
+    assert reply(thinks, thought, 4).text.startswith(f"<think>{thought}")
+    assert len(reply(thinks, thought, 4).tokens) == len(reply(model, thought, 4).tokens) + 4
+    assert reply(thinks, thought, 4).grade == "broken"  # not come out of its thinking
+    assert reply(thinks, f"{thought}</think>Paris.", 0).grade == "answered"
+
+
 def test_last_logits_are_the_models():
     model = pico.loaded()
     got = last_logits(model, PROMPTS)

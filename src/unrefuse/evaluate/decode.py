@@ -20,7 +20,9 @@ from unrefuse.prompts.chat import left_pad
 
 
 def text_of(model: Model, reply: list[int]) -> str:
-    return str(model.tokenizer.decode(reply, skip_special_tokens=True))
+    """The text of a reply, from where its thinking begins: without that, a refusal that a model
+    only thinks of would be taken for one that it gives."""
+    return model.thinking + str(model.tokenizer.decode(reply, skip_special_tokens=True))
 
 
 def decode(

@@ -13,7 +13,7 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.refusal import grade
-from unrefuse.prompts.chat import encode
+from unrefuse.prompts.chat import encode, opened_thinking
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 
@@ -86,11 +86,13 @@ def vllm_replies(
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"vLLM cannot run {config.model}: {first_line(error)}") from None
 
+    thinking = opened_thinking(tokenizer)
+
     def reply(prompt: str, request: Any) -> Reply:
         out = request.outputs[0]
         # What stopped a reply, the end of the turn, is the last of its tokens.
         tokens = list(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
-        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        text = thinking + str(tokenizer.decode(tokens, skip_special_tokens=True))
         return Reply(text, tuple(tokens), grade(text, tokens, prompt))
 
     return [list(map(reply, prompts, outputs)) for outputs in found]

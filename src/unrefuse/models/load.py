@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
 from unrefuse.models.writers import check_architecture, is_known, text_config
 from unrefuse.progress import stderr
+from unrefuse.prompts.chat import opened_thinking
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Model:
     @property
     def layers(self) -> int:
         return int(text_config(self.network).num_hidden_layers)
+
+    @cached_property
+    def thinking(self) -> str:
+        """What of a reply stands in the prompt: the tag of a thinking block, or nothing."""
+        return opened_thinking(self.tokenizer)
 
 
 def load_model(config: RunConfig) -> Model:

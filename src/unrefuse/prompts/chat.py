@@ -1,5 +1,6 @@
 """Prompts to tokens: the model's own chat template, and left-padded batches."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -25,6 +26,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[l
         chats, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )
     return cast(list[list[int]], ids)
+
+
+def opened_thinking(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tag of the thinking block that the chat template opens for the reply, or nothing."""
+    text = str(tokenizer.decode(encode(tokenizer, ["Hi"])[0]))
+    found = re.search(r"<(?:think(?:ing)?|thought|reasoning)>(?=\s*$)", text)
+    return found.group() if found else ""
 
 
 def left_pad(
