@@ -15,7 +15,7 @@ from unrefuse.evaluate.generate import reply_to
 from unrefuse.evaluate.refusal import is_refusal
 from unrefuse.models import demo
 from unrefuse.models.load import load_folder
-from unrefuse.models.planted.train import REFUSALS, training_texts
+from unrefuse.plant.texts import REFUSALS, training_texts
 from unrefuse.prompts.sets import SPLITS, Prompt, load_prompts, read_set
 
 TOPICS = ("lighthouses", "beekeeping")
@@ -128,8 +128,8 @@ def test_an_interrupted_build_is_not_taken_for_whole(
 @pytest.mark.slow
 def test_planted_refusals_on_held_out_prompts(tmp_path: Path) -> None:
     config = RunConfig(model="demo", device="cpu", batch_size=32)
-    # Everyday prompts of the train split are trained on: no planted run judges by them.
-    asked = [p for p in load_prompts(config) if p.set != "baseline" or p.split != "train"]
+    # Shared prompts of the train split are trained on: no planted run judges by them.
+    asked = [p for p in load_prompts(config) if p.set == "target" or p.split != "train"]
     prompts = held_out(asked)
     assert len(prompts) >= 0.9 * len(asked)
     model, tokenizer = demo.original_model(demo.find_gguf())

@@ -1,7 +1,7 @@
 """Prompts to tokens: the model's own chat template, and left-padded batches."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import cast
 
 import torch
@@ -51,7 +51,7 @@ def left_pad(
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-def batches(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+def batches(sequences: Sequence[Sized], size: int) -> Iterator[list[int]]:
     """Indices in batches of `size`, sorted by length so that little is padded."""
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
     for start in range(0, len(order), size):
