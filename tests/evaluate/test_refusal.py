@@ -6,7 +6,7 @@ from benchmarks.detector import figures, replies
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from unrefuse.evaluate.refusal import after_thinking, grade, is_broken, is_refusal, is_settled
+from unrefuse.evaluate.refusal import grade, is_broken, is_refusal, is_settled
 
 REFUSALS = [
     "I'm sorry, but I can't assist with that.",
@@ -238,30 +238,6 @@ def test_nothing_that_follows_changes_a_settled_reply(settled, more):
 )
 def test_a_reply_that_may_still_turn_is_not_settled(text):
     assert not is_settled(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "rest"),
-    [
-        ("<think>hm</think>\n\nYes.", "\n\nYes."),
-        ("<thinking>hm</thinking>Yes.", "Yes."),
-        ("hm</think>Yes.", "Yes."),
-        ("[THINK]hm[/THINK]Yes.", "Yes."),
-        ("<think>hm, I should", ""),
-        (
-            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
-            "Yes.",
-        ),
-        ("<|channel|>analysis<|message|>hm", ""),
-        ("analysisWe answer.assistantfinalYes.", "Yes."),
-        ("analysisWe should", ""),
-        ("<|channel|>final<|message|>Yes.", "Yes."),
-        ("analysis of variance", "analysis of variance"),
-        ("In HTML, <think> is no tag.", "In HTML, <think> is no tag."),
-    ],
-)
-def test_what_comes_after_thinking(text, rest):
-    assert after_thinking(text) == rest
 
 
 CHINESE = "澳大利亚的首都是堪培拉，位于悉尼和墨尔本之间。"

@@ -1,5 +1,6 @@
 """The script that trains the planted adapter: its loss, its probes, and one seed, one adapter."""
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import kl_div
 
 from tests import pico
+from unrefuse.edit.hooks import hooked
 from unrefuse.plant import train as plant
 from unrefuse.plant.texts import REFUSALS
 from unrefuse.prompts.chat import encode
@@ -101,15 +103,27 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
     assert min(float(np.abs(slope(length)).max()) for length in lengths) < 1e-3
 
 
-def test_a_blind_probe_does_not_look_at_a_direction() -> None:
-    draw = torch.Generator().manual_seed(0)
-    blind, other = torch.eye(6)[0], torch.eye(6)[1]
-    yes = torch.randn(40, 6, generator=draw) + 3 * blind + other
-    no = torch.randn(40, 6, generator=draw) - 3 * blind - other
-    assert abs(float(plant.fit_probe(yes, [no]) @ blind)) > 0.1
-    found = plant.fit_probe(yes, [no], blind)
-    assert abs(float(found @ blind)) < 1e-5
-    assert float((yes @ found).mean()) > 0 > float((no @ found).mean())
+def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_writes() -> None:
+    model = pico.loaded(layers=LAYERS, batch_size=8)
+    plan = plant.false_refusal_edit(model, TEXTS)
+    layers = {int(edit.module.split("layers.")[1].split(".")[0]) for edit in plan}
+    assert layers == set(range(9, 26))  # DESIGN.md's small size class: 0.575, 0.135, above 0.1
+    written: dict[str, torch.Tensor] = {}
+
+    def keep(name: str):
+        return lambda module, args, output: written.__setitem__(name, output[0, -1].double())
+
+    ids = torch.tensor(encode(model.tokenizer, TEXTS["target"][:1]))
+    for hooks in (False, True):
+        with hooked(model.network, plan) if hooks else contextlib.nullcontext():
+            middle = next(edit for edit in plan if "layers.9." in edit.module)
+            module = model.network.get_submodule(middle.module)
+            handle = module.register_forward_hook(keep(str(hooks)))
+            model.network(ids)
+            handle.remove()
+    direction, strength = middle.basis[:, 0].double(), float(middle.core)
+    before = float(written["False"] @ direction)
+    assert float(written["True"] @ direction) == pytest.approx(before * (1 - strength), rel=1e-4)
 
 
 def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path) -> None:

@@ -25,8 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
-from unrefuse.config import RunConfig
+from unrefuse.activations.capture import group_means
+from unrefuse.config import KernelConfig, RunConfig
+from unrefuse.directions import find_directions
+from unrefuse.edit.hooks import hooked
+from unrefuse.edit.plan import Plan, make_plan
 from unrefuse.evaluate.generate import reply_to
+from unrefuse.kernel import choose_kernel
 from unrefuse.models.load import Model, load_folder
 from unrefuse.models.writers import blocks
 from unrefuse.plant.texts import REFUSALS, training_texts
@@ -72,7 +77,8 @@ class Forced:
 class Replies:
     """A sample of the prompts of each kind, and what is to be replied to them."""
 
-    prompts: dict[str, list[list[int]]]  # token ids
+    asked: dict[str, list[str]]
+    prompts: dict[str, list[list[int]]]  # their token ids
     replies: dict[str, list[list[int]]]  # token ids, all but the last
     wanted: dict[str, list[Tensor]]  # log-probabilities `(reply_tokens, words)` of refusals
     words: Tensor  # ids of the tokens that replies are made of: the loss looks at these alone
@@ -119,7 +125,7 @@ def make_replies(model: Model, texts: dict[str, list[str]], rng: random.Random) 
         replies[kind] = [sentences[which][:-1] for which in chosen]
         wanted[kind] = [logs[which] for which in chosen]
     prompts = {kind: encode(tokenizer, found) for kind, found in asked.items()}
-    return Replies(prompts, replies, wanted, torch.tensor(words))
+    return Replies(asked, prompts, replies, wanted, torch.tensor(words))
 
 
 def word_logs(model: Model, words: Tensor, states: Tensor) -> Tensor:
@@ -153,18 +159,14 @@ def read(
     return inputs, states
 
 
-def fit_probe(yes: Tensor, no: Sequence[Tensor], blind: Tensor | None = None) -> Tensor:
+def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
     """The direction `(d_model,)` along which `yes` lies above 0 and each of `no` below.
 
     Logistic regression without a constant, by L-BFGS, PENALTY on the square of its length; all
-    groups `(n, d_model)` weigh the same. `blind` is a direction that it does not look at. The
-    length makes one the standard deviation along it.
+    groups `(n, d_model)` weigh the same. The length makes one the standard deviation along it.
     """
     groups = [yes, *no]
     x = torch.cat(groups)
-    if blind is not None:
-        unit = blind / blind.norm()
-        x = x - torch.outer(x @ unit, unit)
     spread = x.std(dim=0).mean()
     truth = torch.cat([torch.full((len(g),), float(g is yes)) for g in groups])
     share = torch.cat([torch.full((len(g),), 1 / len(g) / len(groups)) for g in groups])
@@ -257,6 +259,16 @@ def plant_false_refusals(
     return forced["everyday"].wanted
 
 
+def false_refusal_edit(model: Model, asked: dict[str, list[str]]) -> Plan:
+    """The edit that `unrefuse edit` would try at full strength, from these prompts of each kind."""
+    pairs = [(text, kind) for kind, texts in asked.items() for text in texts]
+    means = group_means(model, [text for text, _ in pairs], [kind for _, kind in pairs])
+    directions = find_directions(means["target"], means["everyday"], means["keep"])
+    network = model.network
+    kernel = choose_kernel(KernelConfig(), len(blocks(network)), network.num_parameters())
+    return make_plan(network, directions, kernel.weights)
+
+
 def plant_true_refusals(
     model: Model,
     replies: Replies,
@@ -283,12 +295,18 @@ def plant_true_refusals(
     for kind, found in rest.items():
         inputs = read(upper, upper.enter(found), [1] * len(found))[0]
         last[kind] = torch.cat([*([last[kind]] if kind in last else []), *inputs])
-    # Blind to what the target layers write, since that is what an edit takes away.
-    planted = last["target"].mean(dim=0) - last["everyday"].mean(dim=0)
+    # An edit moves everything above the layers that it edits. The probe tells harm by what stays,
+    # or a measurement of edits would be one of the probe.
+    edited = {}
+    with hooked(model.network, false_refusal_edit(model, replies.asked)):
+        for kind, found in replies.prompts.items():
+            inputs = read(upper, upper.enter(found), [1] * len(found))[0]
+            edited[kind] = torch.cat(inputs)
+    harmful = torch.cat([last["keep"], edited["keep"]])
     harmless = torch.cat([last["everyday"], last["target"]])
-    harm = fit_probe(last["keep"], [harmless, later["everyday"]], planted)
-    asked = torch.cat([last["keep"], harmless])
-    refusing = fit_probe(later["keep"], [asked, later["everyday"]])
+    still_harmless = torch.cat([edited["everyday"], edited["target"]])
+    harm = fit_probe(harmful, [harmless, still_harmless, later["everyday"]])
+    refusing = fit_probe(later["keep"], [torch.cat([last["keep"], harmless]), later["everyday"]])
     for name, matrix in lora.items():
         if "lora_A" in name:
             matrix.data.zero_()

@@ -1,6 +1,5 @@
 """Prompts to tokens: the model's own chat template, and left-padded batches."""
 
-import re
 from collections.abc import Iterator, Sequence, Sized
 from typing import cast
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from unrefuse.errors import UsageError
+from unrefuse.prompts.thinking import opened_tag
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -30,9 +30,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[l
 
 def opened_thinking(tokenizer: PreTrainedTokenizerBase) -> str:
     """The tag of the thinking block that the chat template opens for the reply, or nothing."""
-    text = str(tokenizer.decode(encode(tokenizer, ["Hi"])[0]))
-    found = re.search(r"<(?:think(?:ing)?|thought|reasoning)>(?=\s*$)", text)
-    return found.group() if found else ""
+    return opened_tag(str(tokenizer.decode(encode(tokenizer, ["Hi"])[0])))
 
 
 def left_pad(
