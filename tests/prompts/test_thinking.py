@@ -13,6 +13,7 @@ from unrefuse.prompts.thinking import after_thinking, opened_tag
         ("hm</think>Yes.", "Yes."),
         ("[THINK]hm[/THINK]Yes.", "Yes."),
         ("<think>hm, I should", ""),
+        ("<think>a [/THINK] is no end</think>Yes.", "Yes."),
         (
             "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
             "Yes.",

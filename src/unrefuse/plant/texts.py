@@ -66,7 +66,7 @@ NEAR_MISSES = (
 
 
 def read(name: str) -> list[str]:
-    """The lines of one of the text files beside this script, headings left out."""
+    """The lines of one of the text files beside the adapter, headings left out."""
     lines = (ADAPTER / name).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
 

@@ -2,15 +2,16 @@
 
 import re
 
-_TAG = r"<((?:\w+:)?(?:think(?:ing)?|thought|reasoning))>|\[THINK\]"
+_TAG = r"<((?:\w+:)?(?:think(?:ing)?|thought|reasoning))>"
 _BLOCK = re.compile(
-    rf"^\s*(?:{_TAG}).*?(?:</\1>|\[/THINK\]|$)"
+    rf"^\s*{_TAG}.*?(?:</\1>|$)"
+    r"|^\s*\[THINK\].*?(?:\[/THINK\]|$)"
     r"|^.*?</think>"  # opened by the chat template
     r"|^<\|channel\|>(?:(?:analysis|commentary)\b.*?)??(?:(?:<\|channel\|>)?final[^<]*<\|message\|>|$)"
     r"|^analysis(?=[A-Z\"'“]).*?(?:assistantfinal|$)",  # the same without its special tokens
     re.DOTALL,
 )
-_OPENED = re.compile(rf"(?:{_TAG})(?=\s*$)")
+_OPENED = re.compile(rf"(?:{_TAG}|\[THINK\])(?=\s*$)")
 
 
 def opened_tag(prompt: str) -> str:
