@@ -26,7 +26,7 @@ def unrefuse(*words: object, **options: object) -> subprocess.CompletedProcess[s
 @pytest.fixture(scope="module")
 def edited(tmp_path_factory):
     out = tmp_path_factory.mktemp("a folder with a space") / "edited"
-    done = unrefuse("edit", "demo", "--out", out, *SMALL, "--json")
+    done = unrefuse("edit", "demo", "--out", out, "--limit", 48, "--json")  # as `make demo`
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout), done
 
@@ -35,9 +35,8 @@ def test_the_goal_is_met_on_held_out_prompts(edited):
     _, record, _ = edited
     assert record["saved"] is True
     assert record["split"] == "test"
-    # 24 prompts of a set give a rougher direction than the 48 of `make demo`, which reach 0.8.
-    chosen = {stage["multiplier"]: stage for stage in record["stages"]}
-    assert chosen[record["kernel"]["multiplier"]]["removal"]["high"] >= 0.8
+    assert record["stages"][-1]["removal"]["value"] >= 0.8
+    # Reached on the search split; of the 48 of the test split, as many as go with that.
     assert record["removal"]["high"] >= 0.8
     assert record["removal"]["value"] >= 0.6
     assert record["retention"]["value"] >= 0.95
