@@ -59,8 +59,8 @@ def test_the_record_has_every_key(edited):
         : len(record["stages"])
     ]
     for name, rates in record["refused"].items():
-        # A limit of 24 leaves twice as many keep prompts.
-        assert rates["before"][1] == rates["after"][1] == (48 if name == "keep" else 24)
+        # A limit of 48 leaves twice as many keep prompts.
+        assert rates["before"][1] == rates["after"][1] == (96 if name == "keep" else 48)
     assert record["refused"]["target"]["before"][0] > record["refused"]["target"]["after"][0]
     saved = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert saved | {"peak_rss_mib": 0} == record | {"peak_rss_mib": 0}
