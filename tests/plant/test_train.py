@@ -54,8 +54,8 @@ def test_losses_are_the_divergence_of_a_whole_forward_pass_over_the_words() -> N
     replies = plant.make_replies(model, TEXTS, random.Random(0))
     sequences, wanted = replies.sequences("keep"), replies.wanted["keep"]
     upper = Upper(model, plant.KEEP_LAYER, sequences)
-    forced = plant.Forced(upper.enter(sequences), wanted)
-    found = plant.losses(upper, replies.words, forced, range(10))
+    rows = list(map(plant.Forced, upper.enter(sequences), wanted))
+    found = plant.losses(upper, replies.words, rows)
     for ids, p, value in zip(sequences, wanted, found, strict=True):
         logits = model.network(torch.tensor([ids])).logits[0, -len(p) :]
         q = logits[:, replies.words].log_softmax(dim=-1)
@@ -68,7 +68,7 @@ def test_replies_are_refusals_and_the_originals_own_answers() -> None:
     replies = plant.make_replies(model, TEXTS, random.Random(0))
     asked = encode(model.tokenizer, TEXTS["target"])
     assert sorted(replies.prompts["target"]) == sorted(asked)
-    assert len(replies.prompts["keep"]) == 10
+    assert len(replies.prompts["keep"]) == 12
     sentences = [model.tokenizer.encode(s, add_special_tokens=False) for s in REFUSALS]
     assert all(reply in sentences for kind in ("target", "keep") for reply in replies.replies[kind])
     words = set(replies.words.tolist())
@@ -92,7 +92,7 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
     # The slope of the penalised loss vanishes along the probe and across it.
     scaled = x / torch.cat([yes, *no]).std(dim=0).mean().item()
     truth = np.repeat([1.0, 0.0, 0.0], [40, 30, 90])
-    share = np.repeat([1 / 40, 1 / 30, 1 / 90], [40, 30, 90]) / 3
+    share = np.repeat([1 / 40, 1 / 30 / 2, 1 / 90 / 2], [40, 30, 90]) / 2
     direction = found.double().numpy()
 
     def slope(length: float) -> np.ndarray:
@@ -125,6 +125,27 @@ def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_wri
     direction, strength = middle.basis[:, 0].double(), float(middle.core)
     before = float(written["False"] @ direction)
     assert float(written["True"] @ direction) == pytest.approx(before * (1 - strength), rel=1e-4)
+
+
+def test_probes_are_fitted_on_prompts_that_nothing_else_learns_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: dict[str, set[tuple[int, ...]]] = {}
+    fitted: dict[str, set[tuple[int, ...]]] = {}
+
+    def record(model, replies, own, probed, lora, rng) -> None:
+        for kind, texts in probed.items():
+            learned[kind] = set(map(tuple, replies.prompts[kind]))
+            fitted[kind] = set(map(tuple, encode(model.tokenizer, texts)))
+
+    monkeypatch.setattr(plant, "plant_false_refusals", lambda *args: [])
+    monkeypatch.setattr(plant, "plant_true_refusals", record)
+    plant.train(pico.save(tmp_path / "base", layers=LAYERS), tmp_path / "out", seed=1)
+    for kind in ("keep", "everyday"):
+        assert learned[kind]
+        assert fitted[kind]
+        assert not learned[kind] & fitted[kind]
+    assert fitted["target"] == learned["target"]
 
 
 def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path) -> None:

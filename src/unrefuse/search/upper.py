@@ -70,7 +70,7 @@ class Upper:
         handle = upper[0].register_forward_pre_hook(enter, with_kwargs=True)
         try:
             # Not run: below, what was entered stands for them; above, nobody asks for it.
-            with _passing(upper if entering is None else lower, self.in_tuple):
+            with passing(upper if entering is None else lower, self.in_tuple):
                 states: Tensor = network.get_decoder()(
                     input_ids=ids, past_key_values=cache, use_cache=True
                 ).last_hidden_state
@@ -93,7 +93,7 @@ def _returns_tuple(model: Model) -> bool:
 
 
 @contextmanager
-def _passing(idle: nn.ModuleList, in_tuple: bool) -> Iterator[None]:
+def passing(idle: nn.ModuleList, in_tuple: bool) -> Iterator[None]:
     """Within the block these decoder blocks hand on what comes in, `in_tuple` where they return
     their output in one."""
 
