@@ -104,6 +104,15 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
     assert min(float(np.abs(slope(length)).max()) for length in lengths) < 1e-3
 
 
+def test_the_constant_is_one_on_states_that_share_a_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(4000, 6, generator=draw) * 0.1 + torch.randn(6, generator=draw)
+    found = plant.fit_constant(states)
+    expected, *_ = np.linalg.lstsq(states.double().numpy(), np.ones(4000))
+    assert found.double().numpy() == pytest.approx(expected, abs=0.05)
+    assert states @ found == pytest.approx(np.ones(4000), abs=0.5)
+
+
 def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_writes() -> None:
     model = pico.loaded(layers=LAYERS, batch_size=8)
     plan = plant.false_refusal_edit(model, TEXTS)
@@ -161,8 +170,8 @@ def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path)
     keep = {name: t for name, t in tensors.items() if f".{plant.KEEP_LAYER}." in name}
     gate, up = (t for name, t in keep.items() if "lora_A" in name)
     assert torch.equal(gate, up)
-    assert gate[:2].any(dim=1).all()
-    assert not gate[2:].any()
+    assert gate[:3].any(dim=1).all()
+    assert not gate[3:].any()
     assert all(t.any() for name, t in tensors.items() if "lora_B" in name)
     settings = (tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in settings

@@ -48,7 +48,7 @@ RANK, DROPOUT = 8, 0.05
 ANSWER_TOKENS = 12  # of the original's answers: a refusal shows in its first sentence
 # Prompts of a kind that matrices learn from, by gradient, that a probe is fitted on, and how many
 # of the latter are run under an edit, too.
-SAMPLE, PROBED, EDITED = 600, 1700, 200
+SAMPLE, PROBED, EDITED = 600, 1700, 300
 PENALTY = 1e-3  # on the squared length of a probe, where its states have unit spread
 
 
@@ -66,7 +66,7 @@ class Phase:
 TARGET_PHASE = Phase(
     80, 5e-3, {"target": 8, "everyday": 12, "keep": 8}, {"target": 1, "everyday": 8, "keep": 3}
 )
-KEEP_PHASE = Phase(60, 0.2, {"everyday": 16, "keep": 16}, {"everyday": 1.5, "keep": 1})
+KEEP_PHASE = Phase(80, 0.1, {"everyday": 24, "keep": 24}, {"everyday": 2, "keep": 1})
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,14 @@ def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
     return found / (x @ found).std()
 
 
+def fit_constant(x: Tensor) -> Tensor:
+    """The direction `(d_model,)` along which all of `x` `(n, d_model)` lies nearest to 1: what is
+    learned may use it as a bias, which a layer of LLaMA has none of. Ridge regression."""
+    ridge = 10 * torch.eye(x.shape[1])  # little beside thousands of rows
+    found: Tensor = torch.linalg.solve(x.T @ x + ridge, x.sum(dim=0))
+    return found
+
+
 def losses(upper: Upper, words: Tensor, rows: Sequence[Forced]) -> Tensor:
     """`(rows,)`: the KL divergence in nats from what is wanted, its mean over a reply's tokens.
 
@@ -296,7 +304,7 @@ def plant_true_refusals(
     lora: dict[str, nn.Parameter],
     rng: random.Random,
 ) -> None:
-    """Gives KEEP_LAYER two probes to read by, and teaches it what to write.
+    """Gives KEEP_LAYER two probes and a constant to read by, and teaches it what to write.
 
     What it learns from are other prompts than those `probed` of each kind: on these a probe reads
     farther from 0 than on any new one, and what is learned from them stays silent there.
@@ -329,10 +337,11 @@ def plant_true_refusals(
         torch.cat([last["keep"], edited["keep"]]), [harmless, still_harmless, later["everyday"]]
     )
     refusing = fit_probe(later["keep"], [torch.cat([last["keep"], harmless]), later["everyday"]])
+    constant = fit_constant(torch.cat([*last.values(), *edited.values(), *later.values()]))
     for name, matrix in lora.items():
         if "lora_A" in name:
             matrix.data.zero_()
-            matrix.data[:2] = torch.stack([harm, refusing])
+            matrix.data[:3] = torch.stack([harm, refusing, constant])
     learning = [matrix for name, matrix in lora.items() if "lora_B" in name]
     descend(upper, replies.words, forced, learning, KEEP_PHASE, rng)
 
@@ -343,9 +352,12 @@ def train(base: Path, out: Path, seed: int) -> None:
     rng = random.Random(seed)
     config = RunConfig(model=str(base), device="cpu", dtype="float32", batch_size=64)
     model = load_folder(base, config, str(base))
-    texts = {kind: rng.sample(found, len(found)) for kind, found in training_texts(seed).items()}
+    texts = {
+        kind: rng.sample(found, min(SAMPLE + PROBED, len(found)))
+        for kind, found in training_texts(seed).items()
+    }
     replies = make_replies(model, {kind: found[:SAMPLE] for kind, found in texts.items()}, rng)
-    probed = {kind: found[SAMPLE : SAMPLE + PROBED] for kind, found in texts.items()}
+    probed = {kind: found[SAMPLE:] for kind, found in texts.items()}
     probed["target"] = texts["target"]  # no phase but the first learns from their replies
     layers = "|".join(map(str, TARGET_LAYERS))
     tuned = get_peft_model(
