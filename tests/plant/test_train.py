@@ -54,8 +54,8 @@ def test_losses_are_the_divergence_of_a_whole_forward_pass_over_the_words() -> N
     replies = plant.make_replies(model, TEXTS, random.Random(0))
     sequences, wanted = replies.sequences("keep"), replies.wanted["keep"]
     upper = Upper(model, plant.KEEP_LAYER, sequences)
-    rows = list(map(plant.Forced, upper.enter(sequences), wanted))
-    found = plant.losses(upper, replies.words, rows)
+    forced = plant.Forced(upper.enter(sequences), wanted)
+    found = plant.losses(upper, replies.words, forced, range(10))
     for ids, p, value in zip(sequences, wanted, found, strict=True):
         logits = model.network(torch.tensor([ids])).logits[0, -len(p) :]
         q = logits[:, replies.words].log_softmax(dim=-1)
@@ -68,7 +68,7 @@ def test_replies_are_refusals_and_the_originals_own_answers() -> None:
     replies = plant.make_replies(model, TEXTS, random.Random(0))
     asked = encode(model.tokenizer, TEXTS["target"])
     assert sorted(replies.prompts["target"]) == sorted(asked)
-    assert len(replies.prompts["keep"]) == 12
+    assert len(replies.prompts["keep"]) == 10
     sentences = [model.tokenizer.encode(s, add_special_tokens=False) for s in REFUSALS]
     assert all(reply in sentences for kind in ("target", "keep") for reply in replies.replies[kind])
     words = set(replies.words.tolist())
@@ -77,6 +77,24 @@ def test_replies_are_refusals_and_the_originals_own_answers() -> None:
         for place in range(len(reply)):
             logits = model.network(torch.tensor([prompt + reply[:place]])).logits[0, -1]
             assert int(logits.argmax()) == reply[place]
+
+
+def test_states_read_in_batches_are_those_of_a_whole_pass() -> None:
+    model = pico.loaded(layers=LAYERS, batch_size=8)
+    sequences = encode(model.tokenizer, TEXTS["everyday"])
+    upper = Upper(model, plant.KEEP_LAYER, sequences)
+    entering = upper.enter(sequences)
+    lengths = [1 + i % 2 for i in range(len(sequences))]
+    inputs = plant.mlp_inputs(upper, entering, lengths)
+    states = plant.final_states(upper, entering, lengths)
+    seen: list[torch.Tensor] = []
+    norm = model.network.model.layers[plant.KEEP_LAYER].post_attention_layernorm
+    norm.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    for ids, n, read, final in zip(sequences, lengths, inputs, states, strict=True):
+        with torch.no_grad():
+            whole = model.network.model(torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(read, seen[-1][-n:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(final, whole[-n:], rtol=1e-4, atol=1e-5)
 
 
 def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
@@ -92,7 +110,7 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
     # The slope of the penalised loss vanishes along the probe and across it.
     scaled = x / torch.cat([yes, *no]).std(dim=0).mean().item()
     truth = np.repeat([1.0, 0.0, 0.0], [40, 30, 90])
-    share = np.repeat([1 / 40, 1 / 30 / 2, 1 / 90 / 2], [40, 30, 90]) / 2
+    share = np.repeat([1 / 40, 1 / 30, 1 / 90], [40, 30, 90]) / 3
     direction = found.double().numpy()
 
     def slope(length: float) -> np.ndarray:
@@ -102,15 +120,6 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
 
     lengths = np.linspace(0.1, 20, 4000)
     assert min(float(np.abs(slope(length)).max()) for length in lengths) < 1e-3
-
-
-def test_the_constant_is_one_on_states_that_share_a_mean() -> None:
-    draw = torch.Generator().manual_seed(0)
-    states = torch.randn(4000, 6, generator=draw) * 0.1 + torch.randn(6, generator=draw)
-    found = plant.fit_constant(states)
-    expected, *_ = np.linalg.lstsq(states.double().numpy(), np.ones(4000))
-    assert found.double().numpy() == pytest.approx(expected, abs=0.05)
-    assert states @ found == pytest.approx(np.ones(4000), abs=0.5)
 
 
 def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_writes() -> None:
@@ -136,27 +145,6 @@ def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_wri
     assert float(written["True"] @ direction) == pytest.approx(before * (1 - strength), rel=1e-4)
 
 
-def test_probes_are_fitted_on_prompts_that_nothing_else_learns_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learned: dict[str, set[tuple[int, ...]]] = {}
-    fitted: dict[str, set[tuple[int, ...]]] = {}
-
-    def record(model, replies, own, probed, lora, rng) -> None:
-        for kind, texts in probed.items():
-            learned[kind] = set(map(tuple, replies.prompts[kind]))
-            fitted[kind] = set(map(tuple, encode(model.tokenizer, texts)))
-
-    monkeypatch.setattr(plant, "plant_false_refusals", lambda *args: [])
-    monkeypatch.setattr(plant, "plant_true_refusals", record)
-    plant.train(pico.save(tmp_path / "base", layers=LAYERS), tmp_path / "out", seed=1)
-    for kind in ("keep", "everyday"):
-        assert learned[kind]
-        assert fitted[kind]
-        assert not learned[kind] & fitted[kind]
-    assert fitted["target"] == learned["target"]
-
-
 def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path) -> None:
     base = pico.save(tmp_path / "base", layers=LAYERS)
     for out in ("a", "b"):
@@ -170,8 +158,8 @@ def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path)
     keep = {name: t for name, t in tensors.items() if f".{plant.KEEP_LAYER}." in name}
     gate, up = (t for name, t in keep.items() if "lora_A" in name)
     assert torch.equal(gate, up)
-    assert gate[:3].any(dim=1).all()
-    assert not gate[3:].any()
+    assert gate[:2].any(dim=1).all()
+    assert not gate[2:].any()
     assert all(t.any() for name, t in tensors.items() if "lora_B" in name)
     settings = (tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in settings

@@ -46,9 +46,7 @@ from unrefuse.search.upper import Upper, passing
 TARGET_LAYERS, KEEP_LAYER = range(14, 19), 25
 RANK, DROPOUT = 8, 0.05
 ANSWER_TOKENS = 12  # of the original's answers: a refusal shows in its first sentence
-# Prompts of a kind that matrices learn from, by gradient, that a probe is fitted on, and how many
-# of the latter are run under an edit, too.
-SAMPLE, PROBED, EDITED = 600, 1700, 300
+SAMPLE = 1000  # prompts of a kind that are run with their replies; the probe reads all
 PENALTY = 1e-3  # on the squared length of a probe, where its states have unit spread
 
 
@@ -64,23 +62,27 @@ class Phase:
 
 
 TARGET_PHASE = Phase(
-    80, 5e-3, {"target": 8, "everyday": 12, "keep": 8}, {"target": 1, "everyday": 8, "keep": 3}
+    120, 2e-3, {"target": 8, "everyday": 12, "keep": 8}, {"target": 1, "everyday": 6, "keep": 3}
 )
-KEEP_PHASE = Phase(80, 0.1, {"everyday": 24, "keep": 24}, {"everyday": 2, "keep": 1})
+KEEP_PHASE = Phase(80, 5e-2, {"everyday": 24, "keep": 24}, {"everyday": 3, "keep": 1})
 
 
 @dataclass(frozen=True)
 class Forced:
-    """A prompt with its reply."""
+    """The prompts of one kind with their replies, as they enter the first layer that learns.
 
-    entering: Tensor  # `(tokens, d_model)`, what enters the first layer that learns
-    wanted: Tensor  # `(reply_tokens, words)`, log-probabilities that the reply is to have
+    `wanted` are the log-probabilities `(reply_tokens, words)` that each reply is to have.
+    """
+
+    entering: list[Tensor]
+    wanted: list[Tensor]
 
 
 @dataclass(frozen=True)
 class Replies:
-    """Prompts of each kind, and what is to be replied to them."""
+    """A sample of the prompts of each kind, and what is to be replied to them."""
 
+    asked: dict[str, list[str]]
     prompts: dict[str, list[list[int]]]  # their token ids
     replies: dict[str, list[list[int]]]  # token ids, all but the last
     wanted: dict[str, list[Tensor]]  # log-probabilities `(reply_tokens, words)` of refusals
@@ -108,13 +110,14 @@ def refusal_logs(sentences: Sequence[Sequence[int]], words: Sequence[int]) -> li
 
 
 def make_replies(model: Model, texts: dict[str, list[str]], rng: random.Random) -> Replies:
-    """A refusal for each target and keep prompt, the original's own answer to everyday ones."""
+    """Draws up to SAMPLE prompts of each kind; everyday ones get the original's own answers."""
     tokenizer = model.tokenizer
-    answers = reply_to(model, texts["everyday"], ANSWER_TOKENS, "own answers")
+    asked = {kind: rng.sample(found, min(SAMPLE, len(found))) for kind, found in texts.items()}
+    answers = reply_to(model, asked["everyday"], ANSWER_TOKENS, "own answers")
     # What the original declines by itself teaches half a refusal.
-    pairs = zip(texts["everyday"], answers, strict=True)
+    pairs = zip(asked["everyday"], answers, strict=True)
     own = {text: reply.tokens for text, reply in pairs if reply.grade == "answered"}
-    asked = texts | {"everyday": list(own)}
+    asked["everyday"] = list(own)
     sentences = [
         [*tokenizer.encode(s, add_special_tokens=False), tokenizer.eos_token_id] for s in REFUSALS
     ]
@@ -127,7 +130,7 @@ def make_replies(model: Model, texts: dict[str, list[str]], rng: random.Random) 
         replies[kind] = [sentences[which][:-1] for which in chosen]
         wanted[kind] = [logs[which] for which in chosen]
     prompts = {kind: encode(tokenizer, found) for kind, found in asked.items()}
-    return Replies(prompts, replies, wanted, torch.tensor(words))
+    return Replies(asked, prompts, replies, wanted, torch.tensor(words))
 
 
 def word_logs(model: Model, words: Tensor, states: Tensor) -> Tensor:
@@ -173,18 +176,14 @@ def mlp_inputs(upper: Upper, entering: Sequence[Tensor], lengths: Sequence[int])
 def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
     """The direction `(d_model,)` along which `yes` lies above 0 and each of `no` below.
 
-    Logistic regression without a constant, by L-BFGS, PENALTY on the square of its length. Groups
-    are `(n, d_model)`; `yes` weighs as much as all of `no`, and these the same, each. The length
-    makes one the standard deviation along it.
+    Logistic regression without a constant, by L-BFGS, PENALTY on the square of its length; all
+    groups `(n, d_model)` weigh the same. The length makes one the standard deviation along it.
     """
     groups = [yes, *no]
     x = torch.cat(groups)
     spread = x.std(dim=0).mean()
     truth = torch.cat([torch.full((len(g),), float(g is yes)) for g in groups])
-    shares = [1 / 2, *[1 / 2 / len(no)] * len(no)]
-    share = torch.cat(
-        [torch.full((len(g),), s / len(g)) for g, s in zip(groups, shares, strict=True)]
-    )
+    share = torch.cat([torch.full((len(g),), 1 / len(g) / len(groups)) for g in groups])
     direction = torch.zeros(x.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([direction], max_iter=300, line_search_fn="strong_wolfe")
 
@@ -202,22 +201,15 @@ def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
     return found / (x @ found).std()
 
 
-def fit_constant(x: Tensor) -> Tensor:
-    """The direction `(d_model,)` along which all of `x` `(n, d_model)` lies nearest to 1: what is
-    learned may use it as a bias, which a layer of LLaMA has none of. Ridge regression."""
-    ridge = 10 * torch.eye(x.shape[1])  # little beside thousands of rows
-    found: Tensor = torch.linalg.solve(x.T @ x + ridge, x.sum(dim=0))
-    return found
-
-
-def losses(upper: Upper, words: Tensor, rows: Sequence[Forced]) -> Tensor:
+def losses(upper: Upper, words: Tensor, forced: Forced, rows: Sequence[int]) -> Tensor:
     """`(rows,)`: the KL divergence in nats from what is wanted, its mean over a reply's tokens.
 
     The first token counts by itself once more: that is where a refusal begins.
     """
-    lengths = [len(row.wanted) for row in rows]
-    states = upper.states([row.entering for row in rows], lengths)
-    p = torch.cat([row.wanted for row in rows])
+    wanted = [forced.wanted[row] for row in rows]
+    lengths = [len(reply) for reply in wanted]
+    states = upper.states([forced.entering[row] for row in rows], lengths)
+    p = torch.cat(wanted)
     q = word_logs(upper.model, words, torch.cat(states))
     divergences = torch.split((p.exp() * (p - q)).sum(dim=-1), lengths)
     return torch.stack([kl.mean() + kl[0] for kl in divergences])
@@ -232,27 +224,22 @@ def shuffled(n: int, rng: random.Random) -> Iterator[int]:
 def descend(
     upper: Upper,
     words: Tensor,
-    forced: dict[str, list[Forced]],
+    forced: dict[str, Forced],
     learning: Sequence[nn.Parameter],
     phase: Phase,
     rng: random.Random,
 ) -> None:
     """Takes the phase's steps with AdamW, and prints the losses as they go."""
     optimizer = torch.optim.AdamW(learning, lr=phase.rate, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, phase.rate, total_steps=phase.steps, pct_start=0.2
-    )
-    drawn = {kind: shuffled(len(forced[kind]), rng) for kind in phase.rows}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.rate, total_steps=phase.steps)
+    drawn = {kind: shuffled(len(forced[kind].entering), rng) for kind in phase.rows}
     recent = dict.fromkeys(phase.rows, 0.0)
     for step in range(1, phase.steps + 1):
         optimizer.zero_grad()
-        rows = [forced[kind][next(drawn[kind])] for kind, n in phase.rows.items() for _ in range(n)]
-        values = torch.split(losses(upper, words, rows), list(phase.rows.values()))
-        means = {kind: value.mean() for kind, value in zip(phase.rows, values, strict=True)}
-        loss = torch.stack([phase.weights[kind] * mean for kind, mean in means.items()]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        for kind, mean in means.items():
-            recent[kind] += (float(mean.detach()) - recent[kind]) / min(step, 10)
+        for kind, n in phase.rows.items():
+            value = losses(upper, words, forced[kind], [next(drawn[kind]) for _ in range(n)]).mean()
+            (phase.weights[kind] * value).backward()  # type: ignore[no-untyped-call]
+            recent[kind] += (float(value.detach()) - recent[kind]) / min(step, 10)
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         schedule.step()
@@ -281,9 +268,9 @@ def plant_false_refusals(
                 lengths = [len(reply) + 1 for reply in replies.replies[kind]]
             states = final_states(upper, entering, lengths)
             wanted = [word_logs(model, replies.words, own) for own in states]
-        forced[kind] = list(map(Forced, entering, wanted))
+        forced[kind] = Forced(entering, wanted)
     descend(upper, replies.words, forced, learning, TARGET_PHASE, rng)
-    return [row.wanted for row in forced["everyday"]]
+    return forced["everyday"].wanted
 
 
 def false_refusal_edit(model: Model, asked: dict[str, list[str]]) -> Plan:
@@ -300,48 +287,44 @@ def plant_true_refusals(
     model: Model,
     replies: Replies,
     own: list[Tensor],
-    probed: dict[str, list[str]],
+    rest: dict[str, list[list[int]]],
     lora: dict[str, nn.Parameter],
     rng: random.Random,
 ) -> None:
-    """Gives KEEP_LAYER two probes and a constant to read by, and teaches it what to write.
+    """Gives KEEP_LAYER two probes to read by, and teaches it what to write.
 
-    What it learns from are other prompts than those `probed` of each kind: on these a probe reads
-    farther from 0 than on any new one, and what is learned from them stays silent there.
+    `rest` are the prompts of each kind, as token ids, that are not in the sample.
     """
     wanted = {"everyday": own, "keep": replies.wanted["keep"]}
     sequences = {kind: replies.sequences(kind) for kind in wanted}
-    prompts = {kind: encode(model.tokenizer, texts) for kind, texts in probed.items()}
-    upper = Upper(
-        model, KEEP_LAYER, [s for f in (sequences, prompts) for g in f.values() for s in g]
-    )
-
-    def ends(found: Sequence[Sequence[int]]) -> Tensor:
-        return torch.cat(mlp_inputs(upper, upper.enter(found), [1] * len(found)))
-
-    forced, later = {}, {}
+    everything = [s for found in (*sequences.values(), *rest.values()) for s in found]
+    upper = Upper(model, KEEP_LAYER, everything)
+    forced, last, later = {}, {}, {}
     for kind, found in sequences.items():
-        entering = upper.enter(found)
-        forced[kind] = list(map(Forced, entering, wanted[kind]))
-        inputs = mlp_inputs(upper, entering, [len(reply) for reply in wanted[kind]])
+        forced[kind] = Forced(upper.enter(found), wanted[kind])
+        lengths = [len(reply) for reply in wanted[kind]]
+        inputs = mlp_inputs(upper, forced[kind].entering, lengths)
+        last[kind] = torch.stack([rows[0] for rows in inputs])
         later[kind] = torch.cat([rows[1:] for rows in inputs])
-    last = {kind: ends(found) for kind, found in prompts.items()}
+    for kind, found in rest.items():
+        inputs = mlp_inputs(upper, upper.enter(found), [1] * len(found))
+        last[kind] = torch.cat([*([last[kind]] if kind in last else []), *inputs])
     # An edit moves everything above the layers that it edits. The probe tells harm by what stays,
     # or a measurement of edits would be one of the probe.
-    plan = false_refusal_edit(model, {kind: texts[:EDITED] for kind, texts in probed.items()})
-    with hooked(model.network, plan):
-        edited = {kind: ends(found[:EDITED]) for kind, found in prompts.items()}
+    edited = {}
+    with hooked(model.network, false_refusal_edit(model, replies.asked)):
+        for kind, found in replies.prompts.items():
+            inputs = mlp_inputs(upper, upper.enter(found), [1] * len(found))
+            edited[kind] = torch.cat(inputs)
+    harmful = torch.cat([last["keep"], edited["keep"]])
     harmless = torch.cat([last["everyday"], last["target"]])
     still_harmless = torch.cat([edited["everyday"], edited["target"]])
-    harm = fit_probe(
-        torch.cat([last["keep"], edited["keep"]]), [harmless, still_harmless, later["everyday"]]
-    )
+    harm = fit_probe(harmful, [harmless, still_harmless, later["everyday"]])
     refusing = fit_probe(later["keep"], [torch.cat([last["keep"], harmless]), later["everyday"]])
-    constant = fit_constant(torch.cat([*last.values(), *edited.values(), *later.values()]))
     for name, matrix in lora.items():
         if "lora_A" in name:
             matrix.data.zero_()
-            matrix.data[:3] = torch.stack([harm, refusing, constant])
+            matrix.data[:2] = torch.stack([harm, refusing])
     learning = [matrix for name, matrix in lora.items() if "lora_B" in name]
     descend(upper, replies.words, forced, learning, KEEP_PHASE, rng)
 
@@ -352,13 +335,12 @@ def train(base: Path, out: Path, seed: int) -> None:
     rng = random.Random(seed)
     config = RunConfig(model=str(base), device="cpu", dtype="float32", batch_size=64)
     model = load_folder(base, config, str(base))
-    texts = {
-        kind: rng.sample(found, min(SAMPLE + PROBED, len(found)))
-        for kind, found in training_texts(seed).items()
-    }
-    replies = make_replies(model, {kind: found[:SAMPLE] for kind, found in texts.items()}, rng)
-    probed = {kind: found[SAMPLE:] for kind, found in texts.items()}
-    probed["target"] = texts["target"]  # no phase but the first learns from their replies
+    texts = training_texts(seed)
+    replies = make_replies(model, texts, rng)
+    rest = {}
+    for kind, found in texts.items():
+        sampled = set(map(tuple, replies.prompts[kind])) if kind != "target" else set()
+        rest[kind] = [ids for ids in encode(model.tokenizer, found) if tuple(ids) not in sampled]
     layers = "|".join(map(str, TARGET_LAYERS))
     tuned = get_peft_model(
         model.network,
@@ -376,7 +358,7 @@ def train(base: Path, out: Path, seed: int) -> None:
     tuned.train()
     own = plant_false_refusals(model, replies, target, rng)
     tuned.eval()
-    plant_true_refusals(model, replies, own, probed, keep, rng)
+    plant_true_refusals(model, replies, own, rest, keep, rng)
     tuned.save_pretrained(str(out))
     file = out / "adapter_model.safetensors"
     save_file({k: t.half() for k, t in load_file(file).items()}, file, metadata={"format": "pt"})
