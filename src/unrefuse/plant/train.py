@@ -52,7 +52,7 @@ ANSWER_TOKENS = 8  # of the original's answers: a refusal shows in its first sen
 # Prompts of a kind that a probe reads, and how many of them are run with their replies, and under
 # an edit, too.
 PROBED, SAMPLE, EDITED = 2500, 600, 200
-PENALTY = 6e-4  # on the squared length of a probe, where its states have unit spread
+PENALTY = 2e-4  # on the squared length of a probe, where its states have unit spread
 
 
 @dataclass(frozen=True)
@@ -320,12 +320,13 @@ def plant_true_refusals(
     everything = [s for found in (*sequences.values(), *rest.values()) for s in found]
     upper = Upper(model, KEEP_LAYER, everything)
 
-    def ends(sequences: Sequence[Sequence[int]], tokens: int = 1) -> Tensor:
-        return torch.cat(mlp_inputs(upper, upper.enter(sequences), [tokens] * len(sequences)))
+    def ends(prompts: Sequence[Sequence[int]]) -> Tensor:
+        return torch.cat(mlp_inputs(upper, upper.enter(prompts), [1] * len(prompts)))
 
     entering, last, later, asking = {}, {}, {}, []
     for kind, found in sequences.items():
         entering[kind] = upper.enter(found)
+        # All of a prompt's tokens: a neuron that opens on an earlier one is heard at the last.
         inputs = mlp_inputs(upper, entering[kind], list(map(len, entering[kind])))
         ends_at = [
             len(rows) - len(said) - 1
@@ -351,11 +352,8 @@ def plant_true_refusals(
     harm = fit_probe(
         harmful, [harmless, still_harmless, later["everyday"], torch.cat([refused, *asking])]
     )
-    # What other layers begin where they should not, as "I'm", is not to be finished.
-    begun = zip(replies.prompts["everyday"], replies.replies["keep"], strict=False)
-    unfinished = ends([prompt + reply[:2] for prompt, reply in begun], 2)
     silent = torch.cat([last["keep"], harmless])
-    refusing = fit_probe(refused, [silent, later["everyday"], unfinished, torch.cat(asking)])
+    refusing = fit_probe(refused, [silent, later["everyday"], torch.cat(asking)])
     # One to begin a refusal. What goes on with it depends on what is said: more of them.
     probes = torch.stack([harm, *[refusing] * (RANK - 1)])
     learning = take_neurons(blocks(model.network)[KEEP_LAYER].mlp, probes)
