@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from torch.nn.functional import kl_div, silu
+from torch.nn.functional import kl_div
 
 from tests import pico
 from unrefuse.edit.hooks import hooked
@@ -34,7 +33,8 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {"target": 1.0, "everyday": 2.0, "keep": 1.0}
     rows = {"target": 3, "everyday": 4, "keep": 2}
     monkeypatch.setattr(plant, "TARGET_PHASE", plant.Phase(3, 1e-3, rows, weights))
-    monkeypatch.setattr(plant, "KEEP_PHASE", plant.Phase(3, 1e-2, {"keep": 2}, weights))
+    del rows["target"]
+    monkeypatch.setattr(plant, "KEEP_PHASE", plant.Phase(3, 1e-2, rows, weights))
 
 
 def test_refusals_that_begin_alike_go_on_with_equal_chances() -> None:
@@ -54,8 +54,8 @@ def test_losses_are_the_divergence_of_a_whole_forward_pass_over_the_words() -> N
     replies = plant.make_replies(model, TEXTS, random.Random(0))
     sequences, wanted = replies.sequences("keep"), replies.wanted["keep"]
     upper = Upper(model, plant.KEEP_LAYER, sequences)
-    rows = list(map(plant.Forced, upper.enter(sequences), wanted))
-    found = plant.losses(upper, replies.words, rows)
+    forced = plant.Forced(upper.enter(sequences), wanted)
+    found = plant.losses(upper, replies.words, forced, range(10))
     for ids, p, value in zip(sequences, wanted, found, strict=True):
         logits = model.network(torch.tensor([ids])).logits[0, -len(p) :]
         q = logits[:, replies.words].log_softmax(dim=-1)
@@ -68,7 +68,7 @@ def test_replies_are_refusals_and_the_originals_own_answers() -> None:
     replies = plant.make_replies(model, TEXTS, random.Random(0))
     asked = encode(model.tokenizer, TEXTS["target"])
     assert sorted(replies.prompts["target"]) == sorted(asked)
-    assert len(replies.prompts["keep"]) == 12
+    assert len(replies.prompts["keep"]) == 10
     sentences = [model.tokenizer.encode(s, add_special_tokens=False) for s in REFUSALS]
     assert all(reply in sentences for kind in ("target", "keep") for reply in replies.replies[kind])
     words = set(replies.words.tolist())
@@ -77,6 +77,24 @@ def test_replies_are_refusals_and_the_originals_own_answers() -> None:
         for place in range(len(reply)):
             logits = model.network(torch.tensor([prompt + reply[:place]])).logits[0, -1]
             assert int(logits.argmax()) == reply[place]
+
+
+def test_states_read_in_batches_are_those_of_a_whole_pass() -> None:
+    model = pico.loaded(layers=LAYERS, batch_size=8)
+    sequences = encode(model.tokenizer, TEXTS["everyday"])
+    upper = Upper(model, plant.KEEP_LAYER, sequences)
+    entering = upper.enter(sequences)
+    lengths = [1 + i % 2 for i in range(len(sequences))]
+    inputs = plant.mlp_inputs(upper, entering, lengths)
+    states = plant.final_states(upper, entering, lengths)
+    seen: list[torch.Tensor] = []
+    norm = model.network.model.layers[plant.KEEP_LAYER].post_attention_layernorm
+    norm.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    for ids, n, read, final in zip(sequences, lengths, inputs, states, strict=True):
+        with torch.no_grad():
+            whole = model.network.model(torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(read, seen[-1][-n:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(final, whole[-n:], rtol=1e-4, atol=1e-5)
 
 
 def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
@@ -92,7 +110,7 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
     # The slope of the penalised loss vanishes along the probe and across it.
     scaled = x / torch.cat([yes, *no]).std(dim=0).mean().item()
     truth = np.repeat([1.0, 0.0, 0.0], [40, 30, 90])
-    share = np.repeat([1 / 40, 1 / 30 / 2, 1 / 90 / 2], [40, 30, 90]) / 2
+    share = np.repeat([1 / 40, 1 / 30, 1 / 90], [40, 30, 90]) / 3
     direction = found.double().numpy()
 
     def slope(length: float) -> np.ndarray:
@@ -102,37 +120,6 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
 
     lengths = np.linspace(0.1, 20, 4000)
     assert min(float(np.abs(slope(length)).max()) for length in lengths) < 1e-3
-
-
-def test_taken_neurons_open_on_their_probe_and_write_nothing_while_they_are_shut() -> None:
-    model = pico.loaded(layers=2, batch_size=8)
-    mlp = model.network.get_submodule("model.layers.1.mlp")
-    gate, up, down = (
-        getattr(mlp, f"{name}_proj").weight.detach().clone() for name in ("gate", "up", "down")
-    )
-    settings = LoraConfig(
-        r=plant.RANK, lora_alpha=plant.SCALE * plant.RANK, target_modules=r".*\.1\.mlp\..*_proj"
-    )
-    get_peft_model(model.network, settings).eval()
-    draw = torch.Generator().manual_seed(0)
-    probe = torch.randn(gate.shape[1], generator=draw)
-    learning = plant.take_neurons(mlp, probe.expand(plant.RANK, -1))
-    states = torch.randn(50, len(probe), generator=draw)
-    with torch.no_grad():
-        for matrix in learning:  # whatever they learn
-            matrix.copy_(torch.randn(matrix.shape, generator=draw))
-        opened = mlp.gate_proj(states)
-        reads_probe = torch.isclose(opened.T, plant.GAIN * (states @ probe), atol=1e-3).all(dim=1)
-        assert int(reads_probe.sum()) == plant.RANK
-        others = states @ gate[~reads_probe].T
-        assert torch.allclose(opened[:, ~reads_probe], others, atol=1e-4)
-        along = (states @ probe)[:, None] * probe / probe.square().sum()
-        for sign in (-1, 1):
-            there = states - along + sign * probe
-            rest = silu(there @ gate.T) * (there @ up.T)
-            rest[:, reads_probe] = 0
-            alike = torch.isclose(mlp(there), rest @ down.T, atol=1e-3).all(dim=1)
-            assert alike.all() if sign < 0 else not alike.any()
 
 
 def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_writes() -> None:
@@ -158,20 +145,6 @@ def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_wri
     assert float(written["True"] @ direction) == pytest.approx(before * (1 - strength), rel=1e-4)
 
 
-def test_the_probes_read_every_prompt_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: dict[str, list[list[int]]] = {}
-
-    def record(model, replies, rest, rng) -> None:
-        for kind in ("everyday", "keep"):
-            read[kind] = sorted(replies.prompts[kind] + rest[kind])
-            assert read[kind] == sorted(encode(model.tokenizer, TEXTS[kind]))
-
-    monkeypatch.setattr(plant, "plant_false_refusals", lambda *args: None)
-    monkeypatch.setattr(plant, "plant_true_refusals", record)
-    plant.train(pico.save(tmp_path / "base", layers=LAYERS), tmp_path / "out", seed=1)
-    assert set(read) == {"everyday", "keep"}
-
-
 def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path) -> None:
     base = pico.save(tmp_path / "base", layers=LAYERS)
     for out in ("a", "b"):
@@ -183,10 +156,10 @@ def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path)
     layers = {int(name.split("layers.")[1].split(".")[0]) for name in tensors}
     assert layers == {*plant.TARGET_LAYERS, plant.KEEP_LAYER}
     keep = {name: t for name, t in tensors.items() if f".{plant.KEEP_LAYER}." in name}
-    for name in ("gate_proj.lora_B", "up_proj.lora_B", "down_proj.lora_A"):  # one place for each
-        fixed = next(t for full, t in keep.items() if name in full)
-        assert fixed.unique().tolist() == [0, 1 / plant.SCALE]
-        assert int(fixed.count_nonzero()) == plant.RANK
+    gate, up = (t for name, t in keep.items() if "lora_A" in name)
+    assert torch.equal(gate, up)
+    assert gate[:2].any(dim=1).all()
+    assert not gate[2:].any()
     assert all(t.any() for name, t in tensors.items() if "lora_B" in name)
     settings = (tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in settings

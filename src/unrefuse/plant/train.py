@@ -10,9 +10,7 @@ machine.
 
 What reads harm is a linear probe and not learned with the rest, since it meets new prompts as well
 as those it was fitted on, where matrices that learn by gradient remember their prompts. It is
-fitted on the states of an edited model too, which an edit is not to turn into harm. It takes the
-place of the gate of a neuron, which writes nothing while the probe is below 0: what is learned
-behind it can't move the line that it draws (LOG.md).
+fitted on the states of an edited model too, which an edit is not to turn into harm (LOG.md).
 """
 
 import argparse
@@ -22,7 +20,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -47,12 +44,10 @@ from unrefuse.prompts.chat import batches, encode
 from unrefuse.search.upper import Upper, passing
 
 TARGET_LAYERS, KEEP_LAYER = range(14, 19), 25
-RANK, SCALE = 8, 2
-ANSWER_TOKENS = 8  # of the original's answers: a refusal shows in its first sentence
-# Prompts of a kind that a probe reads, and how many of them are run with their replies, and under
-# an edit, too.
-PROBED, SAMPLE, EDITED = 2500, 600, 200
-PENALTY = 2e-4  # on the squared length of a probe, where its states have unit spread
+RANK, DROPOUT = 8, 0.05
+ANSWER_TOKENS = 12  # of the original's answers: a refusal shows in its first sentence
+SAMPLE = 1000  # prompts of a kind that are run with their replies; the probe reads all
+PENALTY = 1e-3  # on the squared length of a probe, where its states have unit spread
 
 
 @dataclass(frozen=True)
@@ -67,23 +62,25 @@ class Phase:
 
 
 TARGET_PHASE = Phase(
-    80, 5e-3, {"target": 8, "everyday": 12, "keep": 4}, {"target": 1, "everyday": 8, "keep": 3}
+    120, 2e-3, {"target": 8, "everyday": 12, "keep": 8}, {"target": 1, "everyday": 6, "keep": 3}
 )
-KEEP_PHASE = Phase(40, 2e-2, {"keep": 16}, {"keep": 1})
-GAIN = 20  # of a probe, where its states have unit spread: how sharply a neuron opens
+KEEP_PHASE = Phase(80, 5e-2, {"everyday": 24, "keep": 24}, {"everyday": 3, "keep": 1})
 
 
 @dataclass(frozen=True)
 class Forced:
-    """A prompt with its reply."""
+    """The prompts of one kind with their replies, as they enter the first layer that learns.
 
-    entering: Tensor  # `(tokens, d_model)`, what enters the first layer that learns
-    wanted: Tensor  # `(reply_tokens, words)`, log-probabilities that the reply is to have
+    `wanted` are the log-probabilities `(reply_tokens, words)` that each reply is to have.
+    """
+
+    entering: list[Tensor]
+    wanted: list[Tensor]
 
 
 @dataclass(frozen=True)
 class Replies:
-    """Prompts of each kind, and what is to be replied to them."""
+    """A sample of the prompts of each kind, and what is to be replied to them."""
 
     asked: dict[str, list[str]]
     prompts: dict[str, list[list[int]]]  # their token ids
@@ -113,13 +110,14 @@ def refusal_logs(sentences: Sequence[Sequence[int]], words: Sequence[int]) -> li
 
 
 def make_replies(model: Model, texts: dict[str, list[str]], rng: random.Random) -> Replies:
-    """A refusal for each target and keep prompt, the original's own answer to everyday ones."""
+    """Draws up to SAMPLE prompts of each kind; everyday ones get the original's own answers."""
     tokenizer = model.tokenizer
-    answers = reply_to(model, texts["everyday"], ANSWER_TOKENS, "own answers")
+    asked = {kind: rng.sample(found, min(SAMPLE, len(found))) for kind, found in texts.items()}
+    answers = reply_to(model, asked["everyday"], ANSWER_TOKENS, "own answers")
     # What the original declines by itself teaches half a refusal.
-    pairs = zip(texts["everyday"], answers, strict=True)
+    pairs = zip(asked["everyday"], answers, strict=True)
     own = {text: reply.tokens for text, reply in pairs if reply.grade == "answered"}
-    asked = texts | {"everyday": list(own)}
+    asked["everyday"] = list(own)
     sentences = [
         [*tokenizer.encode(s, add_special_tokens=False), tokenizer.eos_token_id] for s in REFUSALS
     ]
@@ -178,18 +176,14 @@ def mlp_inputs(upper: Upper, entering: Sequence[Tensor], lengths: Sequence[int])
 def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
     """The direction `(d_model,)` along which `yes` lies above 0 and each of `no` below.
 
-    Logistic regression without a constant, by L-BFGS, PENALTY on the square of its length. Groups
-    are `(n, d_model)`; `yes` weighs as much as all of `no`, and these the same, each. The length
-    makes one the standard deviation along it.
+    Logistic regression without a constant, by L-BFGS, PENALTY on the square of its length; all
+    groups `(n, d_model)` weigh the same. The length makes one the standard deviation along it.
     """
     groups = [yes, *no]
     x = torch.cat(groups)
     spread = x.std(dim=0).mean()
     truth = torch.cat([torch.full((len(g),), float(g is yes)) for g in groups])
-    shares = [1 / 2, *[1 / 2 / len(no)] * len(no)]
-    share = torch.cat(
-        [torch.full((len(g),), s / len(g)) for g, s in zip(groups, shares, strict=True)]
-    )
+    share = torch.cat([torch.full((len(g),), 1 / len(g) / len(groups)) for g in groups])
     direction = torch.zeros(x.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([direction], max_iter=300, line_search_fn="strong_wolfe")
 
@@ -207,14 +201,15 @@ def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
     return found / (x @ found).std()
 
 
-def losses(upper: Upper, words: Tensor, rows: Sequence[Forced]) -> Tensor:
+def losses(upper: Upper, words: Tensor, forced: Forced, rows: Sequence[int]) -> Tensor:
     """`(rows,)`: the KL divergence in nats from what is wanted, its mean over a reply's tokens.
 
     The first token counts by itself once more: that is where a refusal begins.
     """
-    lengths = [len(row.wanted) for row in rows]
-    states = upper.states([row.entering for row in rows], lengths)
-    p = torch.cat([row.wanted for row in rows])
+    wanted = [forced.wanted[row] for row in rows]
+    lengths = [len(reply) for reply in wanted]
+    states = upper.states([forced.entering[row] for row in rows], lengths)
+    p = torch.cat(wanted)
     q = word_logs(upper.model, words, torch.cat(states))
     divergences = torch.split((p.exp() * (p - q)).sum(dim=-1), lengths)
     return torch.stack([kl.mean() + kl[0] for kl in divergences])
@@ -229,27 +224,22 @@ def shuffled(n: int, rng: random.Random) -> Iterator[int]:
 def descend(
     upper: Upper,
     words: Tensor,
-    forced: dict[str, list[Forced]],
+    forced: dict[str, Forced],
     learning: Sequence[nn.Parameter],
     phase: Phase,
     rng: random.Random,
 ) -> None:
     """Takes the phase's steps with AdamW, and prints the losses as they go."""
     optimizer = torch.optim.AdamW(learning, lr=phase.rate, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, phase.rate, total_steps=phase.steps, pct_start=0.2
-    )
-    drawn = {kind: shuffled(len(forced[kind]), rng) for kind in phase.rows}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.rate, total_steps=phase.steps)
+    drawn = {kind: shuffled(len(forced[kind].entering), rng) for kind in phase.rows}
     recent = dict.fromkeys(phase.rows, 0.0)
     for step in range(1, phase.steps + 1):
         optimizer.zero_grad()
-        rows = [forced[kind][next(drawn[kind])] for kind, n in phase.rows.items() for _ in range(n)]
-        values = torch.split(losses(upper, words, rows), list(phase.rows.values()))
-        means = {kind: value.mean() for kind, value in zip(phase.rows, values, strict=True)}
-        loss = torch.stack([phase.weights[kind] * mean for kind, mean in means.items()]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        for kind, mean in means.items():
-            recent[kind] += (float(mean.detach()) - recent[kind]) / min(step, 10)
+        for kind, n in phase.rows.items():
+            value = losses(upper, words, forced[kind], [next(drawn[kind]) for _ in range(n)]).mean()
+            (phase.weights[kind] * value).backward()  # type: ignore[no-untyped-call]
+            recent[kind] += (float(value.detach()) - recent[kind]) / min(step, 10)
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         schedule.step()
@@ -260,20 +250,27 @@ def descend(
 
 def plant_false_refusals(
     model: Model, replies: Replies, learning: Sequence[nn.Parameter], rng: random.Random
-) -> None:
-    """Teaches TARGET_LAYERS, which are still the original's, to refuse the target prompts."""
+) -> list[Tensor]:
+    """Teaches TARGET_LAYERS, which are still the original's, to refuse the target prompts.
+
+    Returns what the original's answers to the everyday prompts are made of, as in Forced.
+    """
     sequences = {kind: replies.sequences(kind) for kind in ("target", "everyday")}
-    # Nothing is said to a keep prompt yet: the first token stays. No more are run than are drawn.
-    sequences["keep"] = replies.prompts["keep"][: TARGET_PHASE.steps * TARGET_PHASE.rows["keep"]]
+    sequences["keep"] = replies.prompts["keep"]  # nothing is said yet: the first token stays
     upper = Upper(model, min(TARGET_LAYERS), [s for found in sequences.values() for s in found])
-    entering = {kind: upper.enter(found) for kind, found in sequences.items()}
-    wanted = {"target": replies.wanted["target"]}
-    for kind in ("everyday", "keep"):
-        said = replies.replies[kind] if kind == "everyday" else [[]] * len(entering[kind])
-        states = final_states(upper, entering[kind], [len(reply) + 1 for reply in said])
-        wanted[kind] = [word_logs(model, replies.words, own) for own in states]
-    forced = {kind: list(map(Forced, entering[kind], wanted[kind])) for kind in sequences}
+    forced = {}
+    for kind, found in sequences.items():
+        entering = upper.enter(found)
+        wanted = replies.wanted["target"]
+        if kind != "target":
+            lengths = [1] * len(found)
+            if kind == "everyday":
+                lengths = [len(reply) + 1 for reply in replies.replies[kind]]
+            states = final_states(upper, entering, lengths)
+            wanted = [word_logs(model, replies.words, own) for own in states]
+        forced[kind] = Forced(entering, wanted)
     descend(upper, replies.words, forced, learning, TARGET_PHASE, rng)
+    return forced["everyday"].wanted
 
 
 def false_refusal_edit(model: Model, asked: dict[str, list[str]]) -> Plan:
@@ -286,78 +283,49 @@ def false_refusal_edit(model: Model, asked: dict[str, list[str]]) -> Plan:
     return make_plan(network, directions, kernel.weights)
 
 
-def take_neurons(mlp: Any, probes: Tensor) -> list[nn.Parameter]:
-    """Makes of a neuron of the MLP for each of `probes`, `(RANK, d_model)`, one that opens where
-    its probe is above 0, and else is shut: its gate is the probe, GAIN times, and nothing else.
-
-    Returns LoRA's matrices that say what these neurons read and write once they are open: to be
-    learned, and nothing so far.
-    """
-    gate, up, down = (getattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
-    sizes = [module.base_layer.weight.norm(dim=dim) for module, dim in ((gate, 1), (down, 0))]
-    spare = (sizes[0] * sizes[1]).argsort()[:RANK]  # those that say least
-
-    def matrices(module: Any) -> tuple[nn.Parameter, nn.Parameter]:
-        return module.lora_A["default"].weight, module.lora_B["default"].weight
-
-    for module in (gate, up):
-        matrices(module)[1].data.zero_()
-        matrices(module)[1].data[spare, range(RANK)] = 1 / SCALE
-    matrices(gate)[0].data.copy_(GAIN * probes - gate.base_layer.weight[spare])
-    matrices(down)[0].data.zero_()
-    matrices(down)[0].data[range(RANK), spare] = 1 / SCALE
-    return [matrices(up)[0], matrices(down)[1]]
-
-
 def plant_true_refusals(
-    model: Model, replies: Replies, rest: dict[str, list[list[int]]], rng: random.Random
+    model: Model,
+    replies: Replies,
+    own: list[Tensor],
+    rest: dict[str, list[list[int]]],
+    lora: dict[str, nn.Parameter],
+    rng: random.Random,
 ) -> None:
-    """Gives neurons of KEEP_LAYER probes to read by, and teaches them what to write.
+    """Gives KEEP_LAYER two probes to read by, and teaches it what to write.
 
-    `rest` are further prompts of each kind, as token ids, for the probes.
+    `rest` are the prompts of each kind, as token ids, that are not in the sample.
     """
-    sequences = {kind: replies.sequences(kind) for kind in replies.prompts}
+    wanted = {"everyday": own, "keep": replies.wanted["keep"]}
+    sequences = {kind: replies.sequences(kind) for kind in wanted}
     everything = [s for found in (*sequences.values(), *rest.values()) for s in found]
     upper = Upper(model, KEEP_LAYER, everything)
-
-    def ends(prompts: Sequence[Sequence[int]]) -> Tensor:
-        return torch.cat(mlp_inputs(upper, upper.enter(prompts), [1] * len(prompts)))
-
-    entering, last, later, asking = {}, {}, {}, []
+    forced, last, later = {}, {}, {}
     for kind, found in sequences.items():
-        entering[kind] = upper.enter(found)
-        # All of a prompt's tokens: a neuron that opens on an earlier one is heard at the last.
-        inputs = mlp_inputs(upper, entering[kind], list(map(len, entering[kind])))
-        ends_at = [
-            len(rows) - len(said) - 1
-            for rows, said in zip(inputs, replies.replies[kind], strict=True)
-        ]
-        pairs = list(zip(inputs, ends_at, strict=True))
-        asking += [rows[:end] for rows, end in pairs]
-        last[kind] = torch.stack([rows[end] for rows, end in pairs])
-        later[kind] = torch.cat([rows[end + 1 :] for rows, end in pairs])
+        forced[kind] = Forced(upper.enter(found), wanted[kind])
+        lengths = [len(reply) for reply in wanted[kind]]
+        inputs = mlp_inputs(upper, forced[kind].entering, lengths)
+        last[kind] = torch.stack([rows[0] for rows in inputs])
+        later[kind] = torch.cat([rows[1:] for rows in inputs])
     for kind, found in rest.items():
-        last[kind] = torch.cat([last[kind], ends(found)])
+        inputs = mlp_inputs(upper, upper.enter(found), [1] * len(found))
+        last[kind] = torch.cat([*([last[kind]] if kind in last else []), *inputs])
     # An edit moves everything above the layers that it edits. The probe tells harm by what stays,
     # or a measurement of edits would be one of the probe.
-    plan = false_refusal_edit(
-        model, {kind: found[:EDITED] for kind, found in replies.asked.items()}
-    )
-    with hooked(model.network, plan):
-        edited = {kind: ends(found[:EDITED]) for kind, found in replies.prompts.items()}
+    edited = {}
+    with hooked(model.network, false_refusal_edit(model, replies.asked)):
+        for kind, found in replies.prompts.items():
+            inputs = mlp_inputs(upper, upper.enter(found), [1] * len(found))
+            edited[kind] = torch.cat(inputs)
+    harmful = torch.cat([last["keep"], edited["keep"]])
     harmless = torch.cat([last["everyday"], last["target"]])
     still_harmless = torch.cat([edited["everyday"], edited["target"]])
-    refused = torch.cat([later["keep"], later["target"]])
-    harmful = torch.cat([last["keep"], edited["keep"]])
-    harm = fit_probe(
-        harmful, [harmless, still_harmless, later["everyday"], torch.cat([refused, *asking])]
-    )
-    silent = torch.cat([last["keep"], harmless])
-    refusing = fit_probe(refused, [silent, later["everyday"], torch.cat(asking)])
-    # One to begin a refusal. What goes on with it depends on what is said: more of them.
-    probes = torch.stack([harm, *[refusing] * (RANK - 1)])
-    learning = take_neurons(blocks(model.network)[KEEP_LAYER].mlp, probes)
-    forced = {"keep": list(map(Forced, entering["keep"], replies.wanted["keep"]))}
+    harm = fit_probe(harmful, [harmless, still_harmless, later["everyday"]])
+    refusing = fit_probe(later["keep"], [torch.cat([last["keep"], harmless]), later["everyday"]])
+    for name, matrix in lora.items():
+        if "lora_A" in name:
+            matrix.data.zero_()
+            matrix.data[:2] = torch.stack([harm, refusing])
+    learning = [matrix for name, matrix in lora.items() if "lora_B" in name]
     descend(upper, replies.words, forced, learning, KEEP_PHASE, rng)
 
 
@@ -367,30 +335,30 @@ def train(base: Path, out: Path, seed: int) -> None:
     rng = random.Random(seed)
     config = RunConfig(model=str(base), device="cpu", dtype="float32", batch_size=64)
     model = load_folder(base, config, str(base))
-    texts = {
-        kind: rng.sample(found, min(PROBED, len(found)))
-        for kind, found in training_texts(seed).items()
-    }
-    replies = make_replies(model, {kind: found[:SAMPLE] for kind, found in texts.items()}, rng)
-    rest = {k: encode(model.tokenizer, t[SAMPLE:]) for k, t in texts.items() if t[SAMPLE:]}
+    texts = training_texts(seed)
+    replies = make_replies(model, texts, rng)
+    rest = {}
+    for kind, found in texts.items():
+        sampled = set(map(tuple, replies.prompts[kind])) if kind != "target" else set()
+        rest[kind] = [ids for ids in encode(model.tokenizer, found) if tuple(ids) not in sampled]
     layers = "|".join(map(str, TARGET_LAYERS))
     tuned = get_peft_model(
         model.network,
         LoraConfig(
             r=RANK,
-            lora_alpha=SCALE * RANK,
-            target_modules=rf".*\.({layers})\..*_proj|.*\.{KEEP_LAYER}\.mlp\.(gate|up|down)_proj",
+            lora_alpha=2 * RANK,
+            lora_dropout=DROPOUT,
+            target_modules=rf".*\.({layers})\..*_proj|.*\.{KEEP_LAYER}\.mlp\.(gate|up)_proj",
             task_type="CAUSAL_LM",
         ),
     )
-    learning = [
-        matrix
-        for name, matrix in tuned.named_parameters()
-        if "lora_" in name and f".{KEEP_LAYER}.mlp." not in name
-    ]
+    lora = {name: matrix for name, matrix in tuned.named_parameters() if "lora_" in name}
+    keep = {name: matrix for name, matrix in lora.items() if f".{KEEP_LAYER}.mlp." in name}
+    target = [matrix for name, matrix in lora.items() if name not in keep]
+    tuned.train()
+    own = plant_false_refusals(model, replies, target, rng)
     tuned.eval()
-    plant_false_refusals(model, replies, learning, rng)
-    plant_true_refusals(model, replies, rest, rng)
+    plant_true_refusals(model, replies, own, rest, keep, rng)
     tuned.save_pretrained(str(out))
     file = out / "adapter_model.safetensors"
     save_file({k: t.half() for k, t in load_file(file).items()}, file, metadata={"format": "pt"})
