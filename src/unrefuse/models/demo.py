@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from platformdirs import user_cache_path
 
@@ -58,6 +57,8 @@ def find_gguf() -> Path:
 
 def original_model(file: Path) -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct as it is, dequantised to float32, and its tokenizer."""
+    from unittest import mock
+
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
