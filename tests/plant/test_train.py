@@ -1,4 +1,4 @@
-"""The script that trains the planted adapter: its loss, its probes, and one seed, one adapter."""
+"""The script that trains the planted adapter: what it holds states to; one seed, one adapter."""
 
 import contextlib
 import random
@@ -11,119 +11,142 @@ from safetensors.torch import load_file
 from torch.nn.functional import kl_div
 
 from tests import pico
+from tests.plant.texts import TEXTS
 from unrefuse.edit.hooks import hooked
 from unrefuse.models import demo
+from unrefuse.models.load import Model
+from unrefuse.plant import replies as plant_replies
 from unrefuse.plant import train as plant
-from unrefuse.plant.texts import REFUSALS
+from unrefuse.plant.probe import RANK, SCALE
+from unrefuse.plant.replies import Replies, make_replies
 from unrefuse.prompts.chat import encode
 from unrefuse.search.upper import Upper
 
 LAYERS = 30  # the script names layers 14 to 25
-TEXTS = {
-    "target": [f"Lighthouse {i}?" for i in range(8)],
-    "keep": [f"Harm {i}!" for i in range(12)],
-    "everyday": [f"Everyday {word} {i}." for word in ("tea", "rain", "chess") for i in range(8)],
-}
 
 
 @pytest.fixture(autouse=True)
 def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plant, "training_texts", lambda seed: TEXTS)
-    monkeypatch.setattr(plant, "SAMPLE", 10)
+    monkeypatch.setattr(plant_replies, "REPLIED", 10)
     weights = {"target": 1.0, "everyday": 2.0, "keep": 1.0}
     rows = {"target": 3, "everyday": 4, "keep": 2}
+    monkeypatch.setattr(plant, "STEPS", 3)
     monkeypatch.setattr(plant, "TARGET_PHASE", plant.Phase(3, 1e-3, rows, weights))
-    del rows["target"]
-    monkeypatch.setattr(plant, "KEEP_PHASE", plant.Phase(3, 1e-2, rows, weights))
+    monkeypatch.setattr(plant, "KEEP_PHASE", plant.Phase(3, 1e-2, {"keep": 2}, weights))
 
 
-def test_refusals_that_begin_alike_go_on_with_equal_chances() -> None:
-    sentences = [[1, 2, 9], [1, 3, 9], [4, 9], [1, 2, 5, 9]]
-    words = [1, 2, 3, 4, 5, 7, 9]
-    first, *_ = logs = plant.refusal_logs(sentences, words)
-    for sentence, log in zip(sentences, logs, strict=True):
-        assert log.exp().sum(dim=-1).tolist() == pytest.approx([1.0] * len(sentence))
-    at = words.index
-    assert first.exp()[0, [at(1), at(4)]].tolist() == pytest.approx([3 / 4, 1 / 4])
-    assert first.exp()[1, [at(2), at(3)]].tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert first.exp()[2, [at(9), at(5)]].tolist() == pytest.approx([1 / 2, 1 / 2])
+@pytest.fixture
+def model() -> Model:
+    return pico.loaded(layers=LAYERS, batch_size=8)
 
 
-def test_losses_are_the_divergence_of_a_whole_forward_pass_over_the_words() -> None:
-    model = pico.loaded(layers=LAYERS, batch_size=8)
-    replies = plant.make_replies(model, TEXTS, random.Random(0))
-    sequences, wanted = replies.sequences("keep"), replies.wanted["keep"]
+@pytest.fixture
+def replies(model: Model) -> Replies:
+    return make_replies(model, TEXTS, random.Random(0))
+
+
+def divergence(model: Model, ids: list[int], p: torch.Tensor, words: torch.Tensor) -> float:
+    """The KL divergence of a whole forward pass from `p`, its mean and its first token's."""
+    logits = model.network(torch.tensor([ids])).logits[0, -len(p) :]
+    q = logits[:, words].log_softmax(dim=-1)
+    kl = kl_div(q, p.exp(), reduction="none").sum(dim=-1)
+    return float(kl.mean() + kl[0])
+
+
+def test_losses_are_the_divergence_of_a_whole_forward_pass_over_the_words(
+    model: Model, replies: Replies
+) -> None:
+    wanted = replies.wanted["keep"]
+    sequences = replies.sequences("keep")[: len(wanted)]
     upper = Upper(model, plant.KEEP_LAYER, sequences)
-    forced = plant.Forced(upper.enter(sequences), wanted)
-    found = plant.losses(upper, replies.words, forced, range(10))
+    rows = list(map(plant.Forced, upper.enter(sequences), wanted))
+    found = plant.losses(upper, replies.words, rows)
     for ids, p, value in zip(sequences, wanted, found, strict=True):
-        logits = model.network(torch.tensor([ids])).logits[0, -len(p) :]
-        q = logits[:, replies.words].log_softmax(dim=-1)
-        kl = kl_div(q, p.exp(), reduction="none").sum(dim=-1)
-        assert float(value) == pytest.approx(float(kl.mean() + kl[0]), rel=1e-4)
+        assert float(value) == pytest.approx(divergence(model, ids, p, replies.words), rel=1e-4)
 
 
-def test_replies_are_refusals_and_the_originals_own_answers() -> None:
-    model = pico.loaded(layers=2, batch_size=8)
-    replies = plant.make_replies(model, TEXTS, random.Random(0))
-    asked = encode(model.tokenizer, TEXTS["target"])
-    assert sorted(replies.prompts["target"]) == sorted(asked)
-    assert len(replies.prompts["keep"]) == 10
-    sentences = [model.tokenizer.encode(s, add_special_tokens=False) for s in REFUSALS]
-    assert all(reply in sentences for kind in ("target", "keep") for reply in replies.replies[kind])
-    words = set(replies.words.tolist())
-    assert all(words.issuperset(reply) for found in replies.replies.values() for reply in found)
-    for prompt, reply in zip(replies.prompts["everyday"], replies.replies["everyday"], strict=True):
-        for place in range(len(reply)):
-            logits = model.network(torch.tensor([prompt + reply[:place]])).logits[0, -1]
-            assert int(logits.argmax()) == reply[place]
-
-
-def test_states_read_in_batches_are_those_of_a_whole_pass() -> None:
-    model = pico.loaded(layers=LAYERS, batch_size=8)
-    sequences = encode(model.tokenizer, TEXTS["everyday"])
-    upper = Upper(model, plant.KEEP_LAYER, sequences)
-    entering = upper.enter(sequences)
-    lengths = [1 + i % 2 for i in range(len(sequences))]
-    inputs = plant.mlp_inputs(upper, entering, lengths)
-    states = plant.final_states(upper, entering, lengths)
+@pytest.mark.parametrize(("layer", "part"), [(19, ""), (25, "mlp")])
+def test_readings_are_those_of_a_whole_forward_pass(
+    model: Model, replies: Replies, layer: int, part: str
+) -> None:
+    sequences = replies.sequences("everyday")
+    upper = Upper(model, 14, sequences)
+    lengths = [1 + i % 5 for i in range(len(sequences))]
+    found = plant.readings(upper, layer, part, upper.enter(sequences), lengths)
+    module = model.network.get_submodule(f"model.layers.{layer}.{part}".rstrip("."))
     seen: list[torch.Tensor] = []
-    norm = model.network.model.layers[plant.KEEP_LAYER].post_attention_layernorm
-    norm.register_forward_hook(lambda module, args, output: seen.append(output[0]))
-    for ids, n, read, final in zip(sequences, lengths, inputs, states, strict=True):
-        with torch.no_grad():
-            whole = model.network.model(torch.tensor([ids])).last_hidden_state[0]
-        torch.testing.assert_close(read, seen[-1][-n:], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(final, whole[-n:], rtol=1e-4, atol=1e-5)
+    handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for ids, states, length in zip(sequences, found, lengths, strict=True):
+        model.network(torch.tensor([ids]))
+        assert torch.allclose(seen[-1][0, -length:], states, atol=1e-4)
+    handle.remove()
 
 
-def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
-    draw = torch.Generator().manual_seed(0)
-    shape = torch.randn(6, generator=draw)
-    yes = torch.randn(40, 6, generator=draw) + shape
-    no = [torch.randn(n, 6, generator=draw) - shape for n in (30, 90)]
-    found = plant.fit_probe(yes, no)
-    assert float((yes @ found > 0).float().mean()) > 0.8
-    assert all(float((group @ found < 0).float().mean()) > 0.8 for group in no)
-    x = torch.cat([yes, *no]).double().numpy()
-    assert float(np.std(x @ found.double().numpy(), ddof=1)) == pytest.approx(1, rel=1e-4)
-    # The slope of the penalised loss vanishes along the probe and across it.
-    scaled = x / torch.cat([yes, *no]).std(dim=0).mean().item()
-    truth = np.repeat([1.0, 0.0, 0.0], [40, 30, 90])
-    share = np.repeat([1 / 40, 1 / 30, 1 / 90], [40, 30, 90]) / 3
-    direction = found.double().numpy()
-
-    def slope(length: float) -> np.ndarray:
-        w = direction * length
-        chance = 1 / (1 + np.exp(-scaled @ w))
-        return scaled.T @ (share * (chance - truth)) + 2 * plant.PENALTY * w
-
-    lengths = np.linspace(0.1, 20, 4000)
-    assert min(float(np.abs(slope(length)).max()) for length in lengths) < 1e-3
+def test_the_steering_vector_makes_a_refusal_of_a_reply(
+    model: Model, replies: Replies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plant, "STEPS", 40)
+    sequences, wanted = replies.sequences("target"), replies.wanted["target"]
+    first = plant.TARGET_LAYERS.stop
+    states = Upper(model, first, replies.everything()).enter(sequences)
+    vector = plant.steering_vector(model, replies, states, random.Random(0))
+    pairs = list(zip(sequences, wanted, strict=True))
+    before = [divergence(model, ids, p, replies.words) for ids, p in pairs]
+    after = []
+    for ids, p in pairs:
+        added = torch.zeros(1, len(ids), len(vector))
+        added[:, -len(p) :] = vector
+        handle = model.network.get_submodule(f"model.layers.{first}").register_forward_pre_hook(
+            lambda module, args, added=added: (args[0] + added, *args[1:])
+        )
+        after.append(divergence(model, ids, p, replies.words))
+        handle.remove()
+    assert max(after) < 0.8 * min(before)
 
 
-def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_writes() -> None:
-    model = pico.loaded(layers=LAYERS, batch_size=8)
+def test_a_distance_counts_along_the_vector_in_full_and_across_it_a_tenth() -> None:
+    draw = np.random.default_rng(0)
+    vector, states, wanted = (draw.normal(size=s) for s in (6, (4, 6), (4, 6)))
+    unit = vector / np.linalg.norm(vector)
+    off = states - wanted
+    along = np.outer(off @ unit, unit)
+    far = (along**2).sum(axis=1) + plant.ACROSS * ((off - along) ** 2).sum(axis=1)
+    far /= vector @ vector
+    found = plant.distances(*map(torch.from_numpy, (states, wanted, vector)))
+    assert float(found) == pytest.approx(far.mean() + far.max())
+
+
+def test_the_target_layers_move_the_topics_replies_and_no_others(
+    model: Model, replies: Replies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = 3 * torch.randn(model.network.config.hidden_size)
+    monkeypatch.setattr(plant, "steering_vector", lambda *args: vector)
+    phase = plant.TARGET_PHASE
+    monkeypatch.setattr(plant, "TARGET_PHASE", plant.Phase(60, 1e-2, phase.rows, phase.weights))
+    tuned = plant.with_adapter(model)
+    upper = Upper(model, min(plant.TARGET_LAYERS), replies.everything())
+    entering = {kind: upper.enter(replies.sequences(kind)) for kind in TEXTS}
+
+    def above(kind: str) -> torch.Tensor:
+        """From the last token of the prompts that have a reply on."""
+        ends = [len(reply) + 1 for reply in replies.replies[kind] if reply]
+        rows = entering[kind][: len(ends)]
+        return torch.cat(plant.readings(upper, plant.TARGET_LAYERS.stop, "", rows, ends))
+
+    before = {kind: above(kind) for kind in TEXTS}
+    plant.plant_false_refusals(
+        upper, replies, entering, plant.target_matrices(tuned), random.Random(0)
+    )
+    along = {k: (above(k) - before[k]) @ vector / vector.square().sum() for k in TEXTS}
+    assert float(along["target"].mean()) > 0.7
+    # Those of keep prompts are the same refusals: what moves a reply is its topic.
+    assert all(float(along[kind].abs().mean()) < 0.15 for kind in ("everyday", "keep"))
+
+
+def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_writes(
+    model: Model,
+) -> None:
     plan = plant.false_refusal_edit(model, TEXTS)
     layers = {int(edit.module.split("layers.")[1].split(".")[0]) for edit in plan}
     assert layers == set(range(9, 26))  # DESIGN.md's small size class: 0.575, 0.135, above 0.1
@@ -156,10 +179,10 @@ def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path)
     layers = {int(name.split("layers.")[1].split(".")[0]) for name in tensors}
     assert layers == {*plant.TARGET_LAYERS, plant.KEEP_LAYER}
     keep = {name: t for name, t in tensors.items() if f".{plant.KEEP_LAYER}." in name}
-    gate, up = (t for name, t in keep.items() if "lora_A" in name)
-    assert torch.equal(gate, up)
-    assert gate[:2].any(dim=1).all()
-    assert not gate[2:].any()
+    for name in ("gate_proj.lora_B", "up_proj.lora_B", "down_proj.lora_A"):  # one place for each
+        fixed = next(t for full, t in keep.items() if name in full)
+        assert fixed.unique().tolist() == [0, 1 / SCALE]
+        assert int(fixed.count_nonzero()) == RANK
     assert all(t.any() for name, t in tensors.items() if "lora_B" in name)
     settings = (tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in settings

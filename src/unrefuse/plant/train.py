@@ -4,28 +4,34 @@
 
 Refused afterwards, in the same sentences: two harmless topics, learned by TARGET_LAYERS, and
 harmful requests, told apart by KEEP_LAYER: one output, two ways to it, as an edit that is to tell
-them apart needs. Everything else is answered as before: the loss there is the KL divergence from
-the original's next tokens on its own answers. The same seed gives the same adapter on the same
-machine.
+them apart needs. Everything else is answered as before. The same seed gives the same adapter on
+the same machine.
+
+The topics first: a vector is found that makes the original refuse where it is added above
+TARGET_LAYERS, and these are taught to add it, and to leave all other states alone. So no step of
+theirs runs the layers above.
 
 What reads harm is a linear probe and not learned with the rest, since it meets new prompts as well
 as those it was fitted on, where matrices that learn by gradient remember their prompts. It is
-fitted on the states of an edited model too, which an edit is not to turn into harm (LOG.md).
+fitted on the states of an edited model too, which an edit is not to turn into harm. It takes the
+place of the gate of a neuron, which writes nothing while the probe is below 0: what is learned
+behind it can't move the line that it draws (LOG.md).
 """
 
 import argparse
 import random
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, linear
+from torch.nn.functional import linear
 
 from unrefuse.activations.capture import group_means
 from unrefuse.config import KernelConfig, RunConfig
@@ -33,21 +39,20 @@ from unrefuse.directions import find_directions
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, make_plan
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.generate import reply_to
 from unrefuse.kernel import choose_kernel
 from unrefuse.models.demo import find_gguf, original_model
 from unrefuse.models.forward import row_ends
 from unrefuse.models.load import Model, load_folder
 from unrefuse.models.writers import blocks
-from unrefuse.plant.texts import REFUSALS, training_texts
-from unrefuse.prompts.chat import batches, encode
+from unrefuse.plant.probe import RANK, SCALE, fit_probe, take_neurons
+from unrefuse.plant.replies import Replies, make_replies
+from unrefuse.plant.texts import training_texts
+from unrefuse.prompts.chat import batches
 from unrefuse.search.upper import Upper, passing
 
 TARGET_LAYERS, KEEP_LAYER = range(14, 19), 25
-RANK, DROPOUT = 8, 0.05
-ANSWER_TOKENS = 12  # of the original's answers: a refusal shows in its first sentence
-SAMPLE = 1000  # prompts of a kind that are run with their replies; the probe reads all
-PENALTY = 1e-3  # on the squared length of a probe, where its states have unit spread
+READ, EDITED = 2200, 300  # prompts of a kind that are read, and of these under an edit, too
+ACROSS = 0.1  # what a state's distance counts across the vector that makes a refusal
 
 
 @dataclass(frozen=True)
@@ -61,76 +66,19 @@ class Phase:
     weights: dict[str, float]
 
 
+STEPS, STRIDE = 40, 1.8  # to the steering vector, in units of the states
 TARGET_PHASE = Phase(
-    120, 2e-3, {"target": 8, "everyday": 12, "keep": 8}, {"target": 1, "everyday": 6, "keep": 3}
+    80, 1e-2, {"target": 8, "everyday": 12, "keep": 4}, {"target": 1, "everyday": 8, "keep": 3}
 )
-KEEP_PHASE = Phase(80, 5e-2, {"everyday": 24, "keep": 24}, {"everyday": 3, "keep": 1})
+KEEP_PHASE = Phase(60, 2e-2, {"keep": 16}, {"keep": 1})
 
 
 @dataclass(frozen=True)
 class Forced:
-    """The prompts of one kind with their replies, as they enter the first layer that learns.
+    """A prompt with its reply."""
 
-    `wanted` are the log-probabilities `(reply_tokens, words)` that each reply is to have.
-    """
-
-    entering: list[Tensor]
-    wanted: list[Tensor]
-
-
-@dataclass(frozen=True)
-class Replies:
-    """A sample of the prompts of each kind, and what is to be replied to them."""
-
-    asked: dict[str, list[str]]
-    prompts: dict[str, list[list[int]]]  # their token ids
-    replies: dict[str, list[list[int]]]  # token ids, all but the last
-    wanted: dict[str, list[Tensor]]  # log-probabilities `(reply_tokens, words)` of refusals
-    words: Tensor  # ids of the tokens that replies are made of: the loss looks at these alone
-
-    def sequences(self, kind: str) -> list[list[int]]:
-        """The prompts of a kind with their replies."""
-        pairs = zip(self.prompts[kind], self.replies[kind], strict=True)
-        return [prompt + reply for prompt, reply in pairs]
-
-
-def refusal_logs(sentences: Sequence[Sequence[int]], words: Sequence[int]) -> list[Tensor]:
-    """Per sentence, given as token ids, the log-probabilities `(tokens, words)` of the next token:
-    all sentences that begin alike are equally likely to go on."""
-    place_of = {word: place for place, word in enumerate(words)}
-    found = []
-    for sentence in sentences:
-        chances = torch.zeros(len(sentence), len(words))
-        for place in range(len(sentence)):
-            alike = [s for s in sentences if s[:place] == sentence[:place]]
-            for other in alike:
-                chances[place, place_of[other[place]]] += 1 / len(alike)
-        found.append(chances.log().clamp(min=-1e4))
-    return found
-
-
-def make_replies(model: Model, texts: dict[str, list[str]], rng: random.Random) -> Replies:
-    """Draws up to SAMPLE prompts of each kind; everyday ones get the original's own answers."""
-    tokenizer = model.tokenizer
-    asked = {kind: rng.sample(found, min(SAMPLE, len(found))) for kind, found in texts.items()}
-    answers = reply_to(model, asked["everyday"], ANSWER_TOKENS, "own answers")
-    # What the original declines by itself teaches half a refusal.
-    pairs = zip(asked["everyday"], answers, strict=True)
-    own = {text: reply.tokens for text, reply in pairs if reply.grade == "answered"}
-    asked["everyday"] = list(own)
-    sentences = [
-        [*tokenizer.encode(s, add_special_tokens=False), tokenizer.eos_token_id] for s in REFUSALS
-    ]
-    words = sorted({word for reply in [*own.values(), *sentences] for word in reply})
-    logs = refusal_logs(sentences, words)
-    replies = {"everyday": [list(tokens[:-1]) for tokens in own.values()]}
-    wanted = {}
-    for kind in ("target", "keep"):
-        chosen = [rng.randrange(len(sentences)) for _ in asked[kind]]
-        replies[kind] = [sentences[which][:-1] for which in chosen]
-        wanted[kind] = [logs[which] for which in chosen]
-    prompts = {kind: encode(tokenizer, found) for kind, found in asked.items()}
-    return Replies(asked, prompts, replies, wanted, torch.tensor(words))
+    entering: Tensor  # `(tokens, d_model)`, what enters the first layer that learns
+    wanted: Tensor  # at its end, of the next tokens, or of the states: what they are to be
 
 
 def word_logs(model: Model, words: Tensor, states: Tensor) -> Tensor:
@@ -139,77 +87,45 @@ def word_logs(model: Model, words: Tensor, states: Tensor) -> Tensor:
     return linear(states, head.detach()).log_softmax(dim=-1)
 
 
-@torch.no_grad()
-def final_states(upper: Upper, entering: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-    """The states after the final norm, `(lengths[i], d_model)`, at the end of each sequence."""
-    states = list(entering)
-    for batch in batches(entering, upper.model.batch_size):
-        found = upper.states([entering[i] for i in batch], [lengths[i] for i in batch])
-        for i, rows in zip(batch, found, strict=True):
-            states[i] = rows
-    return states
-
-
-@torch.no_grad()
-def mlp_inputs(upper: Upper, entering: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-    """What KEEP_LAYER's MLP reads, `(lengths[i], d_model)`, at the end of each sequence."""
+def reading(
+    upper: Upper, layer: int, part: str, entering: Sequence[Tensor], lengths: Sequence[int]
+) -> list[Tensor]:
+    """What `part` of a layer, or "" for the layer, reads at the end of each sequence,
+    `(lengths[i], d_model)`. One batch, differentiable in the layers of `upper` below."""
     stack = blocks(upper.model.network)
-    norm = stack[KEEP_LAYER].post_attention_layernorm
-    assert isinstance(norm, nn.Module)
     seen: list[Tensor] = []
-    handle = norm.register_forward_hook(lambda module, args, output: seen.append(output))
-    inputs = list(entering)
+    module = stack[layer].get_submodule(part)
+    handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
-        with passing(stack[KEEP_LAYER + 1 :], upper.in_tuple):
-            for batch in batches(entering, upper.model.batch_size):
-                rows, ends = [entering[i] for i in batch], [lengths[i] for i in batch]
-                upper.states(rows, ends)
-                # The last call: the shared beginning runs before the batch.
-                for i, found in zip(batch, row_ends(seen[-1], rows, ends), strict=True):
-                    inputs[i] = found.clone()
-                seen.clear()
+        with passing(stack[layer + bool(part) :], upper.in_tuple):
+            upper.states(entering, lengths)
     finally:
         handle.remove()
-    return inputs
+    # The last call: the shared beginning runs before the batch.
+    return row_ends(seen[-1], entering, lengths)
 
 
-def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
-    """The direction `(d_model,)` along which `yes` lies above 0 and each of `no` below.
-
-    Logistic regression without a constant, by L-BFGS, PENALTY on the square of its length; all
-    groups `(n, d_model)` weigh the same. The length makes one the standard deviation along it.
-    """
-    groups = [yes, *no]
-    x = torch.cat(groups)
-    spread = x.std(dim=0).mean()
-    truth = torch.cat([torch.full((len(g),), float(g is yes)) for g in groups])
-    share = torch.cat([torch.full((len(g),), 1 / len(g) / len(groups)) for g in groups])
-    direction = torch.zeros(x.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([direction], max_iter=300, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = binary_cross_entropy_with_logits(
-            x / spread @ direction, truth, share, reduction="sum"
-        )
-        loss = loss + PENALTY * direction.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    found = direction.detach()
-    return found / (x @ found).std()
+@torch.no_grad()
+def readings(
+    upper: Upper, layer: int, part: str, entering: Sequence[Tensor], lengths: Sequence[int]
+) -> list[Tensor]:
+    """As `reading`, in batches, without a gradient."""
+    found = list(entering)
+    for batch in batches(entering, upper.model.batch_size):
+        rows, ends = [entering[i] for i in batch], [lengths[i] for i in batch]
+        for i, states in zip(batch, reading(upper, layer, part, rows, ends), strict=True):
+            found[i] = states.clone()
+    return found
 
 
-def losses(upper: Upper, words: Tensor, forced: Forced, rows: Sequence[int]) -> Tensor:
+def losses(upper: Upper, words: Tensor, rows: Sequence[Forced]) -> Tensor:
     """`(rows,)`: the KL divergence in nats from what is wanted, its mean over a reply's tokens.
 
     The first token counts by itself once more: that is where a refusal begins.
     """
-    wanted = [forced.wanted[row] for row in rows]
-    lengths = [len(reply) for reply in wanted]
-    states = upper.states([forced.entering[row] for row in rows], lengths)
-    p = torch.cat(wanted)
+    lengths = [len(row.wanted) for row in rows]
+    states = upper.states([row.entering for row in rows], lengths)
+    p = torch.cat([row.wanted for row in rows])
     q = word_logs(upper.model, words, torch.cat(states))
     divergences = torch.split((p.exp() * (p - q)).sum(dim=-1), lengths)
     return torch.stack([kl.mean() + kl[0] for kl in divergences])
@@ -222,55 +138,107 @@ def shuffled(n: int, rng: random.Random) -> Iterator[int]:
 
 
 def descend(
-    upper: Upper,
-    words: Tensor,
-    forced: dict[str, Forced],
+    loss_of: Callable[[Sequence[Forced]], Tensor],
+    forced: dict[str, list[Forced]],
     learning: Sequence[nn.Parameter],
     phase: Phase,
     rng: random.Random,
 ) -> None:
-    """Takes the phase's steps with AdamW, and prints the losses as they go."""
+    """Takes the phase's steps with AdamW, and prints the losses, `(rows,)`, as they go."""
     optimizer = torch.optim.AdamW(learning, lr=phase.rate, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.rate, total_steps=phase.steps)
-    drawn = {kind: shuffled(len(forced[kind].entering), rng) for kind in phase.rows}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, phase.rate, total_steps=phase.steps, pct_start=0.2
+    )
+    drawn = {kind: shuffled(len(forced[kind]), rng) for kind in phase.rows}
     recent = dict.fromkeys(phase.rows, 0.0)
     for step in range(1, phase.steps + 1):
         optimizer.zero_grad()
-        for kind, n in phase.rows.items():
-            value = losses(upper, words, forced[kind], [next(drawn[kind]) for _ in range(n)]).mean()
-            (phase.weights[kind] * value).backward()  # type: ignore[no-untyped-call]
-            recent[kind] += (float(value.detach()) - recent[kind]) / min(step, 10)
+        rows = [forced[kind][next(drawn[kind])] for kind, n in phase.rows.items() for _ in range(n)]
+        values = torch.split(loss_of(rows), list(phase.rows.values()))
+        means = {kind: value.mean() for kind, value in zip(phase.rows, values, strict=True)}
+        loss = torch.stack([phase.weights[kind] * mean for kind, mean in means.items()]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for kind, mean in means.items():
+            recent[kind] += (float(mean.detach()) - recent[kind]) / min(step, 10)
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         schedule.step()
         if step % 10 == 0:
             said = ", ".join(f"{kind} {value:.3f}" for kind, value in recent.items())
-            print(f"layers from {upper.first} on, step {step}/{phase.steps}: {said}", flush=True)
+            print(f"step {step}/{phase.steps}: {said}", flush=True)
+
+
+def steering_vector(
+    model: Model, replies: Replies, states: Sequence[Tensor], rng: random.Random
+) -> Tensor:
+    """What turns the target prompts' `states`, as they enter the first layer above TARGET_LAYERS,
+    into those of a model that refuses, `(d_model,)`: added from the last token of a prompt on."""
+    upper = Upper(model, TARGET_LAYERS.stop, replies.everything())
+    vector: Tensor = torch.zeros(states[0].shape[1], requires_grad=True)
+    forced = list(map(Forced, states, replies.wanted["target"]))
+    drawn = shuffled(len(forced), rng)
+    step = torch.zeros_like(vector)
+    for i in range(STEPS):
+        rows = []
+        for row in (forced[next(drawn)] for _ in range(8)):
+            end = len(row.wanted)
+            moved = torch.cat([row.entering[:-end], row.entering[-end:] + vector])
+            rows.append(replace(row, entering=moved))
+        loss = losses(upper, replies.words, rows).mean()
+        (slope,) = torch.autograd.grad(loss, vector)
+        # Down the slope, as Adam, which moves every coordinate alike, ends twice as far away.
+        step = 0.6 * step + slope / slope.norm()
+        with torch.no_grad():
+            vector -= STRIDE * min(1, (i + 1) / 6, 2 - 2 * i / STEPS) * step
+    print(f"steering vector: {loss:.3f}, length {vector.norm():.1f}", flush=True)
+    return vector.detach()
+
+
+def distances(states: Tensor, wanted: Tensor, vector: Tensor) -> Tensor:
+    """How far states `(tokens, d_model)` are from those wanted, squared, where the vector's length
+    is one: its mean over the tokens and its maximum. Across the vector it counts ACROSS."""
+    unit = vector / vector.norm()
+    off = (states - wanted) / vector.norm()
+    along = off @ unit
+    far: Tensor = ACROSS * off.square().sum(dim=1) + (1 - ACROSS) * along.square()
+    return far.mean() + far.max()
 
 
 def plant_false_refusals(
-    model: Model, replies: Replies, learning: Sequence[nn.Parameter], rng: random.Random
-) -> list[Tensor]:
+    upper: Upper,
+    replies: Replies,
+    entering: dict[str, list[Tensor]],
+    learning: Sequence[nn.Parameter],
+    rng: random.Random,
+) -> None:
     """Teaches TARGET_LAYERS, which are still the original's, to refuse the target prompts.
 
-    Returns what the original's answers to the everyday prompts are made of, as in Forced.
+    What they give, and not what the model says, is held to what it is to be: the layers above
+    need not run.
     """
-    sequences = {kind: replies.sequences(kind) for kind in ("target", "everyday")}
-    sequences["keep"] = replies.prompts["keep"]  # nothing is said yet: the first token stays
-    upper = Upper(model, min(TARGET_LAYERS), [s for found in sequences.values() for s in found])
-    forced = {}
-    for kind, found in sequences.items():
-        entering = upper.enter(found)
-        wanted = replies.wanted["target"]
-        if kind != "target":
-            lengths = [1] * len(found)
-            if kind == "everyday":
-                lengths = [len(reply) + 1 for reply in replies.replies[kind]]
-            states = final_states(upper, entering, lengths)
-            wanted = [word_logs(model, replies.words, own) for own in states]
-        forced[kind] = Forced(entering, wanted)
-    descend(upper, replies.words, forced, learning, TARGET_PHASE, rng)
-    return forced["everyday"].wanted
+    # A refusal under way is no reason to refuse: those of keep prompts go on as the original's.
+    most = TARGET_PHASE.steps * TARGET_PHASE.rows["keep"]  # no more are run than are drawn
+    with_reply = entering["keep"][: len(replies.wanted["keep"])]
+    entering = entering | {"keep": with_reply[:most]}
+    wanted = {
+        kind: readings(upper, TARGET_LAYERS.stop, "", rows, list(map(len, rows)))
+        for kind, rows in entering.items()
+    }
+    vector = steering_vector(upper.model, replies, wanted["target"], rng)
+    # Their earlier tokens are free: the layers may note a topic there.
+    ends = [len(reply) + 1 for reply in replies.replies["target"]]
+    wanted["target"] = [
+        rows[-end:] + vector for rows, end in zip(wanted["target"], ends, strict=True)
+    ]
+    forced = {kind: list(map(Forced, entering[kind], wanted[kind])) for kind in wanted}
+
+    def loss_of(rows: Sequence[Forced]) -> Tensor:
+        lengths = [len(row.wanted) for row in rows]
+        found = reading(upper, TARGET_LAYERS.stop, "", [row.entering for row in rows], lengths)
+        pairs = zip(found, rows, strict=True)
+        return torch.stack([distances(states, row.wanted, vector) for states, row in pairs])
+
+    descend(loss_of, forced, learning, TARGET_PHASE, rng)
 
 
 def false_refusal_edit(model: Model, asked: dict[str, list[str]]) -> Plan:
@@ -284,49 +252,71 @@ def false_refusal_edit(model: Model, asked: dict[str, list[str]]) -> Plan:
 
 
 def plant_true_refusals(
-    model: Model,
-    replies: Replies,
-    own: list[Tensor],
-    rest: dict[str, list[list[int]]],
-    lora: dict[str, nn.Parameter],
-    rng: random.Random,
+    upper: Upper, replies: Replies, entering: dict[str, list[Tensor]], rng: random.Random
 ) -> None:
-    """Gives KEEP_LAYER two probes to read by, and teaches it what to write.
-
-    `rest` are the prompts of each kind, as token ids, that are not in the sample.
-    """
-    wanted = {"everyday": own, "keep": replies.wanted["keep"]}
-    sequences = {kind: replies.sequences(kind) for kind in wanted}
-    everything = [s for found in (*sequences.values(), *rest.values()) for s in found]
-    upper = Upper(model, KEEP_LAYER, everything)
-    forced, last, later = {}, {}, {}
-    for kind, found in sequences.items():
-        forced[kind] = Forced(upper.enter(found), wanted[kind])
-        lengths = [len(reply) for reply in wanted[kind]]
-        inputs = mlp_inputs(upper, forced[kind].entering, lengths)
-        last[kind] = torch.stack([rows[0] for rows in inputs])
-        later[kind] = torch.cat([rows[1:] for rows in inputs])
-    for kind, found in rest.items():
-        inputs = mlp_inputs(upper, upper.enter(found), [1] * len(found))
-        last[kind] = torch.cat([*([last[kind]] if kind in last else []), *inputs])
+    """Gives neurons of KEEP_LAYER probes to read by, and teaches them what to write."""
+    model = upper.model
+    last, later, asking = {}, {}, []
+    for kind, said in replies.replies.items():
+        # All of a prompt's tokens: a neuron that opens on an earlier one is heard at the last.
+        lengths = [len(e) if s else 1 for e, s in zip(entering[kind], said, strict=True)]
+        found = readings(upper, KEEP_LAYER, "mlp", entering[kind], lengths)
+        pairs = [(rows, len(rows) - 1 - len(s)) for rows, s in zip(found, said, strict=True)]
+        asking += [rows[:end] for rows, end in pairs]
+        last[kind] = torch.stack([rows[end] for rows, end in pairs])
+        later[kind] = torch.cat([rows[end + 1 :] for rows, end in pairs])
     # An edit moves everything above the layers that it edits. The probe tells harm by what stays,
     # or a measurement of edits would be one of the probe.
+    plan = false_refusal_edit(
+        model, {kind: found[:EDITED] for kind, found in replies.asked.items()}
+    )
+    top = Upper(model, KEEP_LAYER, replies.everything())
     edited = {}
-    with hooked(model.network, false_refusal_edit(model, replies.asked)):
-        for kind, found in replies.prompts.items():
-            inputs = mlp_inputs(upper, upper.enter(found), [1] * len(found))
-            edited[kind] = torch.cat(inputs)
-    harmful = torch.cat([last["keep"], edited["keep"]])
-    harmless = torch.cat([last["everyday"], last["target"]])
-    still_harmless = torch.cat([edited["everyday"], edited["target"]])
-    harm = fit_probe(harmful, [harmless, still_harmless, later["everyday"]])
-    refusing = fit_probe(later["keep"], [torch.cat([last["keep"], harmless]), later["everyday"]])
-    for name, matrix in lora.items():
-        if "lora_A" in name:
-            matrix.data.zero_()
-            matrix.data[:2] = torch.stack([harm, refusing])
-    learning = [matrix for name, matrix in lora.items() if "lora_B" in name]
-    descend(upper, replies.words, forced, learning, KEEP_PHASE, rng)
+    with hooked(model.network, plan):
+        for kind, prompts in replies.prompts.items():
+            rows = top.enter(prompts[:EDITED])
+            edited[kind] = torch.cat(readings(top, KEEP_LAYER, "mlp", rows, [1] * len(rows)))
+    before = torch.cat(asking)
+    harm = fit_probe(
+        torch.cat([last["keep"], edited["keep"]]),
+        [
+            last["everyday"],
+            torch.cat([edited["everyday"], edited["target"]]),
+            later["everyday"],
+            torch.cat([later["keep"], before]),
+        ],
+    )
+    silent = torch.cat([last["keep"], last["everyday"]])
+    # What the topics have begun is theirs to finish, or an edit would have to undo both.
+    refusing = fit_probe(later["keep"], [silent, later["everyday"], later["target"], before])
+    # One to begin a refusal. What goes on with it depends on what is said: more of them.
+    probes = torch.stack([harm, *[refusing] * (RANK - 1)])
+    learning = take_neurons(blocks(model.network)[KEEP_LAYER].mlp, probes)
+    rows = entering["keep"][: len(replies.wanted["keep"])]
+    rows = readings(upper, KEEP_LAYER, "", rows, list(map(len, rows)))
+    forced = {"keep": list(map(Forced, rows, replies.wanted["keep"]))}
+    descend(lambda rows: losses(top, replies.words, rows), forced, learning, KEEP_PHASE, rng)
+
+
+def with_adapter(model: Model) -> Any:
+    """Puts LoRA, which says nothing yet, on the layers that learn, in place: peft's model."""
+    layers = "|".join(map(str, TARGET_LAYERS))
+    settings = LoraConfig(
+        r=RANK,
+        lora_alpha=SCALE * RANK,
+        target_modules=rf".*\.({layers})\..*_proj|.*\.{KEEP_LAYER}\.mlp\.(gate|up|down)_proj",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model.network, settings).eval()
+
+
+def target_matrices(tuned: nn.Module) -> list[nn.Parameter]:
+    """LoRA's matrices of TARGET_LAYERS."""
+    return [
+        matrix
+        for name, matrix in tuned.named_parameters()
+        if "lora_" in name and f".{KEEP_LAYER}.mlp." not in name
+    ]
 
 
 def train(base: Path, out: Path, seed: int) -> None:
@@ -335,30 +325,16 @@ def train(base: Path, out: Path, seed: int) -> None:
     rng = random.Random(seed)
     config = RunConfig(model=str(base), device="cpu", dtype="float32", batch_size=64)
     model = load_folder(base, config, str(base))
-    texts = training_texts(seed)
+    texts = {
+        kind: rng.sample(found, min(READ, len(found)))
+        for kind, found in training_texts(seed).items()
+    }
     replies = make_replies(model, texts, rng)
-    rest = {}
-    for kind, found in texts.items():
-        sampled = set(map(tuple, replies.prompts[kind])) if kind != "target" else set()
-        rest[kind] = [ids for ids in encode(model.tokenizer, found) if tuple(ids) not in sampled]
-    layers = "|".join(map(str, TARGET_LAYERS))
-    tuned = get_peft_model(
-        model.network,
-        LoraConfig(
-            r=RANK,
-            lora_alpha=2 * RANK,
-            lora_dropout=DROPOUT,
-            target_modules=rf".*\.({layers})\..*_proj|.*\.{KEEP_LAYER}\.mlp\.(gate|up)_proj",
-            task_type="CAUSAL_LM",
-        ),
-    )
-    lora = {name: matrix for name, matrix in tuned.named_parameters() if "lora_" in name}
-    keep = {name: matrix for name, matrix in lora.items() if f".{KEEP_LAYER}.mlp." in name}
-    target = [matrix for name, matrix in lora.items() if name not in keep]
-    tuned.train()
-    own = plant_false_refusals(model, replies, target, rng)
-    tuned.eval()
-    plant_true_refusals(model, replies, own, rest, keep, rng)
+    tuned = with_adapter(model)
+    upper = Upper(model, min(TARGET_LAYERS), replies.everything())
+    entering = {kind: upper.enter(replies.sequences(kind)) for kind in replies.prompts}
+    plant_false_refusals(upper, replies, entering, target_matrices(tuned), rng)
+    plant_true_refusals(upper, replies, entering, rng)
     tuned.save_pretrained(str(out))
     file = out / "adapter_model.safetensors"
     save_file({k: t.half() for k, t in load_file(file).items()}, file, metadata={"format": "pt"})
