@@ -70,7 +70,7 @@ STEPS, STRIDE = 40, 1.8  # to the steering vector, in units of the states
 TARGET_PHASE = Phase(
     80, 1e-2, {"target": 8, "everyday": 12, "keep": 4}, {"target": 1, "everyday": 8, "keep": 3}
 )
-KEEP_PHASE = Phase(60, 2e-2, {"keep": 16}, {"keep": 1})
+KEEP_PHASE = Phase(40, 4e-2, {"keep": 12}, {"keep": 1})
 
 
 @dataclass(frozen=True)
@@ -271,24 +271,30 @@ def plant_true_refusals(
         model, {kind: found[:EDITED] for kind, found in replies.asked.items()}
     )
     top = Upper(model, KEEP_LAYER, replies.everything())
-    edited = {}
+    edited, edited_later = {}, {}
     with hooked(model.network, plan):
-        for kind, prompts in replies.prompts.items():
-            rows = top.enter(prompts[:EDITED])
-            edited[kind] = torch.cat(readings(top, KEEP_LAYER, "mlp", rows, [1] * len(rows)))
+        for kind in replies.prompts:
+            rows = top.enter(replies.sequences(kind)[:EDITED])
+            lengths = [len(said) + 1 for said in replies.replies[kind][:EDITED]]
+            found = readings(top, KEEP_LAYER, "mlp", rows, lengths)
+            edited[kind] = torch.stack([rows[0] for rows in found])
+            edited_later[kind] = torch.cat([rows[1:] for rows in found])
     before = torch.cat(asking)
+    answers = torch.cat([later["everyday"], edited_later["everyday"]])
+    under_way = torch.cat([later["keep"], edited_later["keep"]])
+    # What the topics have begun is theirs to finish, or an edit would have to undo both.
+    begun = torch.cat([later["target"], edited_later["target"]])
     harm = fit_probe(
         torch.cat([last["keep"], edited["keep"]]),
         [
             last["everyday"],
             torch.cat([edited["everyday"], edited["target"]]),
-            later["everyday"],
-            torch.cat([later["keep"], before]),
+            answers,
+            torch.cat([under_way, edited_later["target"], before]),
         ],
     )
-    silent = torch.cat([last["keep"], last["everyday"]])
-    # What the topics have begun is theirs to finish, or an edit would have to undo both.
-    refusing = fit_probe(later["keep"], [silent, later["everyday"], later["target"], before])
+    silent = torch.cat([last["keep"], last["everyday"], *edited.values()])
+    refusing = fit_probe(under_way, [silent, answers, begun, before])
     # One to begin a refusal. What goes on with it depends on what is said: more of them.
     probes = torch.stack([harm, *[refusing] * (RANK - 1)])
     learning = take_neurons(blocks(model.network)[KEEP_LAYER].mlp, probes)
