@@ -17,7 +17,7 @@ from unrefuse.models import demo
 from unrefuse.models.load import Model
 from unrefuse.plant import replies as plant_replies
 from unrefuse.plant import train as plant
-from unrefuse.plant.probe import RANK, SCALE
+from unrefuse.plant.probe import RANK, SCALE, fit_probe
 from unrefuse.plant.replies import Replies, make_replies
 from unrefuse.prompts.chat import encode
 from unrefuse.search.upper import Upper
@@ -166,6 +166,39 @@ def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_wri
     direction, strength = middle.basis[:, 0].double(), float(middle.core)
     before = float(written["False"] @ direction)
     assert float(written["True"] @ direction) == pytest.approx(before * (1 - strength), rel=1e-4)
+
+
+def test_the_probes_are_held_to_replies_under_an_edit_too(
+    model: Model, replies: Replies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant.with_adapter(model)
+    plan = plant.false_refusal_edit(model, replies.asked)
+    edited: dict[str, list[torch.Tensor]] = {kind: [] for kind in replies.replies}
+    seen: list[torch.Tensor] = []
+    mlp = model.network.get_submodule(f"model.layers.{plant.KEEP_LAYER}.mlp")
+    handle = mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
+    with torch.no_grad(), hooked(model.network, plan):
+        for kind, said in replies.replies.items():
+            for reply, ids in zip(said, replies.sequences(kind), strict=True):
+                model.network(torch.tensor([ids]))
+                edited[kind].append(seen[-1][len(ids) - len(reply) :])
+    handle.remove()
+    fits = []
+
+    def spy(yes: torch.Tensor, no: list[torch.Tensor]) -> torch.Tensor:
+        fits.append((yes, no))
+        return fit_probe(yes, no)
+
+    monkeypatch.setattr(plant, "fit_probe", spy)
+    upper = Upper(model, min(plant.TARGET_LAYERS), replies.everything())
+    entering = {kind: upper.enter(replies.sequences(kind)) for kind in replies.prompts}
+    plant.plant_true_refusals(upper, replies, entering, random.Random(0))
+    (_, [_, _, answers, _]), (under_way, [_, same, begun, _]) = fits
+    for found, kind in ((answers, "everyday"), (under_way, "keep"), (begun, "target")):
+        wanted = torch.cat(edited[kind])
+        assert len(wanted)
+        torch.testing.assert_close(found[-len(wanted) :], wanted, atol=1e-4, rtol=1e-3)
+    assert torch.equal(answers, same)
 
 
 def test_one_seed_gives_one_adapter_whose_probes_are_not_learned(tmp_path: Path) -> None:
