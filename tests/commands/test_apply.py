@@ -90,7 +90,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):
     there = sorted(tmp_path.iterdir())
     for recipe, folder, goal, says in (
         (tmp_path / "nowhere", model, out, "there is no plan in"),
-        (damaged, model, out, "cannot read the plan"),
+        (damaged, model, out, "cannot read the plan .*; name a folder that `unrefuse edit`"),
         (unmarked, model, out, "does not say for which weights"),
         (run, other, out, r"made for other weights \(some/model\)"),
         (run, tmp_path / "nowhere", out, "no such folder"),

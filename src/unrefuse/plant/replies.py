@@ -64,7 +64,7 @@ def make_replies(model: Model, texts: dict[str, list[str]], rng: random.Random) 
         [*tokenizer.encode(s, add_special_tokens=False), tokenizer.eos_token_id] for s in REFUSALS
     ]
     words = sorted({word for reply in [*own.values(), *sentences] for word in reply})
-    logs = refusal_logs(sentences, words)
+    logs = [log.to(model.device) for log in refusal_logs(sentences, words)]
     replies = {"everyday": [list(tokens[:-1]) for tokens in own.values()]}
     wanted = {}
     for kind, most in (("target", None), ("keep", REPLIED)):
@@ -74,4 +74,4 @@ def make_replies(model: Model, texts: dict[str, list[str]], rng: random.Random) 
     for kind, found in asked.items():
         replies[kind] += [[]] * (len(found) - len(replies[kind]))
     prompts = {kind: encode(tokenizer, found) for kind, found in asked.items()}
-    return Replies(asked, prompts, replies, wanted, torch.tensor(words))
+    return Replies(asked, prompts, replies, wanted, torch.tensor(words, device=model.device))

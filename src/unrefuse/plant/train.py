@@ -41,6 +41,7 @@ from unrefuse.edit.plan import Plan, make_plan
 from unrefuse.errors import UsageError
 from unrefuse.kernel import choose_kernel
 from unrefuse.models.demo import find_gguf, original_model
+from unrefuse.models.device import choose_device
 from unrefuse.models.forward import row_ends
 from unrefuse.models.load import Model, load_folder
 from unrefuse.models.writers import blocks
@@ -174,7 +175,7 @@ def steering_vector(
     """What turns the target prompts' `states`, as they enter the first layer above TARGET_LAYERS,
     into those of a model that refuses, `(d_model,)`: added from the last token of a prompt on."""
     upper = Upper(model, TARGET_LAYERS.stop, replies.everything())
-    vector: Tensor = torch.zeros(states[0].shape[1], requires_grad=True)
+    vector = torch.zeros_like(states[0][0]).requires_grad_()
     forced = list(map(Forced, states, replies.wanted["target"]))
     drawn = shuffled(len(forced), rng)
     step = torch.zeros_like(vector)
@@ -325,11 +326,11 @@ def target_matrices(tuned: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def train(base: Path, out: Path, seed: int) -> None:
+def train(base: Path, out: Path, seed: int, device: str = "cpu") -> None:
     """Trains an adapter and writes it to `out`, in float16."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    config = RunConfig(model=str(base), device="cpu", dtype="float32", batch_size=64)
+    config = RunConfig(model=str(base), device=device, dtype="float32", batch_size=64)
     model = load_folder(base, config, str(base))
     texts = {
         kind: rng.sample(found, min(READ, len(found)))
@@ -355,15 +356,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu (the shipped one's), cuda, auto")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         try:
+            device = str(choose_device(options.device))
             network, tokenizer = original_model(find_gguf())
+            network.save_pretrained(base)
+            tokenizer.save_pretrained(base)
+            train(Path(base), options.out, options.seed, device)
         except UsageError as error:
             parser.error(str(error))
-        network.save_pretrained(base)
-        tokenizer.save_pretrained(base)
-        train(Path(base), options.out, options.seed)
 
 
 if __name__ == "__main__":
