@@ -69,14 +69,23 @@ def test_target_margins_fall_and_keep_margins_are_held(learned):
 
 
 @pytest.mark.parametrize(
-    ("kept", "start"),
-    [([1.0] * 4, 1.5), ([1.0, 0.97, 0.96, 1.0], 0.9), ([0.9], 0.3)],
+    ("kept", "removed", "start"),
+    [
+        ([1.0] * 4, [0.1, 0.3, 0.6, 0.79], 1.5),
+        ([1.0, 0.97, 0.96], [0.1, 0.3, 0.6], 0.9),
+        ([0.9], [0.1], 0.3),
+        ([1.0, 1.0], [0.1, 0.3, 0.8], 0.9),
+        ([], [0.8], 0.3),
+    ],
 )
-def test_it_starts_from_the_strongest_kernel_that_keeps_the_refusals(monkeypatch, kept, start):
+def test_it_starts_where_enough_is_removed_and_from_no_kernel_that_loses_refusals(
+    monkeypatch, kept, removed, start
+):
     def margins(judge, name, limit):
-        assert name == "keep"
-        given = round(100 * kept.pop(0))
-        return torch.tensor([1.0] * given + [-1.0] * (100 - given))
+        shares = {"keep": kept, "target": [1 - share for share in removed]}[name]
+        refused = round(100 * shares[0])
+        (kept if name == "keep" else removed).pop(0)
+        return torch.tensor([1.0] * refused + [-1.0] * (100 - refused))
 
     monkeypatch.setattr(Judge, "all_margins", margins)
     monkeypatch.setattr(gradient, "CORE_RATE", 0.0)
@@ -88,6 +97,7 @@ def test_it_starts_from_the_strongest_kernel_that_keeps_the_refusals(monkeypatch
     edited = candidate.kernel.layer_weights
     expected = [start * w if i else 0 for i, w in enumerate(kernel.weights)]
     assert edited == pytest.approx(expected, abs=1e-5)
+    assert kept == removed == []  # each was asked for, and no more
 
 
 def test_candidates_come_halfway_and_at_the_end_with_the_strength_of_each_layer(learned):

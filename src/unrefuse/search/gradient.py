@@ -6,7 +6,6 @@ divergence from the original on its own answers. The keep prompts' margins are a
 weight, a Lagrange multiplier, rises while the retention of the train split is short of its goal.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,10 @@ from unrefuse.search.shapes import (
     strengths,
 )
 
-# Multipliers of the kernel: it starts from the strongest that keeps so much of the retention of
-# train that the steps have nothing to win back (LOG.md), and from the first where none does.
+# Multipliers of the kernel. It starts from the first that removes about what is asked, as far as
+# it keeps so much of train's refusals that the steps have nothing to win back; else from the
+# strongest that does. Beyond either, the steps undo divergence in place of what they are for
+# (LOG.md).
 STARTS, START_RETENTION = (0.3, 0.6, 0.9, 1.2, 1.5), 0.97
 KERNEL_RATE = 0.05  # of Adam, on the kernel's numbers
 # Of momentum on the cores, as a length over all of them. Adam moves every entry alike, and so the
@@ -86,14 +87,19 @@ def learn(
         found = strengths(numbers, model.layers)
         return {w.name: found[COMPONENTS.index(w.component), w.layer].view(1, 1) for w in edited}
 
-    def keeps(multiplier: float) -> bool:
+    def opened(multiplier: float, name: str) -> float:
+        """The share of train's prompts of a set that still open with a refusal."""
         cores = kernel_cores(start_numbers(config.shape, kernel, multiplier))
         with hooked(model.network, plan_of_cores(model.network, direction, cores)):
-            given = judge.all_margins("keep", SCORED) > 0
-        return float(given.float().mean()) >= START_RETENTION
+            return float((judge.all_margins(name, SCORED) > 0).double().mean())
 
-    kept = list(itertools.takewhile(keeps, STARTS[1:]))
-    numbers = start_numbers(config.shape, kernel, kept[-1] if kept else STARTS[0])
+    start = STARTS[0]
+    for stronger in STARTS[1:]:
+        removed = 1 - opened(start, "target")
+        if removed >= config.removal_target or opened(stronger, "keep") < START_RETENTION:
+            break
+        start = stronger
+    numbers = start_numbers(config.shape, kernel, start)
 
     def candidate(found: dict[str, Any], basis: Tensor) -> Candidate:
         """The kernel's weights are the largest singular value of a layer's cores."""
