@@ -19,10 +19,9 @@ def diff(
 ) -> None:
     """Which tensors differ between two checkpoints: by how much, of what rank, along what."""
     from unrefuse.edit.compare import compare
-    from unrefuse.edit.plan import load_plan
-    from unrefuse.edit.recipe import find_plan
+    from unrefuse.edit.recipe import read_plan
 
-    found = compare(a, b, load_plan(find_plan(plan))[0] if plan else None)
+    found = compare(a, b, read_plan(plan)[0] if plan else None)
     if as_json:
         print_json(_json(found))
         return

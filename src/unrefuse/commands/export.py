@@ -59,8 +59,8 @@ def export(
 
     from unrefuse.config import load_config
     from unrefuse.edit.gguf import gguf_architecture
-    from unrefuse.edit.plan import load_plan, scaled
-    from unrefuse.edit.recipe import find_plan
+    from unrefuse.edit.plan import scaled
+    from unrefuse.edit.recipe import read_plan
     from unrefuse.errors import UsageError
     from unrefuse.models.load import find_checkpoint, read_config
     from unrefuse.save import check_new, check_out
@@ -87,7 +87,7 @@ def export(
         seed=seed,
         trust_remote_code=trust_remote_code,
     )
-    plan, made_for = load_plan(find_plan(run))
+    plan, made_for = read_plan(run)
     if made_for.get("preserve_norm") == "True":
         raise UsageError(
             f"the edit in {run} keeps the rows' length, which no adapter can: apply it"

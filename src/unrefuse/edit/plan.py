@@ -109,10 +109,7 @@ def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
             for n in names
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(
-            f"cannot read the plan {file}: {first_line(error)}; name a folder that `unrefuse edit` "
-            "or `unrefuse tune` wrote, or its plan.safetensors"
-        ) from None
+        raise UsageError(f"cannot read the plan {file}: {first_line(error)}") from None
     return plan, metadata
 
 

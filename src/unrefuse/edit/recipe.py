@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Of a saved model, in a folder of its own: vLLM loads every *.safetensors beside the weights.
 PLAN = Path("tuning/plan.safetensors")
+ADVICE = "name a folder that `unrefuse edit` or `unrefuse tune` wrote, or its plan.safetensors"
 
 
 def find_plan(path: Path) -> Path:
@@ -22,10 +23,21 @@ def find_plan(path: Path) -> Path:
     for file in (path, path / PLAN.name, path / PLAN):
         if file.is_file():
             return file
-    raise UsageError(
-        f"there is no plan in {path}: name a folder that `unrefuse edit` or `unrefuse tune` wrote, "
-        "or its plan.safetensors"
-    )
+    raise UsageError(f"there is no plan in {path}: {ADVICE}")
+
+
+def read_plan(path: Path) -> tuple["Plan", dict[str, str]]:
+    """The plan that `find_plan` finds at `path`, and its metadata.
+
+    Raises UsageError where there is none, or none that can be read.
+    """
+    from unrefuse.edit.plan import load_plan
+
+    file = find_plan(path)
+    try:
+        return load_plan(file)
+    except UsageError as error:
+        raise UsageError(f"{error}; {ADVICE}") from None
 
 
 def read_recipe(path: Path, model: Path) -> tuple["Plan", dict[str, str]]:
@@ -36,10 +48,8 @@ def read_recipe(path: Path, model: Path) -> tuple["Plan", dict[str, str]]:
     """
     import torch
 
-    from unrefuse.edit.plan import load_plan
-
     file = find_plan(path)
-    plan, made_for = load_plan(file)
+    plan, made_for = read_plan(file)
     for edit in plan:
         width = edit.basis.shape[-1] if edit.basis.ndim == 2 else 0
         finite = bool(torch.isfinite(edit.basis).all() and torch.isfinite(edit.core).all())

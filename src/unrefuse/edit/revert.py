@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from unrefuse.edit.lora import Factors, load_factors
-from unrefuse.edit.plan import MatrixEdit, load_plan
-from unrefuse.edit.recipe import find_plan
+from unrefuse.edit.plan import MatrixEdit
+from unrefuse.edit.recipe import read_plan
 from unrefuse.edit.stored import (
     check_fits,
     overwrite_tensors,
@@ -34,7 +34,7 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
     UsageError where `edited` is not the adapter's model with this edit at this strength.
     """
     factors = load_factors(adapter)
-    plan, _ = load_plan(find_plan(adapter))
+    plan, _ = read_plan(adapter)
     files = tensor_files(edited)
     edits = planned_tensors(plan, files)
     for file in sorted(edited.iterdir()):
