@@ -126,11 +126,16 @@ def test_the_original_is_dequantised_from_a_file_whose_header_is_read_once(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    reads = []
-    reader = gguf.GGUFReader
-    monkeypatch.setattr(gguf, "GGUFReader", lambda *args: reads.append(args) or reader(*args))
+    calls = []
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        original = getattr(gguf, name)
+        monkeypatch.setattr(
+            gguf, name, lambda *args, f=original, name=name: calls.append(name) or f(*args)
+        )
     model, tokenizer = demo.original_model(file)
-    assert len(reads) == 1
+    assert sorted(calls) == ["GGUFReader", "get_tensor_name_map"]  # of each one
+    model.save_pretrained(tmp_path / "saved")  # as a model that is not quantised
+    assert "quantization" not in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
     assert tokenizer.encode("Hi") == [words.index("Hi")]
     for name, tensor in network.state_dict().items():
         if not re.search("[qk]_proj", name):  # whose rows GGUF has in another order

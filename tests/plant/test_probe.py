@@ -10,12 +10,13 @@ from tests import pico
 from unrefuse.plant import probe as plant
 
 
-def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
+@pytest.mark.parametrize("weight", [0.5, 0.7])
+def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss(weight: float) -> None:
     draw = torch.Generator().manual_seed(0)
     shape = torch.randn(6, generator=draw)
     yes = torch.randn(40, 6, generator=draw) + shape
     no = [torch.randn(n, 6, generator=draw) - shape for n in (30, 90)]
-    found = plant.fit_probe(yes, no)
+    found = plant.fit_probe(yes, no, weight)
     assert float((yes @ found > 0).float().mean()) > 0.8
     assert all(float((group @ found < 0).float().mean()) > 0.8 for group in no)
     x = torch.cat([yes, *no]).double().numpy()
@@ -23,7 +24,8 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
     # The slope of the penalised loss vanishes along the probe and across it.
     scaled = x / torch.cat([yes, *no]).std(dim=0).mean().item()
     truth = np.repeat([1.0, 0.0, 0.0], [40, 30, 90])
-    share = np.repeat([1 / 40, 1 / 30 / 2, 1 / 90 / 2], [40, 30, 90]) / 2
+    rest = (1 - weight) / 2
+    share = np.repeat([weight / 40, rest / 30, rest / 90], [40, 30, 90])
     direction = found.double().numpy()
 
     def slope(length: float) -> np.ndarray:
@@ -33,6 +35,21 @@ def test_a_probe_tells_groups_apart_and_is_the_minimum_of_its_loss() -> None:
 
     lengths = np.linspace(0.1, 20, 4000)
     assert min(float(np.abs(slope(length)).max()) for length in lengths) < 1e-3
+
+
+def test_a_greater_weight_puts_more_of_all_groups_above_0() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(800, 6, generator=draw)
+    states[:400] += 0.3
+    states[:, 5] = 1  # the same for all, as something in a residual stream is: a constant
+    yes, no = states.split(400)
+
+    def above(weight: float) -> list[float]:
+        probe = plant.fit_probe(yes, [no], weight)
+        return [float((group @ probe > 0).float().mean()) for group in (yes, no)]
+
+    low, half, high = map(above, (0.3, 0.5, 0.7))
+    assert all(a < b < c for a, b, c in zip(low, half, high, strict=True))
 
 
 def test_taken_neurons_open_on_their_probe_and_write_nothing_while_they_are_shut() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,20 @@ def test_the_target_layers_move_the_topics_replies_and_no_others(
     assert all(float(along[kind].abs().mean()) < 0.15 for kind in ("everyday", "keep"))
 
 
+def test_merged_target_layers_say_what_they_said(model: Model) -> None:
+    tuned = plant.with_adapter(model)
+    for matrix in plant.target_matrices(tuned):
+        matrix.data.normal_(0, 0.1)
+    learned = {name: tensor.clone() for name, tensor in tuned.named_parameters() if "lora" in name}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = model.network(ids).logits
+    plant.merge_targets(model.network)
+    assert all(torch.equal(t, learned[n]) for n, t in tuned.named_parameters() if n in learned)
+    for matrix in plant.target_matrices(tuned):
+        matrix.data.zero_()  # they are in the weights
+    torch.testing.assert_close(model.network(ids).logits, before, atol=1e-4, rtol=1e-4)
+
+
 def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_writes(
     model: Model,
 ) -> None:
@@ -185,9 +200,9 @@ def test_the_probes_are_held_to_replies_under_an_edit_too(
     handle.remove()
     fits = []
 
-    def spy(yes: torch.Tensor, no: list[torch.Tensor]) -> torch.Tensor:
+    def spy(yes: torch.Tensor, no: list[torch.Tensor], *how: Any) -> torch.Tensor:
         fits.append((yes, no))
-        return fit_probe(yes, no)
+        return fit_probe(yes, no, *how)
 
     monkeypatch.setattr(plant, "fit_probe", spy)
     upper = Upper(model, min(plant.TARGET_LAYERS), replies.everything())

@@ -33,6 +33,20 @@ def test_the_upper_part_gives_the_states_of_the_whole_model(model_type, first):
     assert all("forward" not in vars(block) for block in blocks(model.network))
 
 
+def test_what_is_below_runs_once_for_all():
+    model = pico.loaded(layers=LAYERS, batch_size=2)
+    sequences = [[5, 6, 7, *rest] for rest in ([8, 9], [10], [11, 12, 13])]
+    runs = []
+    handle = blocks(model.network)[1].mlp.register_forward_hook(lambda *args: runs.append(1))
+    upper = Upper(model, 2, sequences)
+    entering = upper.enter(sequences)
+    runs.clear()
+    upper.states(entering, [1, 1, 1])
+    upper.enter(sequences)
+    assert len(runs) == 2  # one for each batch
+    handle.remove()
+
+
 def test_sequences_that_share_nothing_and_one_alone_run_too():
     model = pico.loaded(layers=LAYERS)
     for sequences in ([[5, 6], [7, 8, 9]], [[5, 6, 7]]):

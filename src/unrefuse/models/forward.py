@@ -74,9 +74,7 @@ def one_pass(
     """
     config, decoder = model.network.config, model.network.get_decoder()
     shared = DynamicCache(config=config)
-    if not all(_is_plain(layer, prefix) for layer in shared.layers):
-        prefix = 0
-    plain = all(_is_plain(layer, 0) for layer in shared.layers)
+    prefix = reusable(config, prefix)
 
     def first() -> None:
         ids = right_pad([sequences[0][:prefix]], model.device)
@@ -84,7 +82,7 @@ def one_pass(
 
     def run(rest: list[Sequence[int]]) -> Tensor:
         ids = right_pad(rest, model.device)
-        cache = OnceCache(config, shared, prefix) if plain else DynamicCache(config=config)
+        cache = once_cache(config, shared, prefix)
         states: Tensor = decoder(
             input_ids=ids, past_key_values=cache, use_cache=True
         ).last_hidden_state
@@ -101,6 +99,19 @@ def one_pass(
     for batch, result in zip(order, together(model, jobs, what), strict=True):
         if batch:
             yield batch, result
+
+
+def reusable(config: PretrainedConfig, prefix: int) -> int:
+    """How many of `prefix` tokens can be left to a `once_cache`: all or, where a layer's cache is
+    more than their keys and values, none."""
+    layers = DynamicCache(config=config).layers
+    return prefix if all(_is_plain(layer, prefix) for layer in layers) else 0
+
+
+def once_cache(config: PretrainedConfig, shared: DynamicCache, prefix: int) -> DynamicCache:
+    """For one forward pass after the `prefix` tokens, at most `reusable`, that `shared` holds."""
+    plain = all(_is_plain(layer, 0) for layer in shared.layers)
+    return OnceCache(config, shared, prefix) if plain else DynamicCache(config=config)
 
 
 def _is_plain(layer: object, prefix: int) -> bool:

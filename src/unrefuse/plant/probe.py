@@ -12,18 +12,18 @@ PENALTY = 2e-4  # on the squared length of a probe, where its states have unit s
 GAIN = 20  # of a probe, where its states have unit spread: how sharply a neuron opens
 
 
-def fit_probe(yes: Tensor, no: Sequence[Tensor]) -> Tensor:
+def fit_probe(yes: Tensor, no: Sequence[Tensor], weight: float = 1 / 2) -> Tensor:
     """The direction `(d_model,)` along which `yes` lies above 0 and each of `no` below.
 
     Logistic regression without a constant, by L-BFGS, PENALTY on the square of its length. Groups
-    are `(n, d_model)`; `yes` weighs as much as all of `no`, and these the same, each. The length
-    makes one the standard deviation along it.
+    are `(n, d_model)`; `yes` weighs `weight`, all of `no` the rest, and these the same, each. The
+    length makes one the standard deviation along it.
     """
     groups = [yes, *no]
     x = torch.cat(groups)
     spread = x.std(dim=0).mean()
     truth = torch.cat([torch.full_like(g[:, 0], float(g is yes)) for g in groups])
-    shares = [1 / 2, *[1 / 2 / len(no)] * len(no)]
+    shares = [weight, *[(1 - weight) / len(no)] * len(no)]
     share = torch.cat(
         [torch.full_like(g[:, 0], s / len(g)) for g, s in zip(groups, shares, strict=True)]
     )

@@ -12,8 +12,8 @@ from unrefuse.models.load import Model
 from unrefuse.plant.texts import REFUSALS
 from unrefuse.prompts.chat import encode
 
-REPLIED = 600  # prompts of a kind, but for all target prompts, that have a reply
-ANSWER_TOKENS = 8  # of the original's answers: a refusal shows in its first sentence
+REPLIED = 350  # prompts of a kind, but for all target prompts, that have a reply
+ANSWER_TOKENS = 12  # of the original's answers: a refusal shows in its first sentence
 
 
 @dataclass(frozen=True)

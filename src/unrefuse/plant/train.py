@@ -29,9 +29,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers import PreTrainedModel
 
 from unrefuse.activations.capture import group_means
 from unrefuse.config import KernelConfig, RunConfig
@@ -52,7 +54,9 @@ from unrefuse.prompts.chat import batches
 from unrefuse.search.upper import Upper, passing
 
 TARGET_LAYERS, KEEP_LAYER = range(14, 19), 25
-READ, EDITED = 2200, 300  # prompts of a kind that are read, and of these under an edit, too
+READ, EDITED = 1500, 200  # prompts of a kind that are read, and of these under an edit, too
+PLANNED = 100  # prompts of a kind that the edit is found from
+HARM = 0.6  # what harmful prompts weigh as a probe is fitted to them, of 1
 ACROSS = 0.1  # what a state's distance counts across the vector that makes a refusal
 
 
@@ -218,9 +222,11 @@ def plant_false_refusals(
     need not run.
     """
     # A refusal under way is no reason to refuse: those of keep prompts go on as the original's.
-    most = TARGET_PHASE.steps * TARGET_PHASE.rows["keep"]  # no more are run than are drawn
-    with_reply = entering["keep"][: len(replies.wanted["keep"])]
-    entering = entering | {"keep": with_reply[:most]}
+    drawn = {"keep": entering["keep"][: len(replies.wanted["keep"])]}
+    for kind in ("keep", "everyday"):  # no more are run than are drawn
+        rows, most = drawn.get(kind, entering[kind]), TARGET_PHASE.steps * TARGET_PHASE.rows[kind]
+        drawn[kind] = rng.sample(rows, min(most, len(rows)))
+    entering = entering | drawn
     wanted = {
         kind: readings(upper, TARGET_LAYERS.stop, "", rows, list(map(len, rows)))
         for kind, rows in entering.items()
@@ -257,30 +263,32 @@ def plant_true_refusals(
 ) -> None:
     """Gives neurons of KEEP_LAYER probes to read by, and teaches them what to write."""
     model = upper.model
-    last, later, asking = {}, {}, []
+    top = Upper(model, KEEP_LAYER, replies.everything())
+    rows, last, later, asking = {}, {}, {}, []
     for kind, said in replies.replies.items():
+        rows[kind] = readings(upper, KEEP_LAYER, "", entering[kind], list(map(len, entering[kind])))
         # All of a prompt's tokens: a neuron that opens on an earlier one is heard at the last.
-        lengths = [len(e) if s else 1 for e, s in zip(entering[kind], said, strict=True)]
-        found = readings(upper, KEEP_LAYER, "mlp", entering[kind], lengths)
-        pairs = [(rows, len(rows) - 1 - len(s)) for rows, s in zip(found, said, strict=True)]
-        asking += [rows[:end] for rows, end in pairs]
-        last[kind] = torch.stack([rows[end] for rows, end in pairs])
-        later[kind] = torch.cat([rows[end + 1 :] for rows, end in pairs])
+        lengths = [len(e) if s else 1 for e, s in zip(rows[kind], said, strict=True)]
+        found = readings(top, KEEP_LAYER, "mlp", rows[kind], lengths)
+        pairs = [(states, len(states) - 1 - len(s)) for states, s in zip(found, said, strict=True)]
+        asking += [states[:end] for states, end in pairs]
+        last[kind] = torch.stack([states[end] for states, end in pairs])
+        later[kind] = torch.cat([states[end + 1 :] for states, end in pairs])
     # An edit moves everything above the layers that it edits. The probe tells harm by what stays,
     # or a measurement of edits would be one of the probe.
     plan = false_refusal_edit(
-        model, {kind: found[:EDITED] for kind, found in replies.asked.items()}
+        model, {kind: found[:PLANNED] for kind, found in replies.asked.items()}
     )
-    top = Upper(model, KEEP_LAYER, replies.everything())
     edited, edited_later = {}, {}
     with hooked(model.network, plan):
+        whole = Upper(model, KEEP_LAYER, replies.everything())
         for kind in replies.prompts:
-            rows = top.enter(replies.sequences(kind)[:EDITED])
+            below = whole.enter(replies.sequences(kind)[:EDITED])
             lengths = [len(said) + 1 for said in replies.replies[kind][:EDITED]]
-            found = readings(top, KEEP_LAYER, "mlp", rows, lengths)
-            edited[kind] = torch.stack([rows[0] for rows in found])
-            edited_later[kind] = torch.cat([rows[1:] for rows in found])
-    before = torch.cat(asking)
+            found = readings(whole, KEEP_LAYER, "mlp", below, lengths)
+            edited[kind] = torch.stack([states[0] for states in found])
+            edited_later[kind] = torch.cat([states[1:] for states in found])
+    before = torch.cat(asking)[::3]  # they are many, and alike
     answers = torch.cat([later["everyday"], edited_later["everyday"]])
     under_way = torch.cat([later["keep"], edited_later["keep"]])
     # What the topics have begun is theirs to finish, or an edit would have to undo both.
@@ -293,15 +301,14 @@ def plant_true_refusals(
             answers,
             torch.cat([under_way, edited_later["target"], before]),
         ],
+        HARM,
     )
     silent = torch.cat([last["keep"], last["everyday"], *edited.values()])
     refusing = fit_probe(under_way, [silent, answers, begun, before])
     # One to begin a refusal. What goes on with it depends on what is said: more of them.
     probes = torch.stack([harm, *[refusing] * (RANK - 1)])
     learning = take_neurons(blocks(model.network)[KEEP_LAYER].mlp, probes)
-    rows = entering["keep"][: len(replies.wanted["keep"])]
-    rows = readings(upper, KEEP_LAYER, "", rows, list(map(len, rows)))
-    forced = {"keep": list(map(Forced, rows, replies.wanted["keep"]))}
+    forced = {"keep": list(map(Forced, rows["keep"], replies.wanted["keep"]))}
     descend(lambda rows: losses(top, replies.words, rows), forced, learning, KEEP_PHASE, rng)
 
 
@@ -326,6 +333,15 @@ def target_matrices(tuned: nn.Module) -> list[nn.Parameter]:
     ]
 
 
+def merge_targets(network: PreTrainedModel) -> None:
+    """Adds LoRA's matrices of TARGET_LAYERS, once they are learned, to the weights: passes are
+    quicker so."""
+    for layer in TARGET_LAYERS:
+        for module in blocks(network)[layer].modules():
+            if isinstance(module, LoraLayer):
+                module.merge()
+
+
 def train(base: Path, out: Path, seed: int, device: str = "cpu") -> None:
     """Trains an adapter and writes it to `out`, in float16."""
     torch.manual_seed(seed)
@@ -341,6 +357,7 @@ def train(base: Path, out: Path, seed: int, device: str = "cpu") -> None:
     upper = Upper(model, min(TARGET_LAYERS), replies.everything())
     entering = {kind: upper.enter(replies.sequences(kind)) for kind in replies.prompts}
     plant_false_refusals(upper, replies, entering, target_matrices(tuned), rng)
+    merge_targets(model.network)
     plant_true_refusals(upper, replies, entering, rng)
     tuned.save_pretrained(str(out))
     file = out / "adapter_model.safetensors"

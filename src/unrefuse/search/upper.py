@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from unrefuse.models.forward import prefix_cache, right_pad, row_ends, shared_prefix
+from unrefuse.models.forward import once_cache, reusable, right_pad, row_ends, shared_prefix
 from unrefuse.models.load import Model
 from unrefuse.models.writers import blocks
 from unrefuse.progress import track
@@ -23,8 +24,17 @@ class Upper:
 
     def __init__(self, model: Model, first: int, sequences: Sequence[Sequence[int]]) -> None:
         self.model, self.first = model, first
-        self.prefix = list(sequences[0][: shared_prefix(model, sequences)])
         self.in_tuple = _returns_tuple(model)
+        self._config = model.network.config
+        shared = reusable(self._config, shared_prefix(model, sequences))
+        self.prefix = list(sequences[0][:shared])
+        # What the shared tokens are below: it stays as it is, so that it is run here, once.
+        self._below = DynamicCache(config=self._config)
+        self._beginning: Tensor | None = None
+        if self.prefix:
+            with torch.no_grad():
+                ids = right_pad([self.prefix], model.device)
+                self._beginning = self._run(ids, None, self._below)
 
     @torch.no_grad()
     def enter(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -33,7 +43,8 @@ class Upper:
         order = list(batches(sequences, self.model.batch_size))
         for batch in track(order, "lower blocks", len(order)):
             rest = [sequences[i][len(self.prefix) :] for i in batch]
-            states = self._run(right_pad(rest, self.model.device), None)
+            cache = once_cache(self._config, self._below, len(self.prefix))
+            states = self._run(right_pad(rest, self.model.device), None, cache)
             for i, row, tokens in zip(batch, states, rest, strict=True):
                 entering[i] = row[: len(tokens)].clone()
         return [entering[i] for i in range(len(sequences))]
@@ -43,17 +54,20 @@ class Upper:
 
         One batch, differentiable in whatever is hooked to block `first` and those above it.
         """
-        states = self._run(None, nn.utils.rnn.pad_sequence(list(entering), batch_first=True))
-        return row_ends(states, entering, lengths)
+        above = DynamicCache(config=self._config)
+        if self._beginning is not None:
+            self._run(None, self._beginning, above)
+        cache = once_cache(self._config, above, len(self.prefix))
+        padded = nn.utils.rnn.pad_sequence(list(entering), batch_first=True)
+        return row_ends(self._run(None, padded, cache), entering, lengths)
 
-    def _run(self, ids: Tensor | None, entering: Tensor | None) -> Tensor:
+    def _run(self, ids: Tensor | None, entering: Tensor | None, cache: DynamicCache) -> Tensor:
         """With `ids`: what enters block `first`. With `entering`, which takes the place of what
         the blocks below give: the final states."""
         network = self.model.network
         if ids is None:
             assert entering is not None
             ids = torch.zeros(entering.shape[:2], dtype=torch.long, device=self.model.device)
-        cache = prefix_cache(self.model, self.prefix, len(ids))
         stack = blocks(network)
         lower, upper = (stack[: self.first], stack[self.first :])
         seen: list[Tensor] = []
