@@ -281,11 +281,12 @@ def plant_true_refusals(
     )
     edited, edited_later = {}, {}
     with hooked(model.network, plan):
-        whole = Upper(model, KEEP_LAYER, replies.everything())
+        # Not `top`: under an edit the beginning that all share is another one, too.
+        edited_top = Upper(model, KEEP_LAYER, replies.everything())
         for kind in replies.prompts:
-            below = whole.enter(replies.sequences(kind)[:EDITED])
+            below = edited_top.enter(replies.sequences(kind)[:EDITED])
             lengths = [len(said) + 1 for said in replies.replies[kind][:EDITED]]
-            found = readings(whole, KEEP_LAYER, "mlp", below, lengths)
+            found = readings(edited_top, KEEP_LAYER, "mlp", below, lengths)
             edited[kind] = torch.stack([states[0] for states in found])
             edited_later[kind] = torch.cat([states[1:] for states in found])
     before = torch.cat(asking)[::3]  # they are many, and alike

@@ -18,8 +18,8 @@ from unrefuse.prompts.chat import batches
 class Upper:
     """A model from block `first` on, for sequences that are run many times under changing edits.
 
-    Holds how many tokens all of `sequences` share; what `enter` gives for each of them holds the
-    rest. Exact as long as nothing below block `first` is edited.
+    Holds the tokens that all of `sequences` share, run up to block `first`; what `enter` gives for
+    each of them holds the rest. Exact as long as what is below block `first` stays as it is now.
     """
 
     def __init__(self, model: Model, first: int, sequences: Sequence[Sequence[int]]) -> None:
