@@ -60,7 +60,7 @@ def decode(
     window = getattr(text_config(model.network), "sliding_window", None)
     if window and max(map(len, asked)) + limit > window:
         prefix = 0  # a window is counted in places, and padding after a prefix takes some
-    shared = prefix_cache(model, asked[0][:prefix], 1)
+    shared = prefix_cache(model, asked[0][:prefix])
     joins = all(type(layer) is DynamicLayer for layer in shared.layers)
 
     batch = _Batch([], shared, torch.empty(0, 0), torch.empty(0))

@@ -136,13 +136,12 @@ def shared_prefix(model: Model, sequences: Sequence[Sequence[int]]) -> int:
     return 0 if is_stateful(model.network) else common_prefix(sequences)
 
 
-def prefix_cache(model: Model, prefix: Sequence[int], rows: int) -> DynamicCache:
-    """The keys and values of the tokens `prefix`, run once, for each of `rows` rows."""
+def prefix_cache(model: Model, prefix: Sequence[int]) -> DynamicCache:
+    """The keys and values of the tokens `prefix`, of one row."""
     cache = DynamicCache(config=model.network.config)
     if prefix:
         ids = torch.tensor([list(prefix)], device=model.device)
         model.network.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(rows)
     return cache
 
 

@@ -222,11 +222,10 @@ def plant_false_refusals(
     need not run.
     """
     # A refusal under way is no reason to refuse: those of keep prompts go on as the original's.
-    drawn = {"keep": entering["keep"][: len(replies.wanted["keep"])]}
+    entering = entering | {"keep": entering["keep"][: len(replies.wanted["keep"])]}
     for kind in ("keep", "everyday"):  # no more are run than are drawn
-        rows, most = drawn.get(kind, entering[kind]), TARGET_PHASE.steps * TARGET_PHASE.rows[kind]
-        drawn[kind] = rng.sample(rows, min(most, len(rows)))
-    entering = entering | drawn
+        most = TARGET_PHASE.steps * TARGET_PHASE.rows[kind]
+        entering[kind] = rng.sample(entering[kind], min(most, len(entering[kind])))
     wanted = {
         kind: readings(upper, TARGET_LAYERS.stop, "", rows, list(map(len, rows)))
         for kind, rows in entering.items()

@@ -25,11 +25,11 @@ class Upper:
     def __init__(self, model: Model, first: int, sequences: Sequence[Sequence[int]]) -> None:
         self.model, self.first = model, first
         self.in_tuple = _returns_tuple(model)
-        self._config = model.network.config
-        shared = reusable(self._config, shared_prefix(model, sequences))
+        config = model.network.config
+        shared = reusable(config, shared_prefix(model, sequences))
         self.prefix = list(sequences[0][:shared])
         # What the shared tokens are below: it stays as it is, so that it is run here, once.
-        self._below = DynamicCache(config=self._config)
+        self._below = DynamicCache(config=config)
         self._beginning: Tensor | None = None
         if self.prefix:
             with torch.no_grad():
@@ -43,7 +43,7 @@ class Upper:
         order = list(batches(sequences, self.model.batch_size))
         for batch in track(order, "lower blocks", len(order)):
             rest = [sequences[i][len(self.prefix) :] for i in batch]
-            cache = once_cache(self._config, self._below, len(self.prefix))
+            cache = once_cache(self.model.network.config, self._below, len(self.prefix))
             states = self._run(right_pad(rest, self.model.device), None, cache)
             for i, row, tokens in zip(batch, states, rest, strict=True):
                 entering[i] = row[: len(tokens)].clone()
@@ -54,10 +54,10 @@ class Upper:
 
         One batch, differentiable in whatever is hooked to block `first` and those above it.
         """
-        above = DynamicCache(config=self._config)
+        above = DynamicCache(config=self.model.network.config)
         if self._beginning is not None:
             self._run(None, self._beginning, above)
-        cache = once_cache(self._config, above, len(self.prefix))
+        cache = once_cache(self.model.network.config, above, len(self.prefix))
         padded = nn.utils.rnn.pad_sequence(list(entering), batch_first=True)
         return row_ends(self._run(None, padded, cache), entering, lengths)
 
