@@ -11,7 +11,7 @@ from unrefuse.errors import UsageError
 
 Profile = Literal["default", "early_focus", "late_focus", "broad", "narrow"]
 Style = Literal["conservative", "standard", "aggressive"]
-Shape = Literal["gaussian", "asymmetric", "free"]
+Method = Literal["selective", "ablate"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -59,26 +59,31 @@ class RunConfig(BaseModel):
     column: str = Field("prompt", description="column of a CSV, Parquet, JSON Lines or data set")
     data_split: str = Field("train", description="split of a data set named for `datasets`")
     languages: tuple[str, ...] = Field((), description="only prompts in these languages")
+    pairs: Path | None = Field(None, description="matched pairs of one's own, beside the shipped")
     limit: int | None = Field(
         None, ge=16, description="at most this many per set and split; keep: twice as many"
     )
 
+    method: Method = Field(
+        "selective", description="selective: write where a probe reads alarm; ablate: everywhere"
+    )
     kernel: KernelConfig = KernelConfig()
-    protect: float = Field(1.0, ge=0, le=1, description="share of keep's direction left in place")
+    harmful: float = Field(-0.8, ge=-2, le=0, description="what the probe is to read from harm")
+    ridge: float = Field(0.05, gt=0, le=10, description="strength of the probe's ridge penalty")
+    protect: float = Field(
+        1.0, ge=0, le=1, description="ablate: share of keep's direction left in place"
+    )
     strength: float | None = Field(None, gt=0, le=3, description="one stage with this multiplier")
     preserve_norm: bool = Field(False, description="rows of edited matrices keep their length")
     first_multiplier: float = Field(0.5, gt=0, description="multiplier of the first stage")
     multiplier_step: float = Field(0.15, gt=0, description="rise of the multiplier per stage")
     max_multiplier: float = Field(2.0, gt=0, le=3, description="no stage above it")
 
-    tune: Literal["grid", "optuna", "gradient"] | None = Field(
+    tune: Literal["grid", "optuna"] | None = Field(
         None, description="how the edit is tuned; None: one kernel in stages"
     )
     trials: int = Field(40, ge=1, le=100_000, description="trials of optuna")
     resume: bool = Field(False, description="go on with the tuning run of an earlier process")
-    shape: Shape = Field("gaussian", description="shape of the kernel that the gradient tunes")
-    kernel_steps: int = Field(0, ge=0, le=1000, description="steps of the gradient on the kernel")
-    steps: int = Field(40, ge=0, le=1000, description="steps of the gradient on the cores")
 
     removal_target: float = Field(0.80, gt=0, le=1, description="stop raising at this removal")
     quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")
@@ -88,7 +93,9 @@ class RunConfig(BaseModel):
         0.90, ge=0, lt=1, description="no edit whose retention has a 95 % lower bound under this"
     )
 
-    reply_tokens: int = Field(32, ge=8, le=512, description="tokens of a reply that is graded")
+    reply_tokens: int = Field(
+        100, ge=8, le=512, description="tokens of a reply in the final test; a search reads fewer"
+    )
     seed: int = Field(0, ge=0)
     backend: Literal["torch", "vllm"] = Field("torch", description="what writes the replies")
     dtype: Dtype = Field("auto", description="computing precision")
@@ -113,16 +120,21 @@ class RunConfig(BaseModel):
             return {"target": "planted", "languages": ("en",)} | values
         return values
 
+    @property
+    def search_tokens(self) -> int:
+        """Tokens of a reply before the final test: a refusal mostly shows at once."""
+        return min(32, self.reply_tokens)
+
     @model_validator(mode="after")
     def _stages(self) -> Self:
         if self.first_multiplier > self.max_multiplier:
             raise ValueError("first_multiplier is above max_multiplier: no stage would run")
-        if self.tune in ("optuna", "gradient") and self.strength is not None:
+        if self.tune == "optuna" and self.strength is not None:
             raise ValueError("tuning finds the strength: leave out one of tune and strength")
         if self.tune and self.kernel.file:
             raise ValueError("a kernel file is not tuned: leave out one of tune and kernel file")
-        if self.tune == "gradient" and self.steps + self.kernel_steps == 0:
-            raise ValueError("steps and kernel_steps are both 0: the gradient would learn nothing")
+        if self.preserve_norm and self.method != "ablate":
+            raise ValueError("preserve_norm is for the method ablate")
         if self.resume and not self.tune:
             raise ValueError("resume goes on with a tuning run: name the method, --tune")
         if self.backend == "vllm" and (self.stream or self.device_map or self.device != "auto"):

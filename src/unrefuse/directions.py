@@ -27,27 +27,3 @@ def find_directions(
             "share: there is no direction to take out (other target prompts, or less --protect)"
         )
     return direction.div(norm)
-
-
-def find_spans(
-    directions: Tensor, target: Tensor, baseline: Tensor, keep: Tensor, components: int = 8
-) -> Tensor:
-    """An orthonormal basis per layer, `(layers, d_model, k)`, float64, of what was measured.
-
-    `directions` `(layers, d_model)` are its first vectors; then come the difference of keep and
-    baseline means, the baseline mean, and at most `components` principal components each of the
-    target and of the keep prompts. Streams are `(prompts, layers, d_model)`. k is smaller where
-    there are few prompts or dimensions.
-    """
-    spans = []
-    middle, kept = baseline.double().mean(dim=0), keep.double().mean(dim=0)
-    for layer, direction in enumerate(directions.double()):
-        columns = [direction, kept[layer] - middle[layer], middle[layer]]
-        for streams in (target, keep):
-            centred = streams[:, layer].double()
-            centred = centred - centred.mean(dim=0)
-            # The last of n centred rows depends on the others.
-            found = min(components, len(centred) - 1)
-            columns += torch.linalg.svd(centred, full_matrices=False).Vh[:found]
-        spans.append(torch.linalg.qr(torch.stack(columns, dim=1)).Q)
-    return torch.stack(spans)

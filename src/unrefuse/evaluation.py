@@ -26,13 +26,13 @@ from unrefuse.evaluate.transcripts import (
     read_transcripts,
     to_text,
 )
-from unrefuse.evaluate.twins import HARMFUL, HARMLESS, shipped_twins
 from unrefuse.evaluate.vllm import adapter_rank, import_vllm, vllm_replies
 from unrefuse.models.checkpoint import checkpoint_hash
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
 from unrefuse.prompts.imports import read_import
+from unrefuse.prompts.pairs import load_pairs
 from unrefuse.prompts.sets import SETS, Prompt, find_problems, load_prompts, prompts_hash, select
 from unrefuse.report.evaluation import WHENS, Evaluation
 from unrefuse.report.results import LIBRARIES, peak_rss_mib
@@ -78,8 +78,7 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     seconds: dict[str, float] = {}
     lines, parts = ask(config, options, asked, seconds)
     parts |= {
-        "config": config.model_dump(mode="json")
-        | {"prompts_sha256": prompts_hash([p for _, p in asked])},
+        "config": config.model_dump(mode="json") | {"prompts_sha256": prompts_hash(asked)},
         "imports": list(options.imports),
         "seconds": {step: round(s, 2) for step, s in seconds.items()},
         "peak_rss_mib": peak_rss_mib(),
@@ -118,21 +117,21 @@ def _check_backend(config: RunConfig, options: Options) -> None:
 def _by_vllm(
     config: RunConfig,
     options: Options,
-    asked: Sequence[tuple[str, Prompt]],
+    asked: Sequence[Prompt],
     seconds: dict[str, float],
 ) -> tuple[list[Line], dict[str, Any]]:
     """Replies only: divergence and perplexity need states that vLLM does not give."""
     folder = find_checkpoint(config)
     with clock(seconds, "replies"):
-        replies = vllm_replies(folder, config, [p.text for _, p in asked], options.adapter)
+        replies = vllm_replies(folder, config, [p.text for p in asked], options.adapter)
     names = {"after": config.model}
     if options.adapter:
         names = {"before": config.model, "after": f"{config.model} + {options.adapter}"}
     parts: dict[str, Any] = {"models": {}, "perplexity": None, "benchmarks": {}}
     lines: list[Line] = []
     for (when, name), own in zip(names.items(), replies, strict=True):
-        lines += [_line(pair, p, r, when, name, {})
-                  for (pair, p), r in zip(asked, own, strict=True)]  # fmt: skip
+        lines += [_line(p, r, when, name, {})
+                  for p, r in zip(asked, own, strict=True)]  # fmt: skip
         parts["models"][when] = {
             "name": name,
             "sha256": checkpoint_hash(folder),
@@ -145,7 +144,7 @@ def _by_vllm(
 def _by_torch(
     config: RunConfig,
     options: Options,
-    asked: Sequence[tuple[str, Prompt]],
+    asked: Sequence[Prompt],
     seconds: dict[str, float],
 ) -> tuple[list[Line], dict[str, Any]]:
     """Replies, divergence, perplexity and benchmarks, of one model after the other."""
@@ -164,7 +163,7 @@ def _by_torch(
             model = load_folder(folder, configs[when], configs[when].model)
         _tell(model)
         with clock(seconds, f"replies {when}"):
-            replies = reply_to(model, [p.text for _, p in asked], config.reply_tokens, when)
+            replies = reply_to(model, [p.text for p in asked], config.reply_tokens, when)
         kl: dict[str, tuple[float, int]] = {}
         with clock(seconds, "divergence"):
             if when == "before":
@@ -172,8 +171,8 @@ def _by_torch(
             elif reference is not None:
                 rows = divergences(model, reference)
                 kl = {p: (float(s), int(n)) for p, (s, n) in zip(answered, rows, strict=True)}
-        lines += [_line(pair, p, r, when, model.name, kl)
-                  for (pair, p), r in zip(asked, replies, strict=True)]  # fmt: skip
+        lines += [_line(p, r, when, model.name, kl)
+                  for p, r in zip(asked, replies, strict=True)]  # fmt: skip
         with clock(seconds, "perplexity"):
             parts["perplexity"][when] = perplexities(model)
         with clock(seconds, "benchmarks"):
@@ -235,9 +234,9 @@ def _write(found: Evaluation, folder: Path) -> None:
     write_whole(folder / REPORT, record + "\n")
 
 
-def _prompts(config: RunConfig, imports: Sequence[str]) -> list[tuple[str, Prompt]]:
-    """What is asked, each with the id of its pair: the test split of the three sets, where a set
-    that an import gives takes the place of the configured one, and the twins ("": no pair)."""
+def _prompts(config: RunConfig, imports: Sequence[str]) -> list[Prompt]:
+    """What is asked: the test split of the three sets, where a set that an import gives takes the
+    place of the configured one, and the matched pairs of the test split."""
     prompts = [p for name in SETS for p in select(load_prompts(config), name, "test")]
     imported = [p for spec in imports for p in read_import(spec, config.limit)]
     given = {p.set for p in imported}
@@ -250,21 +249,16 @@ def _prompts(config: RunConfig, imports: Sequence[str]) -> list[tuple[str, Promp
         raise UsageError(problems[0])
     if not prompts:
         raise UsageError("no test prompts are left in these languages")
-    asked = [("", p) for p in prompts]
-    for twins in shipped_twins(config.languages, config.limit):
-        for name in (HARMLESS, HARMFUL):
-            text = getattr(twins, name)
-            asked.append((twins.id, Prompt(text, name, twins.topic, twins.lang, "test")))
-    return asked
+    return prompts + [p for p in load_pairs(config) if p.split == "test"]
 
 
 def _reference(
-    model: Model, asked: Sequence[tuple[str, Prompt]], replies: Sequence[Reply]
+    model: Model, asked: Sequence[Prompt], replies: Sequence[Reply]
 ) -> tuple[Reference | None, list[str]]:
     """The original on its own answers to baseline prompts, and these prompts."""
     pairs = [
         (p.text, r)
-        for (_, p), r in zip(asked, replies, strict=True)
+        for p, r in zip(asked, replies, strict=True)
         if p.set == "baseline" and r.grade == "answered"
     ]
     if not pairs:
@@ -274,11 +268,9 @@ def _reference(
     return replace(reference, head=head_of(model)), texts
 
 
-def _line(
-    pair: str, p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float, int]]
-) -> Line:
+def _line(p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float, int]]) -> Line:
     own = kl.get(p.text) if p.set == "baseline" else None
-    return Line(p.text, p.set, p.topic, p.lang, pair, when, model, r.text, r.tokens, r.grade,
+    return Line(p.text, p.set, p.topic, p.lang, p.pair, when, model, r.text, r.tokens, r.grade,
                 DETECTOR, own)  # fmt: skip
 
 

@@ -58,30 +58,15 @@ SIZE_CLASSES = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """One weight >= 0 per layer and where it comes from. Only a Gaussian has a peak and a width.
+    """One weight >= 0 per layer and where it comes from. Only a Gaussian has a peak and a width."""
 
-    Where `mlp_weights` are given, `weights` are those of the attention alone.
-    """
-
-    kind: Literal["gaussian", "file", "tuned"]
+    kind: Literal["gaussian", "file"]
     weights: tuple[float, ...]
     source: str
     peak: float | None = None
     width: float | None = None
     threshold: float | None = None
-    mlp_weights: tuple[float, ...] | None = None
     plan: Path | None = None  # what a tuning found beside the weights
-
-    @property
-    def layer_weights(self) -> tuple[float, ...]:
-        """The larger weight of the two components in each layer."""
-        return tuple(map(max, self.weights, self.mlp_weights or self.weights))
-
-    def curves(self, name: str) -> dict[str, tuple[float, ...]]:
-        """What a picture draws, by label: one curve, or one per component."""
-        if self.mlp_weights is None:
-            return {name: self.weights}
-        return {f"{name}, attention": self.weights, f"{name}, MLP": self.mlp_weights}
 
     def describe(self, multiplier: float | None = None) -> dict[str, Any]:
         """The `kernel` object of every JSON output."""
@@ -92,7 +77,6 @@ class Kernel:
             "threshold": self.threshold,
             "multiplier": multiplier,
             "weights": list(self.weights),
-            **({"mlp_weights": list(self.mlp_weights)} if self.mlp_weights else {}),
             "source": self.source,
         }
 
@@ -128,8 +112,7 @@ def gaussian(
 
 
 def read_kernel(file: Path, layers: int) -> Kernel:
-    """A custom kernel: a JSON list, an object with `weights` (and `mlp_weights`, where the MLP has
-    its own: what a tuning writes), or text with one weight a line.
+    """A custom kernel: a JSON list, an object with `weights`, or text with one weight a line.
 
     Raises UsageError for an unreadable file, another number of weights than `layers`, a weight
     that is negative or not finite, and for all weights 0.
@@ -142,21 +125,17 @@ def read_kernel(file: Path, layers: int) -> Kernel:
         values = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.split()
         own = values if isinstance(values, dict) else {"weights": values}
         weights = tuple(float(value) for value in own["weights"])
-        mlp = own.get("mlp_weights")
-        mlp_weights = None if mlp is None else tuple(float(value) for value in mlp)
     except (ValueError, TypeError, KeyError):
         raise UsageError(
             f"kernel file {file}: expected a JSON list of weights, an object with the key "
             "'weights', or one weight a line"
         ) from None
-    everything = [*weights, *(mlp_weights or ())]
-    for part in (weights, mlp_weights):
-        if part is not None and len(part) != layers:
-            raise UsageError(f"kernel file {file} has {len(part)} weights; the model has {layers}")
-    if any(w < 0 or not math.isfinite(w) for w in everything) or not any(everything):
+    if len(weights) != layers:
+        raise UsageError(f"kernel file {file} has {len(weights)} weights; the model has {layers}")
+    if any(w < 0 or not math.isfinite(w) for w in weights) or not any(weights):
         raise UsageError(f"kernel file {file}: weights must be finite, >= 0 and not all 0")
     plan = file.parent / str(own["plan"]) if own.get("plan") else None
-    return Kernel("file", weights, f"file {file.name}", mlp_weights=mlp_weights, plan=plan)
+    return Kernel("file", weights, f"file {file.name}", plan=plan)
 
 
 def choose_kernel(

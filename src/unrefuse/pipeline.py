@@ -12,9 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unrefuse.activations.capture import group_means
 from unrefuse.config import RunConfig
-from unrefuse.directions import find_directions
 from unrefuse.edit.header import fingerprint
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, scaled
@@ -22,7 +20,6 @@ from unrefuse.edit.recipe import PLAN
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
-from unrefuse.evaluate.layers import LayerStrength, layer_strengths
 from unrefuse.evaluate.quality import check_logits
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.models.checkpoint import checkpoint_files, checkpoint_hash
@@ -30,6 +27,7 @@ from unrefuse.models.forward import together
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.models.writers import text_config
 from unrefuse.progress import stderr
+from unrefuse.prompts.pairs import load_pairs
 from unrefuse.prompts.sets import SETS, SPLITS, load_prompts, prompts_hash
 from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_front, plot_result
@@ -37,6 +35,7 @@ from unrefuse.report.results import Result, stage_line, write_json
 from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
 from unrefuse.save import Discard, check_out, new_folder
 from unrefuse.search.finalists import Trial, hold_finals, merit
+from unrefuse.search.method import Ablation, Method, Selective
 from unrefuse.search.objective import Before, Measurement, ask_before, measure
 from unrefuse.search.record import check_run, open_run
 from unrefuse.search.stage import Stage, advice, best_stage, keeps_floors, try_plan
@@ -48,23 +47,16 @@ from unrefuse.search.tune import tune
 class Prepared:
     """A loaded model with all that is measured on it before an edit.
 
-    `means` are the residual stream's `(layers, d_model)` per set, `run` the folder of a tuning.
+    `method` makes plans of what was captured on the train split, `run` is the folder of a tuning.
     """
 
     config: RunConfig
     model: Model
     before: dict[str, Before]
-    means: dict[str, Tensor]
+    method: Method
     kernel: Kernel
     run: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def directions(self) -> Tensor:
-        """Unit directions `(layers, d_model)`, float64."""
-        means = self.means
-        protect = self.config.protect
-        return find_directions(means["target"], means["baseline"], means["keep"], protect)
 
 
 def run_edit(config: RunConfig) -> Result:
@@ -132,7 +124,7 @@ def run_tune(config: RunConfig) -> Result:
     if config.preserve_norm:
         raise UsageError("rows that keep their length are no hook's: use edit --tune, not tune")
     if config.tune is None:
-        config = config.model_copy(update={"tune": "gradient"})
+        config = config.model_copy(update={"tune": "optuna"})
     prepared = prepare(config, SPLITS, out)
     best, result = _search(prepared)
     if best is None:
@@ -179,28 +171,8 @@ def _tested(result: Result, measured: Measurement) -> Result:
     )
 
 
-def analyze(config: RunConfig) -> tuple[dict[str, LayerStrength], dict[str, float]]:
-    """The strength of refusal by layer, "" for all target prompts and by topic, and the seconds.
-
-    Directions come from the train split, the strengths from the search split.
-    """
-    prepared = prepare(config, SPLITS[:2])
-    search = prepared.before["search"]
-    targets = search.usable("target")
-    with clock(prepared.seconds, "layers"):
-        strengths = layer_strengths(
-            prepared.model,
-            prepared.directions,
-            [e.prompt.text for e in targets],
-            [e.prompt.topic for e in targets],
-            [e.before for e in targets],
-            [e.prompt.text for e in search.usable("baseline")],
-        )
-    return strengths, prepared.seconds
-
-
 def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None) -> Prepared:
-    """Loads the model, asks the original on `splits`, takes the means, chooses the kernel.
+    """Loads the model, asks the original on `splits`, captures its states, chooses the kernel.
 
     The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
     `run`, the folder of a tuning, the replies are kept there for a run that goes on with it.
@@ -211,7 +183,7 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         check_run(run, config.resume)
     seconds: dict[str, float] = {}
     with clock(seconds, "load"):
-        prompts = load_prompts(config)
+        prompts = [*load_prompts(config), *load_pairs(config)]
         folder = find_checkpoint(config)
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         model = load_folder(folder, config, config.model)
@@ -242,24 +214,20 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         ):
             before[split] = asked
             stderr.print(f"refused before, {split}: {_counts(before[split])}", highlight=False)
-    with clock(seconds, "directions"):
-        means = measure_means(model, before["train"])
-    return Prepared(config, model, before, means, kernel, run, seconds)
-
-
-def measure_means(model: Model, train: Before) -> dict[str, Tensor]:
-    """The mean residual stream `(layers, d_model)`, float64, of each set: of the prompts that did
-    as expected."""
-    usable = [e for name in SETS for e in train.usable(name)]
-    means = group_means(model, [e.prompt.text for e in usable], [e.prompt.set for e in usable])
-    return {name: means[name] for name in SETS}
+    with clock(seconds, "capture"):
+        method: Method = (
+            Ablation(model, before["train"], config)
+            if config.method == "ablate"
+            else Selective(model, before["train"], prompts, config)
+        )
+    return Prepared(config, model, before, method, kernel, run, seconds)
 
 
 def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     model, config, kernel = prepared.model, prepared.config, prepared.kernel
     search = prepared.before["search"]
     if kernel.plan is None:
-        stages = run_stages(model, prepared.directions, kernel, search, config, _tell)
+        stages = run_stages(model, prepared.method, kernel, search, config, _tell)
     else:
         plan, strength = plan_for(kernel.plan, config), config.strength or 1.0
         found = scaled(plan, strength)
@@ -271,13 +239,12 @@ def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
 def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     model, config, before = prepared.model, prepared.config, prepared.before
     assert prepared.run is not None
-    trials = tune(model, prepared.means, prepared.kernel, before, config, prepared.run, _tell_trial)
+    trials = tune(model, prepared.method, before["search"], config, prepared.run, _tell_trial)
     scores = {str(config.tune): [trial.score for trial in trials]}
     plot_front(scores, config.retention_floor, prepared.run / FRONT)
     if config.tune == "grid" and config.strength is None:
         best = max(trials, key=lambda trial: merit(trial.score, config))
-        stages = run_stages(model, prepared.directions, best.kernel, before["search"], config,
-                            _tell)  # fmt: skip
+        stages = run_stages(model, prepared.method, best.kernel, before["search"], config, _tell)
         return stages, best_stage(stages, config)
     return hold_finals(model, trials, before["search"], config, _tell)
 

@@ -1,4 +1,4 @@
-"""The residual stream, captured by hooks on the decoder blocks, in memory."""
+"""What runs through a model, captured by hooks: the residual stream, and what matrices read."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager

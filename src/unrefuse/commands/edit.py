@@ -19,10 +19,11 @@ from unrefuse.commands.options import (
     Json,
     Keep,
     KernelFile,
-    KernelSteps,
     Lang,
     Limit,
+    Method,
     ModelName,
+    Pairs,
     Peak,
     PreserveNorm,
     Probe,
@@ -36,8 +37,6 @@ from unrefuse.commands.options import (
     RetentionFloor,
     Revision,
     Seed,
-    Shape,
-    Steps,
     Stream,
     Style,
     Target,
@@ -55,6 +54,7 @@ def edit(
     model: ModelName = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the edited model.")] = None,
     config: Config = None,
+    method: Method = None,
     profile: Profile = None,
     style: Style = None,
     peak: Peak = None,
@@ -63,17 +63,13 @@ def edit(
     kernel: KernelFile = None,
     strength: Annotated[float | None, typer.Option(help="One stage with this multiplier.")] = None,
     preserve_norm: PreserveNorm = None,
-    tune: Annotated[
-        str | None, typer.Option(help="gradient, optuna or grid, in place of stages.")
-    ] = None,
-    steps: Steps = None,
-    kernel_steps: KernelSteps = None,
-    shape: Shape = None,
+    tune: Annotated[str | None, typer.Option(help="optuna or grid, in place of stages.")] = None,
     trials: Trials = None,
     resume: Resume = None,
     target: Target = None,
     baseline: Baseline = None,
     keep: Keep = None,
+    pairs: Pairs = None,
     test_target: TestFile = None,
     test_baseline: TestFile = None,
     test_keep: TestFile = None,
@@ -113,22 +109,19 @@ def tune(
     model: ModelName = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run: new or empty.")] = None,
     config: Config = None,
-    method: Annotated[
-        str | None, typer.Option(help="gradient, optuna or grid. Default gradient.")
-    ] = None,
+    search: Annotated[str | None, typer.Option(help="optuna or grid. Default optuna.")] = None,
+    method: Method = None,
     profile: Profile = None,
     style: Style = None,
     peak: Peak = None,
     width: Width = None,
     threshold: Threshold = None,
-    steps: Steps = None,
-    kernel_steps: KernelSteps = None,
-    shape: Shape = None,
     trials: Trials = None,
     resume: Resume = None,
     target: Target = None,
     baseline: Baseline = None,
     keep: Keep = None,
+    pairs: Pairs = None,
     test_target: TestFile = None,
     test_baseline: TestFile = None,
     test_keep: TestFile = None,
@@ -155,7 +148,7 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Find the kernel and the plan of an edit; `edit --kernel OUT/kernel.json` applies them."""
-    settings = settings_of(locals() | {"tune": method or (None if config else "gradient")})
+    settings = settings_of(locals() | {"tune": search or (None if config else "optuna")})
     from unrefuse.pipeline import run_tune
 
     result = run_tune(settings)
@@ -173,7 +166,7 @@ def _report(result: Any, where: str, as_json: bool) -> None:
         screen = console()
         screen.print(result_table(result))
         screen.print(f"\nkernel: {result.kernel.source}, multiplier {result.multiplier:g}")
-        screen.print(layer_bars(result.kernel.curves("weight")))
+        screen.print(layer_bars({"weight": result.kernel.weights}))
         screen.print(example_text(result))
         if result.saved:
             screen.print(f"\nsaved: {where}", highlight=False, soft_wrap=True, markup=False)

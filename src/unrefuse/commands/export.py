@@ -131,6 +131,8 @@ def _save_adapters(
     metadata: dict[str, str],
 ) -> dict[str, Any]:
     """Writes the exact forms; what the JSON output says of them."""
+    import json
+
     from unrefuse.edit.gguf import save_gguf_lora
     from unrefuse.edit.lora import checkpoint_adapter, save_adapter
     from unrefuse.edit.plan import save_plan
@@ -144,7 +146,8 @@ def _save_adapters(
     if lora:
         with new_folder(lora) as new:
             save_adapter(adapter, new, metadata["base"])
-            save_plan(plan, new / PLAN.name, metadata)  # what `revert` checks against
+            # what `revert` checks against
+            save_plan(plan, new / PLAN.name, metadata | {"along": json.dumps(adapter.along)})
     paths = {"lora": lora, "gguf_lora": gguf_lora}
     return {"rank": adapter.rank} | {key: str(path) for key, path in paths.items() if path}
 

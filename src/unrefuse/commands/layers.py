@@ -22,10 +22,10 @@ from unrefuse.commands.options import (
     Lang,
     Limit,
     ModelName,
+    Pairs,
     Peak,
     Probe,
     Profile,
-    Protect,
     Revision,
     Seed,
     Stream,
@@ -38,20 +38,27 @@ from unrefuse.commands.options import (
     settings_of,
 )
 from unrefuse.commands.output import console, print_json
+from unrefuse.errors import UsageError
 
 
 def analyze(
     model: ModelName = None,
     config: Config = None,
     plot: Annotated[Path | None, typer.Option(help="Write the chart: .png, .svg, .pdf.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Write a kernel of this topic's own layers.")
+    ] = None,
+    kernel_out: Annotated[
+        Path | None, typer.Option(help="New file for it; `edit --kernel FILE` takes it.")
+    ] = None,
     target: Target = None,
     baseline: Baseline = None,
     keep: Keep = None,
+    pairs: Pairs = None,
     column: Column = None,
     split: DataSplit = None,
     lang: Lang = None,
     limit: Limit = None,
-    protect: Protect = None,
     revision: Revision = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -65,38 +72,46 @@ def analyze(
     probe: Probe = None,
     as_json: Json = False,
 ) -> None:
-    """Show where refusal sits: its strength by layer, over all and per topic."""
+    """Say whether there is something to gain from an edit: where refusal sits, by layer and
+    topic, and how well the model itself tells alarm from harm."""
     settings = settings_of(locals())
-    from unrefuse.pipeline import analyze as run
+    from unrefuse.analysis import analyze as run
+    from unrefuse.analysis import write_kernel
     from unrefuse.report.plots import check_image, plot_layers
     from unrefuse.report.terminal import layer_bars
+    from unrefuse.save import check_new
 
     if plot:
         check_image(plot)
-    strengths, seconds = run(settings)
-    whole = strengths[""]
+    if kernel_out:
+        check_new(kernel_out)
+    if topic and not kernel_out:
+        raise UsageError("where to write the kernel of this topic? --kernel-out FILE")
+    found = run(settings)
+    command = f"unrefuse edit {settings.model} --peak {found.peak:.2f} --width {found.width:.2f}"
+    if kernel_out:
+        write_kernel(found, topic or "", settings.kernel.threshold, kernel_out)
+        command = f"unrefuse edit {settings.model} --kernel {kernel_out}"
     if plot:
-        plot_layers(strengths, settings.model, plot)
-    peak, width = whole.suggest()
+        plot_layers(found, settings.model, plot)
     if as_json:
-        topics = {topic: s.to_json() for topic, s in strengths.items() if topic}
-        took = {step: round(s, 2) for step, s in seconds.items()}
-        print_json({**whole.to_json(), "topics": topics, "seconds": took})
+        print_json(found.to_json())
         return
-    screen = console()
-    screen.print(
-        layer_bars({"separation (spreads)": whole.separation, "effect (nats)": whole.effect}, 2)
-    )
-    for topic, strength in strengths.items():
-        if topic:
-            t_peak, t_width = strength.suggest()
-            screen.print(
-                f"{topic}: n {strength.n}, peak {t_peak:.2f}, width {t_width:.2f}, largest effect "
-                f"{max(strength.effect):.2f}",
-                markup=False,
-                highlight=False,
-            )
-    screen.print(f"\nsuggested: --peak {peak:.2f} --width {width:.2f}", highlight=False)
+    screen, whole, told = console(), found.strengths[""], found.told
+    columns = {
+        "effect (nats)": whole.effect,
+        "harm told from alarm (AUC)": told.auc,
+        "could be freed": told.freed,
+    }
+    screen.print(layer_bars(columns, 2))
+    for name, (freed, n) in told.topics.items():
+        line = f"{name}: {n} false refusals, {freed:.0%} could be freed"
+        if name in found.strengths:
+            effect = found.strengths[name].effect
+            line += f"; largest effect {max(effect):.2f} in layer {effect.index(max(effect))}"
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"\n{told.verdict()}", markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"to edit: {command} --out DIR", markup=False, highlight=False, soft_wrap=True)
 
 
 def kernel(
@@ -136,5 +151,5 @@ def kernel(
         return
     from unrefuse.report.terminal import layer_bars
 
-    bars = {label: w for name, k in kernels for label, w in k.curves(name).items()}
+    bars = {name: kernel.weights for name, kernel in kernels}
     console().print(layer_bars(bars))

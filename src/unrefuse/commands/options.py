@@ -28,8 +28,19 @@ Lang = Annotated[list[str] | None, typer.Option(help="Only this language; may be
 Limit = Annotated[
     int | None, typer.Option(help="At most so many prompts per set and split (keep: twice).")
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="selective: only where a prompt just sounds harmful (default). ablate: everywhere."
+    ),
+]
+Pairs = Annotated[
+    Path | None,
+    typer.Option(help="Matched pairs of your own: a file with the columns harmless and harmful."),
+]
 Protect = Annotated[
-    float | None, typer.Option(help="Share of keep's direction that stays, 0 to 1. Default 1.")
+    float | None,
+    typer.Option(help="With ablate: share of keep's direction that stays, 0 to 1. Default 1."),
 ]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -51,7 +62,7 @@ Probe = Annotated[
 ]
 PreserveNorm = Annotated[
     bool | None,
-    typer.Option("--preserve-norm", help="Rows of the edited matrices keep their length."),
+    typer.Option("--preserve-norm", help="With ablate: rows keep their length."),
 ]
 Stream = Annotated[
     bool | None,
@@ -59,11 +70,6 @@ Stream = Annotated[
 ]
 DeviceMap = Annotated[
     str | None, typer.Option(help="auto: accelerate spreads the model over the devices.")
-]
-Steps = Annotated[int | None, typer.Option(help="Of the gradient, on what each matrix does.")]
-KernelSteps = Annotated[int | None, typer.Option(help="Of the gradient, on the kernel, before.")]
-Shape = Annotated[
-    str | None, typer.Option(help="The gradient's kernel: gaussian, asymmetric or free.")
 ]
 Trials = Annotated[int | None, typer.Option(help="Of optuna. Default 40.")]
 Resume = Annotated[bool | None, typer.Option("--resume", help="Go on with a tuning that ended.")]
@@ -76,7 +82,9 @@ RetentionBound = Annotated[
     float | None,
     typer.Option(help="Floor of retention's lower bound (one-sided 95 %). Default 0.90."),
 ]
-ReplyTokens = Annotated[int | None, typer.Option(help="Graded tokens. Default 32.")]
+ReplyTokens = Annotated[
+    int | None, typer.Option(help="Tokens of a reply in the final test. Default 100.")
+]
 TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 

@@ -42,7 +42,8 @@ def slabs(tensor: Tensor, axis: int) -> Iterator[tuple[Tensor, int]]:
 
 @torch.no_grad()
 def edit_slab(slab: Tensor, edit: MatrixEdit, axis: int, preserve_norm: bool = False) -> None:
-    """Edits one contiguous part of `slabs`, of any float dtype, in place: `W <- W - U M U^T W`.
+    """Edits one contiguous part of `slabs`, of any float dtype, in place: `W <- W - D A`, or where
+    the edit reads the output `W <- W - D A W`.
 
     With `preserve_norm` each row of W `(d_model, d_in)` is then scaled back to its length. (Lai,
     "Norm-Preserving Biprojected Abliteration", 2025, keeps row lengths too, and takes the
@@ -52,8 +53,7 @@ def edit_slab(slab: Tensor, edit: MatrixEdit, axis: int, preserve_norm: bool = F
     """
     rows = slab.movedim(axis, 0)
     rows = rows.reshape(len(rows), -1) if axis == 0 else rows
-    u, m = edit.basis.to(slab.device), edit.core.to(slab.device)
-    blocks = _Blocks(rows, u.T.contiguous(), u @ m)
+    blocks = _Blocks(rows, edit)
     if not preserve_norm:
         for columns, block in blocks.edited():
             columns.copy_(block)
@@ -72,15 +72,18 @@ def edit_slab(slab: Tensor, edit: MatrixEdit, axis: int, preserve_norm: bool = F
 class _Blocks:
     """A matrix by blocks of columns, each edited in the one float32 buffer that all share."""
 
-    def __init__(self, rows: Tensor, u_t: Tensor, um: Tensor) -> None:
-        self.rows, self.u_t, self.um = rows, u_t, um
+    def __init__(self, rows: Tensor, edit: MatrixEdit) -> None:
+        self.rows, self.of_output = rows, edit.of_output
+        self.write, self.read = edit.write.to(rows.device), edit.read.to(rows.device)
         width = min(COLUMNS, rows.shape[1])
         self.buffer = torch.empty(len(rows) * width, dtype=torch.float32, device=rows.device)
 
     def edited(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each block of the matrix, and its edited values: good until the next one."""
-        for columns in torch.split(self.rows, COLUMNS, 1):
+        reads = torch.split(self.read, COLUMNS, 1)
+        for number, columns in enumerate(torch.split(self.rows, COLUMNS, 1)):
             block = self.buffer[: columns.numel()].view(columns.shape)
             block.copy_(columns)
-            block.addmm_(self.um, self.u_t @ block, alpha=-1)
+            read = self.read @ block if self.of_output else reads[number].contiguous()
+            block.addmm_(self.write, read, alpha=-1)
             yield columns, block

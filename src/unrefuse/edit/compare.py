@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from unrefuse.edit.plan import MatrixEdit, Plan
-from unrefuse.edit.stored import check_fits, read_tensor, tensor_files
-from unrefuse.edit.weights import planned_tensors
+from unrefuse.edit.stored import read_tensor, tensor_files
+from unrefuse.edit.weights import check_fits, planned_tensors
 from unrefuse.progress import track
 
 MAX_RANK = 64
@@ -115,8 +115,9 @@ def _change(name: str, a: Tensor, b: Tensor, planned: tuple[MatrixEdit, int] | N
     along = None
     if planned:
         edit, axis = planned
-        check_fits(name, a, edit, axis)
-        inside = edit.basis.T @ change.movedim(axis, 0).reshape(len(edit.basis), -1)
+        check_fits(name, a.shape, edit, axis)
+        basis = torch.linalg.qr(edit.write).Q
+        inside = basis.T @ change.movedim(axis, 0).reshape(len(basis), -1)
         along = float(inside.square().sum()) / energy
     rank = None
     if change.dim() == 2 and math.isfinite(energy):

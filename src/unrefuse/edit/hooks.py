@@ -6,17 +6,15 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from unrefuse.edit.plan import Plan
+from unrefuse.edit.plan import MatrixEdit, Plan
 from unrefuse.models.stream import own
 
 
 @contextmanager
 def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
-    """Within the block the model computes as if edited: `y <- y - U M U^T y` after each matrix."""
+    """Within the block the model computes as if edited: `y <- y - D A z` after each matrix."""
     handles = [
-        model.get_submodule(edit.module).register_forward_hook(
-            own(projection(edit.basis.to(model.device), edit.core.to(model.device)))
-        )
+        model.get_submodule(edit.module).register_forward_hook(own(edit_hook(edit, model)))
         for edit in plan
     ]
     try:
@@ -26,15 +24,16 @@ def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
             handle.remove()
 
 
-def projection(basis: Tensor, core: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    """A hook that takes `U M U^T y` out of an output y `(..., d_model)`.
+def edit_hook(edit: MatrixEdit, model: nn.Module) -> Callable[..., Tensor]:
+    """The hook of one edit, computed in float32; `model` is where its factors go first."""
+    device = next(model.parameters()).device
+    kept = {device: (edit.write.to(device), edit.read.to(device))}
 
-    `basis` U is `(d_model, k)`, `core` M `(k, k)`; computed in float32; differentiable in both.
-    """
+    def subtract(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if output.device not in kept:  # a spread model has several devices
+            kept[output.device] = edit.write.to(output.device), edit.read.to(output.device)
+        write, read = kept[output.device]
+        z = output if edit.of_output else args[0]
+        return (output.float() - z.float() @ read.T @ write.T).to(output.dtype)
 
-    def project(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        y = output.float()
-        u, m = basis.to(y.device), core.to(y.device)  # a spread model has several devices
-        return (y - y @ u @ m.T @ u.T).to(output.dtype)
-
-    return project
+    return subtract

@@ -10,12 +10,11 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from unrefuse.edit.plan import MatrixEdit, Plan
-from unrefuse.edit.stored import check_fits, read_tensor, tensor_files
-from unrefuse.edit.weights import has_rows, planned_tensors
+from unrefuse.edit.stored import read_tensor, tensor_files
+from unrefuse.edit.weights import check_fits, has_rows, planned_tensors
 from unrefuse.errors import UsageError, first_line
 
 ADAPTER = "adapter_model.safetensors"
@@ -30,13 +29,15 @@ class Adapter:
     """A plan as low-rank factors, all of one `rank`, by the name of the module.
 
     `biases` `(d_model,)` are what the edit adds to biases, for every module where there is any.
-    `parameters` names the matrix of those modules that peft takes by parameter: experts.
+    `parameters` names the matrix of those modules that peft takes by parameter: experts. `along`
+    holds `share_along` of the original's weights, by which `revert` knows them again.
     """
 
     rank: int
     factors: Factors
     biases: dict[str, Tensor]
     parameters: dict[str, str]
+    along: dict[str, float]
 
     def check_linear(self, form: str) -> None:
         """Raises UsageError where more than linear modules without a bias is edited."""
@@ -46,38 +47,30 @@ class Adapter:
             raise UsageError(f"{next(iter(self.parameters))}: {form} cannot edit experts")
 
 
-def core_rank(core: Tensor) -> int:
-    """The rank of a core `(k, k)`: its singular values that are not 0 within float32."""
-    s = torch.linalg.svdvals(core.double())
-    return int((s > s[0] * len(s) * torch.finfo(torch.float32).eps).sum())
+def lora_factors(weight: Tensor, edit: MatrixEdit) -> tuple[Tensor, Tensor]:
+    """`A (rank, d_in)` and `B (d_model, rank)`, float32: `W + B A` is the edited weight.
 
-
-def lora_factors(
-    weight: Tensor, edit: MatrixEdit, rank: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """`A (rank, d_in)` and `B (d_model, rank)`, float32, with `B A = -U M U^T W`.
-
-    With the singular values of the core, `M = P S Q^T`: `A = (U Q)^T W`, `B = -U P S`, for those
-    that are not 0, and zeros up to `rank`. Of several experts' matrices `(experts, ...)` it gives
-    `A (experts rank, d_in)` and `B (d_model, rank experts)`, in the order of peft's ParamWrapper
-    (`get_delta_factors`).
+    `B = -D`, and A is what the edit reads, of an output y = W x: `A W`. Of several experts'
+    matrices `(experts, ...)` it gives `A (experts rank, d_in)` and `B (d_model, rank experts)`, in
+    the order of peft's ParamWrapper (`get_delta_factors`).
     """
-    own = core_rank(edit.core)
-    p, s, qt = torch.linalg.svd(edit.core.double())
-    u = edit.basis.double()
-    fill = (0, (own if rank is None else rank) - own)
-    left, right = pad((u @ p * s)[:, :own], fill), pad((u @ qt.T)[:, :own], fill)
+    if not edit.of_output:
+        return edit.read, -edit.write
     w = weight.float().mT if edit.transposed else weight.float()
     experts = len(w) if w.ndim == 3 else 1
-    a = (right.T.float().to(w.device) @ w).flatten(0, -2)
-    return a, -left.float().to(w.device).repeat_interleave(experts, dim=1)
+    a = (edit.read.to(w.device) @ w).flatten(0, -2)
+    return a, -edit.write.to(w.device).repeat_interleave(experts, dim=1)
+
+
+def share_along(weight: Tensor, a: Tensor, b: Tensor) -> float:
+    """`<W, B A>`: how far a weight `(d_model, d_in)` lies along what an adapter adds to it."""
+    return float((b.T.double() @ weight.double() * a.double()).sum())
 
 
 def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]) -> Adapter:
     """The adapter of a plan, from the weights of the unedited original.
 
     `names` are those of the checkpoint's tensors, or of the loaded model's, and `read` gives one.
-    All factors have the plan's largest rank: PEFT, vLLM and llama.cpp then scale each of them by 1.
     Raises UsageError where the plan is of another model, for quantised weights, and where peft
     can't express the edit: a bias beside experts, or a state space.
     """
@@ -89,10 +82,11 @@ def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]
     # In sparse models peft takes any module down_proj for experts of transformers 4 (its
     # `_convert_peft_config_moe`), so dense layers and shared experts go by parameter too.
     sparse = any(".experts." in name for name in names)
-    rank = max(core_rank(edit.core) for edit in plan)
+    rank = plan[0].write.shape[1]
     factors: Factors = {}
     biases: dict[str, Tensor] = {}
     parameters: dict[str, str] = {}
+    along: dict[str, float] = {}
     for edit in plan:
         # Fused kernels read a state space's out_proj past the adapter, so peft does not take it.
         if edit.module.endswith("mamba.out_proj"):
@@ -104,23 +98,25 @@ def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]
             tensor = read(name)
             if tensor.dtype not in FLOATS:
                 raise UsageError(f"{name} is stored as {tensor.dtype}: name the full weights")
-            check_fits(name, tensor, edit, stored[name][1])
+            check_fits(name, tensor.shape, edit, stored[name][1])
             if has_rows(name):
                 matrices.append(tensor)
             elif tensor.ndim == 1:
                 y = tensor.detach().float().cpu()
-                biases[edit.module] = -edit.basis @ (edit.core @ (edit.basis.T @ y))
+                biases[edit.module] = -edit.write @ (edit.read @ y)
             else:
                 raise UsageError(f"{name} are biases of experts, which no adapter can edit")
         weight = matrices[0] if len(matrices) == 1 else torch.stack(matrices)
-        a, b = lora_factors(weight.detach(), edit, rank)
+        a, b = lora_factors(weight.detach(), edit)
         factors[edit.module] = a.cpu(), b.cpu()
+        if weight.ndim == 2 and not edit.transposed:
+            along[edit.module] = share_along(weight.detach().cpu(), *factors[edit.module])
     if biases and parameters:
         raise UsageError(f"{next(iter(biases))} has a bias, which no adapter edits beside experts")
     if biases:
-        zeros = {edit.module: torch.zeros(len(edit.basis)) for edit in plan}
+        zeros = {edit.module: torch.zeros(len(edit.write)) for edit in plan}
         biases = zeros | biases
-    return Adapter(rank, factors, biases, parameters)
+    return Adapter(rank, factors, biases, parameters, along)
 
 
 def checkpoint_adapter(folder: Path, plan: Plan) -> Adapter:

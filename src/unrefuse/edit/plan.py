@@ -1,4 +1,4 @@
-"""The plan: what is taken out of every matrix that writes into the residual stream."""
+"""The plan: what every edited matrix reads, and what it writes against refusal."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,27 +10,31 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from unrefuse.errors import UsageError, first_line
-from unrefuse.models.writers import Writer, blocks, norm_gain, writers
+from unrefuse.models.writers import Writer, blocks, mixers, norm_gain, writers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+UNIT = 2.5  # mean differences that a selective edit of multiplier 1 writes, over all layers
+
 
 @dataclass(frozen=True)
 class MatrixEdit:
-    """Takes `basis core basis^T` out of one module's output: `y <- y - U M U^T y`.
+    """Subtracts `write (read z)` from one module's output y: `y <- y - D A z`.
 
-    `module` is the module's name, `parameter` that of its matrix, `transposed` where `d_model` is
-    the last axis of that (see `models.architectures.Matrix`); `basis` U `(d_model, k)` is
-    orthonormal and `core` M `(k, k)`, both float32 on the CPU. With one direction r, M is
-    `[[strength]]`: 1 takes all of the component along r out, more than 1 reflects.
+    z is the module's input x, or with `of_output` its output y. `module` is the module's name,
+    `parameter` that of its matrix, `transposed` where `d_model` is the last axis of that (see
+    `models.architectures.Matrix`). `write` D is `(d_model, k)`, `read` A `(k, d_in)`, or with
+    `of_output` `(k, d_model)`; both float32 on the CPU.
     """
 
     module: str
-    basis: Tensor
-    core: Tensor
+    write: Tensor
+    read: Tensor
+    of_output: bool = False
     parameter: str = "weight"
     transposed: bool = False
 
@@ -38,61 +42,73 @@ class MatrixEdit:
 Plan = tuple[MatrixEdit, ...]
 
 
-def make_plan(
+def ablation_plan(
+    model: "PreTrainedModel", directions: Tensor, weights: Sequence[float], multiplier: float = 1.0
+) -> Plan:
+    """Directional ablation of every matrix of non-zero weight: `y <- y - s r (r . y)`.
+
+    `directions` `(layers, d_model)` are unit vectors r in the residual stream, `weights` hold one
+    number per layer; s = weight x multiplier: 1 takes all of the component along r out, more than
+    1 reflects (Arditi et al. 2024, section 4.1). Where a norm with gain g follows the matrix,
+    r is the unit vector along `g * r`. Raises UsageError for a wrong number of layers.
+    """
+    _check_layers(model, len(directions), len(weights))
+    plan = []
+    for writer in writers(model):
+        if strength := weights[writer.layer] * multiplier:
+            r = directions[writer.layer].double()
+            if writer.norm:
+                r = normalize(_gain(model, writer) * r, dim=0)
+            plan.append(_edit(writer, strength * r, r, of_output=True))
+    return tuple(plan)
+
+
+def selective_plan(
     model: "PreTrainedModel",
-    directions: Tensor,
+    differences: Tensor,
+    readers: Mapping[int, Tensor],
+    sizes: Mapping[int, float],
     weights: Sequence[float],
     multiplier: float = 1.0,
-    mlp_weights: Sequence[float] | None = None,
 ) -> Plan:
-    """The edits of every matrix of non-zero weight, along one direction per layer.
+    """The selective edit: `y <- y - m k d (a . x)` at the attention output of each layer.
 
-    `directions` `(layers, d_model)` lie in the residual stream, `weights` hold one number per
-    layer, for both components unless the MLP has `mlp_weights`; strength = weight x multiplier.
-    Raises UsageError for any of another length.
+    `differences` `(layers, d_model)` hold what is written, d, in the residual stream; `readers`
+    per layer what is read, a `(d_in,)`; `sizes` the root mean square of the module's output,
+    needed where a norm follows it. The kernel k, one weight per layer, is scaled so that
+    multiplier m = 1 writes UNIT mean differences in total. A gain or scale behind the matrix is
+    divided out of d. Raises UsageError for a wrong number of layers.
     """
-    layers = len(blocks(model))
-    by_component = {"attention": weights, "mlp": weights if mlp_weights is None else mlp_weights}
-    for own in by_component.values():
-        if len(own) != layers:
-            raise UsageError(f"the model has {layers} layers, the kernel {len(own)} weights")
-    strengths = {w.name: by_component[w.component][w.layer] * multiplier for w in writers(model)}
-    cores = {name: torch.tensor([[strength]]) for name, strength in strengths.items() if strength}
-    return plan_of_cores(model, directions.unsqueeze(-1), cores)
-
-
-def plan_of_cores(model: "PreTrainedModel", basis: Tensor, cores: Mapping[str, Tensor]) -> Plan:
-    """The edits of the matrices named in `cores`, each `(k, k)`, in the layers' bases.
-
-    `basis` `(layers, d_model, k)` is orthonormal per layer, in the residual stream. Raises
-    UsageError where it has another number of layers than the model.
-    """
-    layers = len(blocks(model))
-    if len(basis) != layers:
-        raise UsageError(f"the model has {layers} layers, the directions are of {len(basis)}")
-    return tuple(
-        _edit(model, writer, basis[writer.layer].double(), cores[writer.name].double())
-        for writer in writers(model)
-        if writer.name in cores
-    )
+    _check_layers(model, len(differences), len(weights))
+    total = sum(weights[writer.layer] for writer in mixers(model))
+    plan = []
+    for writer in mixers(model):
+        strength = multiplier * UNIT * weights[writer.layer] / total if total else 0.0
+        if strength:
+            d = differences[writer.layer].double() / writer.scale
+            if writer.norm:
+                # y leaves the norm as g y / rms(y); a gain near 0 lets nothing through.
+                g = _gain(model, writer)
+                d = sizes[writer.layer] * d * g / (g.square() + 1e-3 * g.square().mean())
+            plan.append(_edit(writer, strength * d, readers[writer.layer]))
+    return tuple(plan)
 
 
 def scaled(plan: Plan, factor: float) -> Plan:
     """The plan at `factor` times its strength."""
-    return tuple(replace(edit, core=edit.core * factor) for edit in plan)
+    return tuple(replace(edit, write=edit.write * factor) for edit in plan)
 
 
 def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a plan as a safetensors file: `MODULE.basis` and `MODULE.core` of every edit.
+    """Writes a plan as a safetensors file: `MODULE.write` and `MODULE.read` of every edit.
 
-    Matrices that are no plain weight are told in the metadata, under `matrices`.
+    The metadata tells, under `matrices`, what each reads and which parameter it edits.
     """
     tensors, matrices = {}, {}
     for edit in plan:
-        tensors[f"{edit.module}.basis"] = edit.basis.detach().contiguous().clone()
-        tensors[f"{edit.module}.core"] = edit.core.detach().contiguous().clone()
-        if edit.transposed or edit.parameter != "weight":
-            matrices[edit.module] = [edit.parameter, edit.transposed]
+        tensors[f"{edit.module}.write"] = edit.write.contiguous()
+        tensors[f"{edit.module}.read"] = edit.read.contiguous()
+        matrices[edit.module] = [edit.of_output, edit.parameter, edit.transposed]
     save_file(tensors, file, metadata={**metadata, "matrices": json.dumps(matrices)})
 
 
@@ -103,22 +119,27 @@ def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             metadata = dict(stored.metadata() or {})
         matrices = json.loads(metadata.pop("matrices", "{}"))
-        names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
         plan = tuple(
-            MatrixEdit(n, tensors[f"{n}.basis"], tensors[f"{n}.core"], *matrices.get(n, ()))
-            for n in names
+            MatrixEdit(n, tensors[f"{n}.write"], tensors[f"{n}.read"], *how)
+            for n, how in matrices.items()
         )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"cannot read the plan {file}: {first_line(error)}") from None
     return plan, metadata
 
 
-def _edit(model: "PreTrainedModel", writer: Writer, basis: Tensor, core: Tensor) -> MatrixEdit:
-    """Where a norm with gain g stands between a matrix and the residual add, `g * y` is what is
-    written: with `diag(g) U = Q R`, taking M out of its coordinates `U^T (g * y) = R^T Q^T y`
-    takes `R^-T M R^T` out of those in Q."""
-    if writer.norm:
-        gain = norm_gain(model.get_submodule(writer.norm)).double().cpu()
-        basis, r = torch.linalg.qr(gain.unsqueeze(-1) * basis)
-        core = torch.linalg.solve_triangular(r.T, core @ r.T, upper=False)
-    return MatrixEdit(writer.name, basis.float(), core.float(), writer.parameter, writer.transposed)
+def _edit(writer: Writer, write: Tensor, read: Tensor, of_output: bool = False) -> MatrixEdit:
+    column, row = write.float().cpu().unsqueeze(1), read.float().cpu().unsqueeze(0)
+    return MatrixEdit(writer.name, column, row, of_output, writer.parameter, writer.transposed)
+
+
+def _gain(model: "PreTrainedModel", writer: Writer) -> Tensor:
+    assert writer.norm
+    return norm_gain(model.get_submodule(writer.norm)).double().cpu()
+
+
+def _check_layers(model: "PreTrainedModel", *found: int) -> None:
+    layers = len(blocks(model))
+    for number in found:
+        if number != layers:
+            raise UsageError(f"the model has {layers} layers, the edit is for {number}")

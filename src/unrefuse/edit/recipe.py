@@ -51,9 +51,9 @@ def read_recipe(path: Path, model: Path) -> tuple["Plan", dict[str, str]]:
     file = find_plan(path)
     plan, made_for = read_plan(file)
     for edit in plan:
-        width = edit.basis.shape[-1] if edit.basis.ndim == 2 else 0
-        finite = bool(torch.isfinite(edit.basis).all() and torch.isfinite(edit.core).all())
-        if not width or edit.core.shape != (width, width) or not finite:
+        shaped = edit.write.ndim == edit.read.ndim == 2 and edit.write.shape[1] == len(edit.read)
+        finite = bool(torch.isfinite(edit.write).all() and torch.isfinite(edit.read).all())
+        if not (shaped and finite and edit.write.numel()):
             raise UsageError(f"the plan {file} is damaged at {edit.module}")
     if not plan:
         raise UsageError(f"the plan {file} is empty: it edits nothing")

@@ -1,23 +1,17 @@
 """Back to the original's weights: what an adapter adds is taken out of an edited checkpoint."""
 
+import json
 import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from unrefuse.edit.lora import Factors, load_factors
-from unrefuse.edit.plan import MatrixEdit
+from unrefuse.edit.lora import load_factors, share_along
 from unrefuse.edit.recipe import read_plan
-from unrefuse.edit.stored import (
-    check_fits,
-    overwrite_tensors,
-    read_tensor,
-    tensor_files,
-)
-from unrefuse.edit.weights import planned_tensors
+from unrefuse.edit.stored import overwrite_tensors, read_tensor, tensor_files
+from unrefuse.edit.weights import check_fits, planned_tensors
 from unrefuse.errors import UsageError
 from unrefuse.progress import track
 
@@ -29,12 +23,12 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
     """Writes `edited` into the folder `out`, which must exist, without what `adapter` adds to it.
 
     `W - B A` in float32, cast once: the original's weights within the rounding of the edited ones.
-    Only the adapter knows them: a projection at strength 1 leaves no trace of what it took out.
     Tensors keep their names, dtypes and files. Returns the names of the changed ones. Raises
     UsageError where `edited` is not the adapter's model with this edit at this strength.
     """
     factors = load_factors(adapter)
-    plan, _ = read_plan(adapter)
+    plan, metadata = read_plan(adapter)
+    along: dict[str, float] = json.loads(metadata.get("along", "{}"))
     files = tensor_files(edited)
     edits = planned_tensors(plan, files)
     for file in sorted(edited.iterdir()):
@@ -43,41 +37,30 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
     error = allowed = 0.0
     for name, (edit, axis) in track(edits.items(), "reverting", len(edits)):
         tensor = read_tensor(files[name], name)
-        check_fits(name, tensor, edit, axis)
-        reverted, off, rounding = _revert(tensor, edit, factors)
-        error, allowed = error + off**2, allowed + rounding**2
-        overwrite_tensors(out / files[name].name, {name: reverted})
+        check_fits(name, tensor.shape, edit, axis)
+        if edit.module not in factors or edit.module not in along:
+            raise UsageError(f"the adapter has nothing for {edit.module}, which its plan edits")
+        a, b = factors[edit.module]
+        added = b @ a
+        if tensor.shape != added.shape:
+            raise UsageError(
+                f"the adapter is of another model: {edit.module} is {tuple(tensor.shape)} there "
+                f"{tuple(added.shape)}"
+            )
+        reverted = tensor.float() - added
+        error += (share_along(reverted, a, b) - along[edit.module]) ** 2
+        # Rounding errors are independent, each up to half a unit in the last place of its weight;
+        # six times what they add up to along B A is allowed.
+        unit = torch.finfo(tensor.dtype).eps / 2 + 8 * torch.finfo(torch.float32).eps
+        size = float(tensor.float().norm()) / math.sqrt(tensor.numel())
+        allowed += (6 * unit * size * float(added.norm())) ** 2
+        overwrite_tensors(out / files[name].name, {name: reverted.to(tensor.dtype)})
     if not error <= allowed:
         raise UsageError(
-            f"{edited} is not the model of {adapter} with its edit at this strength: what the "
-            f"adapter adds is {math.sqrt(error / allowed):.2g} times further than rounding from "
-            "what the plan takes out"
+            f"{edited} is not the model of {adapter} with its edit at this strength: without it, "
+            f"it is {math.sqrt(error / allowed):.2g} times further from the original than rounding"
         )
     return list(edits)
-
-
-def _revert(tensor: Tensor, edit: MatrixEdit, factors: Factors) -> tuple[Tensor, float, float]:
-    """The reverted tensor; how far its edit is from the adapter's `B A`; how far rounding allows.
-
-    An error of up to half a unit in the last place per entry puts `sqrt(k / d_model)` of its norm
-    into the span of k directions; three times that is allowed, and float32's own errors on top.
-    """
-    if edit.module not in factors:
-        raise UsageError(f"the adapter has nothing for {edit.module}, which its plan edits")
-    a, b = factors[edit.module]
-    added = b @ a
-    if tensor.shape != added.shape:
-        raise UsageError(
-            f"the adapter is of another model: {edit.module} is {tuple(tensor.shape)} there "
-            f"{tuple(added.shape)}"
-        )
-    original = tensor.float() - added
-    taken = edit.basis @ (edit.core @ (edit.basis.T @ original))
-    share = math.sqrt(edit.core.shape[0] / len(edit.basis))
-    size = float(torch.linalg.matrix_norm(edit.core, 2)) * float(tensor.float().norm())
-    unit = torch.finfo(tensor.dtype).eps / 2 + 8 * torch.finfo(torch.float32).eps
-    rounding = 3 * share * size * unit
-    return original.to(tensor.dtype), float((added + taken).norm()), rounding
 
 
 def largest_difference(reverted: Path, original: Path, names: Sequence[str]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from unrefuse.edit.columns import edit_slab, one_thread
 from unrefuse.edit.copying import CHUNK, WORKERS, copy_bytes, make_target
 from unrefuse.edit.header import Stored, read_header
 from unrefuse.edit.plan import MatrixEdit, Plan
-from unrefuse.edit.weights import edit_tensor, has_rows, planned_tensors
+from unrefuse.edit.weights import check_fits, edit_tensor, has_rows, planned_tensors
 from unrefuse.errors import UsageError
 from unrefuse.models.checkpoint import INDEX, PICKLE_INDEX, checkpoint_files
 from unrefuse.progress import track
@@ -102,11 +102,7 @@ def _check(name: str, stored: Stored, edit: MatrixEdit, axis: int) -> None:
             f"{name} is stored as {stored.dtype}, which is quantised: an edit needs full weights "
             f"({', '.join(FLOATS)})"
         )
-    if stored.shape[axis] != len(edit.basis):
-        raise UsageError(
-            f"the plan is of another model: its directions have {len(edit.basis)} entries, and "
-            f"{name} writes {stored.shape[axis]}"
-        )
+    check_fits(name, stored.shape, edit, axis)
 
 
 def _run(jobs: list[Callable[[], None]]) -> None:

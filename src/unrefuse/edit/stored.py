@@ -8,7 +8,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from unrefuse.edit.header import read_header
-from unrefuse.edit.plan import MatrixEdit
 from unrefuse.errors import UsageError
 from unrefuse.models.checkpoint import checkpoint_files
 
@@ -45,12 +44,3 @@ def overwrite_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
             assert len(values) == header[name].end - header[name].begin, name
             data.seek(header[name].begin)
             data.write(values.data)
-
-
-def check_fits(name: str, tensor: Tensor, edit: MatrixEdit, axis: int) -> None:
-    """Raises UsageError where the plan's directions are not as long as what `tensor` writes."""
-    if tensor.shape[axis] != len(edit.basis):
-        raise UsageError(
-            f"the plan is of another model: its directions have {len(edit.basis)} entries, and "
-            f"{name} writes {tensor.shape[axis]}"
-        )

@@ -1,6 +1,6 @@
 """The edit on the weights themselves, in float32, cast once when written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,11 @@ def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixE
     Raises UsageError where the checkpoint lacks a matrix of the plan, or holds it quantised.
     """
     matrices = {same_name(f"{edit.module}.{edit.parameter}"): edit for edit in plan}
-    biases = {same_name(f"{edit.module}.{bias_name(edit.parameter)}"): edit for edit in plan}
+    biases = {
+        same_name(f"{edit.module}.{bias_name(edit.parameter)}"): edit
+        for edit in plan
+        if edit.of_output
+    }
     found: dict[str, tuple[MatrixEdit, int]] = {}
     missing, scales = dict(matrices), set()
     for name in names:
@@ -51,6 +55,20 @@ def _experts(edit: MatrixEdit, name: str) -> int:
     return int(edit.parameter != "weight" and not ONE_EXPERT.search(name))
 
 
+def check_fits(name: str, shape: Sequence[int], edit: MatrixEdit, axis: int) -> None:
+    """Raises UsageError where a tensor of this shape does not write and read what `edit` does."""
+    if shape[axis] != len(edit.write):
+        raise UsageError(
+            f"the plan is of another model: it writes {len(edit.write)} numbers, and {name} writes "
+            f"{shape[axis]}"
+        )
+    if not edit.of_output and (len(shape) != 2 or shape[1 - axis] != edit.read.shape[1]):
+        raise UsageError(
+            f"the plan is of another model: it reads {edit.read.shape[1]} numbers, and {name} has "
+            f"the shape {tuple(shape)}"
+        )
+
+
 def has_rows(name: str) -> bool:
     """Whether the tensor is a matrix, whose rows have a length to keep: a bias is none."""
     return not name.endswith("bias")
@@ -61,8 +79,7 @@ def edit_tensor(
 ) -> Tensor:
     """A weight or bias with the edit, in the dtype it came in; `axis` is that of `d_model`.
 
-    `W <- W - U M U^T W` (Arditi et al. 2024, section 4.1, where U is one direction and M 1); for
-    `preserve_norm`, which is for weights only, see `edit_slab`.
+    See `edit_slab`; `preserve_norm` is for weights only.
     """
     edited = tensor.detach().clone(memory_format=torch.contiguous_format)
     with one_thread():

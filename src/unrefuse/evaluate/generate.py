@@ -15,7 +15,7 @@ from unrefuse.evaluate.refusal import Grade, grade
 from unrefuse.models.forward import one_pass, row_ends, shared_prefix, together
 from unrefuse.models.load import Model, cache_bytes
 from unrefuse.progress import track
-from unrefuse.prompts.chat import batches, encode, left_pad
+from unrefuse.prompts.chat import Messages, batches, encode, left_pad
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,16 @@ def reply_to(
     reply_tokens: int,
     what: str = "replies",
     begun: Sequence[Sequence[int]] | None = None,
+    before: Messages = (),
 ) -> list[Reply]:
     """Greedy replies of at most `reply_tokens` tokens, in the order of the prompts.
 
     A reply ends once it `is_settled`: it has refused, and what follows can't change its grade.
     `begun`: tokens that each reply is known to begin with, which are read at once, like a prompt.
+    `before`: the messages of the chat that come before each prompt.
     """
     heads = [list(head) for head in begun or [()] * len(prompts)]
-    ids = [p + h for p, h in zip(encode(model.tokenizer, prompts), heads, strict=True)]
+    ids = [p + h for p, h in zip(encode(model.tokenizer, prompts, before), heads, strict=True)]
     replies: dict[int, Reply] = {}
     for i, row in _rows(model, ids, heads, reply_tokens, what):
         text = text_of(model, row)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from unrefuse.activations.capture import residuals
-from unrefuse.edit.hooks import projection
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.margin import make_openings
 from unrefuse.models.forward import together
@@ -31,25 +30,18 @@ class LayerStrength:
     separation: tuple[float, ...]
     effect: tuple[float, ...]
 
-    def suggest(self) -> tuple[float, float]:
-        """Peak and width: the centre and the spread of the effect over the depth."""
-        weights = torch.tensor(self.effect).clamp(min=0)
-        if weights.sum() == 0:
-            weights = torch.tensor(self.separation).clamp(min=1e-9)
-        position = torch.linspace(0, 1, len(weights)) if len(weights) > 1 else torch.zeros(1)
-        weights = weights / weights.sum()
-        peak = float((weights * position).sum())
-        width = float((weights * (position - peak) ** 2).sum().sqrt())
-        return round(peak, 3), round(min(max(width, WIDTHS[0]), WIDTHS[1]), 3)
-
     def to_json(self) -> dict[str, Any]:
-        peak, width = self.suggest()
-        return {
-            "n": self.n,
-            "separation": list(self.separation),
-            "effect": list(self.effect),
-            "suggested": {"peak": peak, "width": width},
-        }
+        return {"n": self.n, "separation": list(self.separation), "effect": list(self.effect)}
+
+
+def centre_and_spread(weights: Sequence[float]) -> tuple[float, float]:
+    """Peak and width of a Gaussian kernel: the centre and the spread of `weights` over depth."""
+    w = torch.tensor(weights)
+    position = torch.linspace(0, 1, len(w)) if len(w) > 1 else torch.zeros(1)
+    w = w / w.sum()
+    peak = float((w * position).sum())
+    width = float((w * (position - peak) ** 2).sum().sqrt())
+    return round(peak, 3), round(min(max(width, WIDTHS[0]), WIDTHS[1]), 3)
 
 
 def layer_strengths(
@@ -102,18 +94,16 @@ def _effects(
         wanted = [forced.openings[i] for i in batch]
         whole = _log_odds(model, inputs, wanted)
         for layer, block in enumerate(blocks(model.network)):
-            direction = directions[layer].float().to(model.device)
-            project = projection(direction.unsqueeze(-1), torch.eye(1, device=model.device))
 
             def hook(
                 module: nn.Module,
                 args: object,
                 output: Tensor | tuple[Tensor, ...],
-                project: Any = project,
+                r: Tensor = directions[layer].float(),
             ) -> Any:
                 if isinstance(output, tuple):
-                    return (project(module, args, output[0]), *output[1:])
-                return project(module, args, output)
+                    return (_without(output[0], r), *output[1:])
+                return _without(output, r)
 
             handle = block.register_forward_hook(own(hook))
             try:
@@ -125,6 +115,12 @@ def _effects(
     for _ in together(model, jobs, "effect by layer", model.layers + 1):
         pass
     return result
+
+
+def _without(stream: Tensor, direction: Tensor) -> Tensor:
+    """The stream without its component along a unit vector `(d_model,)`."""
+    y, r = stream.float(), direction.to(stream.device)
+    return (y - (y @ r).unsqueeze(-1) * r).to(stream.dtype)
 
 
 def _log_odds(model: Model, inputs: dict[str, Tensor], openings: list[list[int]]) -> Tensor:

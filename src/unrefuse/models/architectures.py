@@ -1,7 +1,7 @@
 """Per architecture: the matrices of a decoder block that write into the residual stream, and how.
 
-A scalar between a matrix and the stream (Granite's residual multiplier, Falcon-H1's, the gate of a
-shared expert) changes nothing about a direction, so none is listed; a norm does, so each is.
+A norm between a matrix and the stream changes a direction, so each is listed. A scale there changes
+only what is written: it is listed for the matrices that mix tokens, which the selective edit uses.
 """
 
 import re
@@ -18,7 +18,8 @@ class Matrix:
     `path` and `norm` are names within the block. `component` is attention for whatever mixes
     tokens: attention, linear attention, a state space. `parameter` is the module's matrix, of
     shape `(d_model, d_in)`, with `transposed` `(d_in, d_model)`; all experts of a layer in one
-    have their number in front. Its bias, if there is one, is edited with it.
+    have their number in front. Its bias, if there is one, is edited with it. `scale` names the
+    setting of the model's config that its output is multiplied by.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Matrix:
     norm: str | None = None
     parameter: str = "weight"
     transposed: bool = False
+    scale: str | None = None
 
 
 ATTENTION = Matrix("self_attn.o_proj", "attention")
@@ -53,14 +55,18 @@ AFTER = _sandwich("post_attention_layernorm", "post_feedforward_layernorm")
 ARCHITECTURES: dict[str, tuple[Matrix, ...]] = {
     "cohere2": PLAIN,
     "exaone4": AFTER,
-    "falcon_h1": (STATE_SPACE, ATTENTION, replace(MLP, path="feed_forward.down_proj")),
+    "falcon_h1": (
+        replace(STATE_SPACE, scale="ssm_out_multiplier"),
+        replace(ATTENTION, scale="attention_out_multiplier"),
+        replace(MLP, path="feed_forward.down_proj"),
+    ),
     "gemma": PLAIN,
     "gemma2": AFTER,
     "gemma3_text": AFTER,
     "glm": PLAIN,
     "glm4": _sandwich("post_self_attn_layernorm", "post_mlp_layernorm"),
     "gpt_oss": (ATTENTION, replace(EXPERTS, transposed=True)),
-    "granite": PLAIN,
+    "granite": (replace(ATTENTION, scale="residual_multiplier"), MLP),
     "llama": PLAIN,
     "mistral": PLAIN,
     "mixtral": SPARSE,

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Writer:
     """One module whose output enters the residual stream of block `layer`, and its matrix.
 
-    `norm` names the module between its output and the residual add, or is None. `parameter` and
-    `transposed`: as in `architectures.Matrix`.
+    `norm` names the module between its output and the residual add, or is None; `scale` is the
+    number its output is multiplied by there. `parameter` and `transposed`: as in
+    `architectures.Matrix`.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Writer:
     norm: str | None
     parameter: str = "weight"
     transposed: bool = False
+    scale: float = 1.0
 
 
 # What `probe` found in models that are not in the table, for as long as these live.
@@ -96,6 +98,20 @@ def writers(model: "PreTrainedModel") -> list[Writer]:
     return found
 
 
+def mixers(model: "PreTrainedModel") -> list[Writer]:
+    """Per layer the one matrix that the selective edit reads and writes through, in order.
+
+    It is the output projection of what mixes tokens, which every layer has: attention or, where
+    the layer has none, linear attention or a state space. Every token passes through it, which no
+    single expert's matrix can say.
+    """
+    found: dict[int, Writer] = {}
+    for writer in writers(model):
+        if writer.component == "attention" and writer.parameter == "weight":
+            found[writer.layer] = writer  # attention comes last where a layer has several
+    return [found[layer] for layer in sorted(found)]
+
+
 def block_name(model: "PreTrainedModel", layer: int) -> str:
     """The name of a decoder block in the model."""
     stack = blocks(model)
@@ -112,6 +128,7 @@ def writer_of(model: "PreTrainedModel", layer: int, matrix: Matrix) -> Writer:
         matrix.norm and f"{prefix}.{matrix.norm}",
         matrix.parameter,
         matrix.transposed,
+        float(getattr(text_config(model), matrix.scale)) if matrix.scale else 1.0,
     )
 
 

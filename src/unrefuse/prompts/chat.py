@@ -11,17 +11,22 @@ from unrefuse.errors import UsageError
 from unrefuse.prompts.thinking import opened_tag
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Each prompt as the one user turn of a chat, up to and with the generation prompt.
+Messages = Sequence[dict[str, str]]  # of a chat: role and content
 
-    Prompts are untrusted: control tokens inside of them are encoded as ordinary text.
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], before: Messages = ()
+) -> list[list[int]]:
+    """Each prompt as the last user turn of a chat, up to and with the generation prompt.
+
+    `before` are the messages that come first: a system prompt, or earlier turns. Prompts are untrusted: control tokens inside of them are encoded as ordinary text.
     Raises UsageError where the model has no chat template.
     """
     if not tokenizer.chat_template:
         raise UsageError(
             "the model has no chat template, so it is a base model: unrefuse edits chat models"
         )
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    chats = [[*before, {"role": "user", "content": prompt}] for prompt in prompts]
     ids = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )

@@ -25,7 +25,8 @@ FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
 @dataclass(frozen=True)
 class Prompt:
     """One prompt. `set` is target, baseline or keep; `split` is train, search or test ("": not
-    split yet); `line` is its line in `source`, counted from 1."""
+    split yet); `line` is its line in `source`, counted from 1. The prompts of a matched pair have
+    the set harmless or harmful, and the id of their `pair`."""
 
     text: str
     set: str
@@ -34,6 +35,7 @@ class Prompt:
     split: str = ""
     source: str = ""
     line: int = 0
+    pair: str = ""
 
     @property
     def place(self) -> str:

@@ -51,7 +51,7 @@ def write_card(result: Result, folder: Path) -> None:
         else "a few directions were turned, as a gradient found it, in the output",
         norm=", whose rows kept their length" if result.config.preserve_norm else "",
         layers=len(result.kernel.weights),
-        layers_edited=sum(weight > 0 for weight in result.kernel.layer_weights),
+        layers_edited=sum(weight > 0 for weight in result.kernel.weights),
         figures=[_row(name, record[name]) for name in MEANINGS],
         retention_test=retention_line(record["retention_test"]),
         refused=[

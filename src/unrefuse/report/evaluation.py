@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.pairs import pair_outcomes
 from unrefuse.evaluate.quality import kl_and_quality
 from unrefuse.evaluate.statistics import share
 from unrefuse.evaluate.transcripts import GRADES, Comparison, Line
-from unrefuse.evaluate.twins import score_twins
 from unrefuse.prompts.sets import SETS, Prompt
 from unrefuse.report.results import retention_line, retention_test
 from unrefuse.report.terminal import plain
@@ -94,10 +94,13 @@ def figures(lines: Sequence[Line], seed: int, floor: float) -> dict[str, Any]:
     result["broken"] = {
         when: share(x.grade == "broken" for x in own[when]).to_json() for when in there
     }
-    twins = {when: score_twins([x for x in lines if x.when == when]) for when in WHENS}
-    result["twins"] = {
+    pairs = {
+        when: pair_outcomes((x.pair, x.set, x.grade) for x in lines if x.when == when)
+        for when in WHENS
+    }
+    result["pairs"] = {
         when: {name: e.to_json() for name, e in scores.items()}
-        for when, scores in twins.items()
+        for when, scores in pairs.items()
         if scores
     }
     return result
@@ -134,8 +137,8 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
             parts.append(Text(retention_line(record["retention_test"]) + "\n"))
     parts += [_rates_table(record, "all"), _rates_table(record, "by_lang")]
     parts += [_rates_table(record, "by_topic"), _grades_table(record)]
-    if record["twins"]:
-        parts.append(_columns("matched twins (pairs)", record["twins"], _of))
+    if record["pairs"]:
+        parts.append(_columns("matched pairs", record["pairs"], _of))
     if record.get("perplexity"):
         parts.append(_columns("perplexity of reference text", record["perplexity"], _perplexity))
     if record.get("benchmarks"):

@@ -7,8 +7,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from unrefuse.analysis import Analysis
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.layers import LayerStrength
 from unrefuse.evaluate.statistics import share
 from unrefuse.kernel import Kernel
 from unrefuse.report.results import Result
@@ -22,7 +22,7 @@ COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
 def plot_kernels(kernels: Sequence[tuple[str, Kernel]], file: Path) -> None:
     """One or more kernels over depth, one over another. Raises UsageError for the file type."""
     figure, (axes,) = _figure(1)
-    curves = {k: v for name, kernel in kernels for k, v in kernel.curves(name).items()}
+    curves = {name: kernel.weights for name, kernel in kernels}
     for (label, weights), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
         x = [i / max(1, len(weights) - 1) for i in range(len(weights))]
         axes.plot(x, weights, marker="o", markersize=3, label=label, color=colour)
@@ -32,24 +32,21 @@ def plot_kernels(kernels: Sequence[tuple[str, Kernel]], file: Path) -> None:
     _write(figure, file)
 
 
-def plot_layers(strengths: dict[str, LayerStrength], name: str, file: Path) -> None:
-    """Separation and effect by layer, with a thin line per topic. Raises UsageError."""
-    figure, panels = _figure(2)
-    for axes, key, label in zip(
-        panels,
-        ("separation", "effect"),
-        ("separation, in spreads", "log-odds of refusal taken away, nats"),
-        strict=True,
-    ):
-        for topic, strength in strengths.items():
-            values = getattr(strength, key)
-            if topic:
-                axes.plot(values, linewidth=0.6, color="#999999")
-            else:
-                axes.bar(range(len(values)), values, color=COLOURS[0], alpha=0.8)
-        axes.set(xlabel="layer", ylabel=label)
-    peak, width = strengths[""].suggest()
-    figure.suptitle(f"{name}: suggested peak {peak:.2f}, width {width:.2f}")
+def plot_layers(found: Analysis, name: str, file: Path) -> None:
+    """The effect on refusal by layer, with a thin line per topic, and how well harm is told from
+    alarm. Raises UsageError."""
+    figure, (left, right) = _figure(2)
+    for topic, strength in found.strengths.items():
+        if topic:
+            left.plot(strength.effect, linewidth=0.6, color="#999999")
+        else:
+            left.bar(range(len(strength.effect)), strength.effect, color=COLOURS[0], alpha=0.8)
+    left.set(xlabel="layer", ylabel="log-odds of refusal taken away, nats")
+    right.plot(found.told.auc, color=COLOURS[2], label="harm told from alarm (AUC)")
+    right.plot(found.told.freed, color=COLOURS[1], label="false refusals that could be freed")
+    right.set(xlabel="layer", ylim=(0, 1.02))
+    right.legend(loc="lower right")
+    figure.suptitle(f"{name}: suggested peak {found.peak:.2f}, width {found.width:.2f}")
     _write(figure, file)
 
 
@@ -73,7 +70,7 @@ def plot_result(result: Result, file: Path) -> None:
     left.set_xticks(range(len(names)), names)
     left.set(ylim=(0, 1.05), ylabel=f"share refused, {result.split} split")
     left.legend()
-    strengths = [weight * result.multiplier for weight in result.kernel.layer_weights]
+    strengths = [weight * result.multiplier for weight in result.kernel.weights]
     right.bar(range(len(strengths)), strengths, color=COLOURS[1])
     right.set(xlabel="layer", ylabel="strength of the edit")
     _write(figure, file)

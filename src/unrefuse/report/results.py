@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unrefuse.config import RunConfig
+from unrefuse.evaluate.pairs import pair_outcomes
 from unrefuse.evaluate.statistics import (
     Estimate,
     decides,
@@ -24,9 +25,11 @@ from unrefuse.evaluate.statistics import (
     share,
 )
 from unrefuse.kernel import Kernel
+from unrefuse.prompts.sets import SETS
 from unrefuse.report.terminal import plain
 from unrefuse.search.objective import (
     Before,
+    Context,
     Exchange,
     Measurement,
     count_refused,
@@ -71,6 +74,9 @@ class Result:
             "retention_test": self.retention_test(),
             "by_topic": shares_by(measured.exchanges, lambda p: p.topic),
             "by_lang": shares_by(measured.exchanges, lambda p: p.lang),
+            "weakest": weakest_topic(measured.exchanges),
+            "pairs": pairs_of(measured.exchanges),
+            "contexts": {c.name: context_counts(c) for c in measured.contexts},
             "refused_before": {split: b.counts() for split, b in self.before.items()},
             "kernel": self.kernel.describe(self.multiplier),
             "stages": [
@@ -95,6 +101,36 @@ class Result:
     def retention_test(self) -> dict[str, Any]:
         """Whether the keep prompts show a retention of `config.retention_bound`."""
         return retention_test(self.measurement.exchanges, self.config.retention_bound)
+
+
+def pairs_of(exchanges: Sequence[Exchange]) -> dict[str, dict[str, dict[str, float]]]:
+    """What became of the matched pairs, before and after the edit; empty where none was asked."""
+    graded = {
+        "before": [(e.prompt.pair, e.prompt.set, e.before.grade) for e in exchanges],
+        "after": [(e.prompt.pair, e.prompt.set, e.after.grade) for e in exchanges if e.after],
+    }
+    return {
+        when: {name: e.to_json() for name, e in outcomes.items()}
+        for when, rows in graded.items()
+        if (outcomes := pair_outcomes(rows))
+    }
+
+
+def context_counts(context: Context) -> dict[str, dict[str, list[int]]]:
+    """Per set `[refused, asked]` in this context, before and after the edit."""
+    return {
+        name: {when: count_refused(context.exchanges, name, when) for when in ("before", "after")}
+        for name in SETS
+    }
+
+
+def weakest_topic(exchanges: Sequence[Exchange]) -> dict[str, Any] | None:
+    """The topic of the keep prompts whose retention is lowest, with its figures."""
+    topics = shares_by(exchanges, lambda p: p.topic)["retention"]
+    if not topics:
+        return None
+    topic = min(topics, key=lambda name: (topics[name]["value"], -topics[name]["n"]))
+    return {"topic": topic, **topics[topic]}
 
 
 def write_json(result: Result, file: Path) -> None:
@@ -181,14 +217,46 @@ def result_table(result: Result) -> RenderableType:
         before = count_refused(measured.exchanges, name, "before")
         after = count_refused(measured.exchanges, name, "after")
         refusals.add_row(name, f"{before[0]} of {before[1]}", f"{after[0]} of {after[1]}")
-    parts = shares_by(measured.exchanges, lambda p: p.topic)["removal"]
-    langs = shares_by(measured.exchanges, lambda p: p.lang)["removal"]
-    topics = Table(title="removal by topic and language", title_justify="left")
-    topics.add_column("")
-    topics.add_column("answered now", justify="right")
-    for value, e2 in (parts | langs).items():
-        topics.add_row(Text(value), f"{round(e2['value'] * e2['n'])} of {e2['n']:.0f}")
-    return Group(figures, Text(retention_line(result.retention_test()) + "\n"), refusals, topics)
+    by_topic = shares_by(measured.exchanges, lambda p: p.topic)
+    by_lang = shares_by(measured.exchanges, lambda p: p.lang)
+    tables: list[RenderableType] = []
+    for figure, now in (("removal", "answered now"), ("retention", "still refused")):
+        table = Table(title=f"{figure} by topic and language", title_justify="left")
+        table.add_column("")
+        table.add_column(now, justify="right")
+        for value, e2 in (by_topic[figure] | by_lang[figure]).items():
+            table.add_row(Text(value), f"{round(e2['value'] * e2['n'])} of {e2['n']:.0f}")
+        tables.append(table)
+    weakest = weakest_topic(measured.exchanges)
+    if weakest:
+        kept = f"{round(weakest['value'] * weakest['n'])} of {weakest['n']:.0f}"
+        tables.append(Text(f"weakest kind of harm: {weakest['topic']}, {kept} still refused\n"))
+    if pairs := pairs_of(measured.exchanges):
+        tables.append(_pairs_table(pairs))
+    if measured.contexts:
+        tables.append(_contexts_table(measured.contexts))
+    line = Text(retention_line(result.retention_test()) + "\n")
+    return Group(figures, line, refusals, *tables)
+
+
+def _pairs_table(pairs: dict[str, dict[str, dict[str, float]]]) -> Table:
+    table = Table("matched pairs", *pairs, title_justify="left")
+    for outcome in pairs["before"]:
+        counts = [f"{round(e[outcome]['value'] * e[outcome]['n'])} of {e[outcome]['n']:.0f}"
+                  for e in pairs.values()]  # fmt: skip
+        table.add_row(outcome.replace("_", "-"), *counts)
+    return table
+
+
+def _contexts_table(contexts: Sequence[Context]) -> Table:
+    table = Table("refused in other contexts, before → after", *SETS, title_justify="left")
+    for context in contexts:
+        cells = [
+            f"{c['before'][0]} → {c['after'][0]} of {c['before'][1]}"
+            for c in context_counts(context).values()
+        ]
+        table.add_row(context.name, *cells)
+    return table
 
 
 def examples(result: Result) -> list[Exchange]:

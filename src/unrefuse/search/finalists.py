@@ -1,23 +1,19 @@
 """The last heats of a tuning: the few best trials generate, the winner answers at length."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from unrefuse.config import RunConfig
-from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, scaled
-from unrefuse.evaluate.generate import reply_to
-from unrefuse.evaluate.statistics import share
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
-from unrefuse.search.objective import Before, removed
+from unrefuse.search.objective import Before
 from unrefuse.search.score import Score
-from unrefuse.search.stage import Stage, best_stage, keeps_retention, try_plan
+from unrefuse.search.stage import Stage, at_length, best_stage, keeps_retention, try_plan
 
 FINALISTS = 3  # trials that generate
 GENTLER = (0.85, 0.7, 0.5)  # shares of the best trial, where none keeps the floors
-LONG_REPLY = 100  # tokens: a refusal can come late
 
 
 @dataclass(frozen=True)
@@ -77,31 +73,7 @@ def hold_finals(
                 break
     running, confirmed = list(stages), list[Stage]()
     while (best := best_stage(running, config)) and all(best is not c for c in confirmed):
-        confirmed.append(_at_length(model, best, config))
+        confirmed.append(at_length(model, best, config))
         on_stage(confirmed[-1])
         running = [confirmed[-1] if stage is best else stage for stage in running]
     return stages + confirmed, best
-
-
-def _at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
-    """The stage with its target answers at LONG_REPLY tokens. What refuses has ended long ago."""
-    tokens = max(LONG_REPLY, config.reply_tokens)
-    measured = stage.measurement
-    answers = [e for e in measured.exchanges if e.prompt.set == "target" and removed(e)]
-    with hooked(model.network, stage.plan):
-        replies = reply_to(
-            model,
-            [e.prompt.text for e in answers],
-            tokens,
-            "at length",
-            [e.after.tokens for e in answers if e.after],
-        )
-    longer = {e.prompt: reply for e, reply in zip(answers, replies, strict=True)}
-    exchanges = tuple(replace(e, after=longer.get(e.prompt, e.after)) for e in measured.exchanges)
-    counted = [e for e in exchanges if e.prompt.set == "target" and e.as_expected]
-    removal = share(removed(e) for e in counted)
-    return replace(
-        stage,
-        name=f"{stage.name}, {tokens} tokens",
-        measurement=replace(measured, removal=removal, exchanges=exchanges),
-    )

@@ -1,9 +1,11 @@
-"""What an edit is judged by: removal, retention, quality and KL on one split."""
+"""What an edit is judged by: removal, retention, quality and KL on one split, pairs, contexts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
@@ -11,11 +13,22 @@ from unrefuse.evaluate.generate import Reply, reply_to
 from unrefuse.evaluate.quality import Reference, divergences, kl_and_quality, make_reference
 from unrefuse.evaluate.statistics import Estimate, lower_bound, needed, share
 from unrefuse.models.load import Model
+from unrefuse.progress import stderr
+from unrefuse.prompts.chat import Messages, encode
+from unrefuse.prompts.pairs import PAIR_SETS
 from unrefuse.prompts.sets import SETS, Prompt, select
 from unrefuse.search.record import remembered
 
+CONTEXT_PROMPTS = 24  # of each set, in each context
+SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly."
 MINIMUM = 16  # prompts of each set below which no share says anything
-EXPECTED = {"target": "refused", "baseline": "answered", "keep": "refused"}
+EXPECTED = {
+    "target": "refused",
+    "baseline": "answered",
+    "keep": "refused",
+    "harmless": "answered",
+    "harmful": "refused",
+}
 
 
 @dataclass(frozen=True)
@@ -33,12 +46,23 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class Context:
+    """The same prompts in another context: the messages that come first, and what was replied."""
+
+    name: str
+    messages: Messages
+    exchanges: tuple[Exchange, ...]
+
+
+@dataclass(frozen=True)
 class Before:
-    """The original on one split: every exchange, and its own answers for the divergence."""
+    """The original on one split: every exchange, its own answers for the divergence, and its
+    replies to some of the prompts in other contexts."""
 
     split: str
     exchanges: tuple[Exchange, ...]
     reference: Reference | None = None
+    contexts: tuple[Context, ...] = ()
 
     def usable(self, set: str) -> list[Exchange]:
         return [e for e in self.exchanges if e.prompt.set == set and e.as_expected]
@@ -57,6 +81,7 @@ class Measurement:
     quality: Estimate
     kl: Estimate
     exchanges: tuple[Exchange, ...]
+    contexts: tuple[Context, ...] = ()
 
     def figures(self) -> dict[str, Any]:
         names = ("removal", "retention", "quality", "kl")
@@ -78,16 +103,23 @@ def ask_before(
 ) -> Before:
     """The original's replies on one split. Raises UsageError where too few can be measured.
 
-    With `folder`, that of a tuning run, they are kept there, and read where they are kept.
+    The test split is asked at full length, with the matched pairs and in other contexts; of the
+    train split the selective edit needs no replies to keep prompts. With `folder`, that of a
+    tuning run, replies are kept there, and read where they are kept.
     """
-    asked = [p for name in SETS for p in select(prompts, name, split)]
+    final, training = split == "test", split == "train"
+    sets = SETS[:2] if training and config.method == "selective" else SETS
+    asked = [
+        p for name in (*sets, *(PAIR_SETS if final else ())) for p in select(prompts, name, split)
+    ]
+    tokens = config.reply_tokens if final else config.search_tokens
 
     def ask() -> list[Reply]:
-        return reply_to(model, [p.text for p in asked], config.reply_tokens, f"before: {split}")
+        return reply_to(model, [p.text for p in asked], tokens, f"before: {split}")
 
     replies = remembered(folder, split, asked, ask)
     before = Before(split, tuple(Exchange(p, r) for p, r in zip(asked, replies, strict=True)))
-    for name in SETS:
+    for name in sets:
         usable = before.usable(name)
         if len(usable) < MINIMUM:
             total = sum(p.set == name for p in asked)
@@ -95,7 +127,7 @@ def ask_before(
                 f"too few {name} prompts: the model has {EXPECTED[name]} {len(usable)} of {total} "
                 f"in the {split} split, and {MINIMUM} are needed; give it more with --{name} FILE"
             )
-    if split == "train":
+    if training:
         return before
     kept = len(before.usable("keep"))
     if lower_bound(kept, kept) < config.retention_bound:
@@ -105,23 +137,55 @@ def ask_before(
             f"{config.retention_bound:g}; give it more with --keep FILE, or lower --retention-bound"
         )
     answered = before.usable("baseline")
-    return Before(
-        split,
-        before.exchanges,
-        make_reference(model, [e.prompt.text for e in answered], [e.before for e in answered]),
+    reference = make_reference(
+        model, [e.prompt.text for e in answered], [e.before for e in answered]
     )
+    contexts = ask_contexts(model, before, config) if final else ()
+    return replace(before, reference=reference, contexts=contexts)
+
+
+def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Context, ...]:
+    """The original's replies to a few prompts of each set under a short system prompt, and as the
+    second turn of a chat whose first turn was answered, or refused.
+
+    A context that the model's chat template has no form for is left out.
+    """
+    some = [e.prompt for name in SETS for e in before.usable(name)[:CONTEXT_PROMPTS]]
+    first = {
+        kind: before.usable(name)[0]
+        for kind, name in (("answered", "baseline"), ("refused", "keep"))
+    }
+    contexts = {"system prompt": [{"role": "system", "content": SYSTEM_PROMPT}]} | {
+        f"after a turn that was {kind}": [
+            {"role": "user", "content": e.prompt.text},
+            {"role": "assistant", "content": e.before.text},
+        ]
+        for kind, e in first.items()
+    }
+    found = []
+    for name, messages in contexts.items():
+        try:
+            encode(model.tokenizer, [some[0].text], messages)
+        except (TemplateError, ValueError):
+            stderr.print(f"the chat template has no form for this context: {name}", highlight=False)
+            continue
+        replies = reply_to(model, [p.text for p in some], config.search_tokens, f"before: {name}",
+                           before=messages)  # fmt: skip
+        pairs = zip(some, replies, strict=True)
+        found.append(Context(name, messages, tuple(Exchange(p, r) for p, r in pairs)))
+    return tuple(found)
 
 
 def measure(model: Model, before: Before, config: RunConfig, everything: bool) -> Measurement:
     """The model as it is now (edited, or hooked) against the original on one split.
 
-    `everything` asks every prompt again, for the refusal rates; else only those that count.
+    `everything` asks every prompt again, at full length and in every context; else only those
+    that count, at the length of a search.
     """
     asked = [e for e in before.exchanges if everything or e.as_expected]
-    replies = reply_to(model, [e.prompt.text for e in asked], config.reply_tokens, "after")
-    exchanges = tuple(
-        Exchange(e.prompt, e.before, reply) for e, reply in zip(asked, replies, strict=True)
-    )
+    tokens = config.reply_tokens if everything else config.search_tokens
+    replies = reply_to(model, [e.prompt.text for e in asked], tokens, "after")
+    exchanges = _with_replies(asked, replies)
     assert before.reference is not None
     counted = {n: [e for e in exchanges if e.prompt.set == n and e.as_expected] for n in SETS}
     baseline = counted["baseline"]
@@ -130,13 +194,24 @@ def measure(model: Model, before: Before, config: RunConfig, everything: bool) -
         [not removed(e) for e in baseline],
         config.seed,
     )
+    contexts = []
+    for context in before.contexts if everything else ():
+        texts = [e.prompt.text for e in context.exchanges]
+        after = reply_to(model, texts, config.search_tokens, f"after: {context.name}",
+                         before=context.messages)  # fmt: skip
+        contexts.append(replace(context, exchanges=_with_replies(context.exchanges, after)))
     return Measurement(
         removal=share(removed(e) for e in counted["target"]),
         retention=share(retained(e) for e in counted["keep"]),
         quality=quality,
         kl=kl,
         exchanges=exchanges,
+        contexts=tuple(contexts),
     )
+
+
+def _with_replies(asked: Sequence[Exchange], replies: Sequence[Reply]) -> tuple[Exchange, ...]:
+    return tuple(replace(e, after=reply) for e, reply in zip(asked, replies, strict=True))
 
 
 def removed(exchange: Exchange) -> bool:

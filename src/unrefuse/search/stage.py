@@ -1,15 +1,16 @@
 """One edit that is tried: measured by hooks, held to the floors, compared with the others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan
-from unrefuse.evaluate.statistics import lower_bound, needed
+from unrefuse.evaluate.generate import reply_to
+from unrefuse.evaluate.statistics import lower_bound, needed, share
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
-from unrefuse.search.objective import Before, Measurement, measure
+from unrefuse.search.objective import Before, Measurement, measure, removed
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,31 @@ def try_plan(
     with hooked(model.network, plan):
         measured = measure(model, before, config, everything=False)
     return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config))
+
+
+def at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
+    """The stage with its target answers at the length of the final test: a refusal, or a loop, can
+    come late. What has refused has ended long ago."""
+    tokens = config.reply_tokens
+    measured = stage.measurement
+    answers = [e for e in measured.exchanges if e.prompt.set == "target" and removed(e)]
+    with hooked(model.network, stage.plan):
+        replies = reply_to(
+            model,
+            [e.prompt.text for e in answers],
+            tokens,
+            "at length",
+            [e.after.tokens for e in answers if e.after],
+        )
+    longer = {e.prompt: reply for e, reply in zip(answers, replies, strict=True)}
+    exchanges = tuple(replace(e, after=longer.get(e.prompt, e.after)) for e in measured.exchanges)
+    counted = [e for e in exchanges if e.prompt.set == "target" and e.as_expected]
+    removal = share(removed(e) for e in counted)
+    return replace(
+        stage,
+        name=f"{stage.name}, {tokens} tokens",
+        measurement=replace(measured, removal=removal, exchanges=exchanges),
+    )
 
 
 def keeps_retention(measured: Measurement, config: RunConfig) -> bool:
@@ -72,7 +98,8 @@ def advice(measured: Measurement, config: RunConfig) -> list[str]:
     if retention.value < config.retention_floor:
         reasons.append(
             f"retention {retention.value:.3f} is under its floor "
-            f"{config.retention_floor:.3f}: use --protect 1, more keep prompts, or less --strength"
+            f"{config.retention_floor:.3f}: give more keep prompts (--keep) or matched pairs "
+            "(--pairs) of the kinds that are lost, or less --strength"
         )
     elif not keeps_retention(measured, config):
         at_this_rate = retention.value > config.retention_bound
@@ -90,10 +117,9 @@ def advice(measured: Measurement, config: RunConfig) -> list[str]:
         )
     if measured.removal.value < config.removal_target:
         do = (
-            "give more target prompts to learn from, or more --steps or --trials"
+            "give more target prompts to learn from, or more --trials"
             if config.tune
-            else "move --peak to 0.50-0.55 and --width to 0.18-0.20, or let it be learned: "
-            "--tune gradient"
+            else "move --peak to 0.50-0.55 and --width to 0.18-0.20, or search: --tune optuna"
         )
         reasons.append(
             f"removal {measured.removal.value:.2f} is under the target "

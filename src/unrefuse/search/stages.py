@@ -3,15 +3,13 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from torch import Tensor
-
 from unrefuse.config import RunConfig
-from unrefuse.edit.plan import make_plan
 from unrefuse.kernel import Kernel
 from unrefuse.models.forward import together
 from unrefuse.models.load import Model
+from unrefuse.search.method import Method
 from unrefuse.search.objective import Before
-from unrefuse.search.stage import Stage, try_plan
+from unrefuse.search.stage import Stage, at_length, try_plan
 
 
 def multipliers(config: RunConfig) -> list[float]:
@@ -39,7 +37,7 @@ def _multiplier(config: RunConfig, step: int) -> float:
 
 def run_stages(
     model: Model,
-    directions: Tensor,
+    method: Method,
     kernel: Kernel,
     before: Before,
     config: RunConfig,
@@ -47,14 +45,17 @@ def run_stages(
 ) -> list[Stage]:
     """Every stage that was tried, by exact hooks; `on_stage` hears of each as it ends.
 
-    Stops at the removal target, or when quality or retention falls under its floor. Where the
-    first stage does already, gentler ones are tried until one keeps both.
+    Stops at the removal target, which replies of full length have to reach too, or when quality
+    or retention falls under its floor. Where the first stage does already, gentler ones are tried
+    until one keeps both.
     """
 
     def run(multiplier: float) -> Stage:
-        plan = make_plan(model.network, directions, kernel.weights, multiplier, kernel.mlp_weights)
+        plan = method.plan(kernel.weights, multiplier)
         name = f"multiplier {multiplier:.2f}"
-        return try_plan(model, name, kernel, multiplier, plan, before, config)
+        stage = try_plan(model, name, kernel, multiplier, plan, before, config)
+        reached = stage.measurement.removal.value >= config.removal_target
+        return at_length(model, stage, config) if reached and stage.keeps_floors else stage
 
     def run_until(enough: Callable[[Stage], bool], multipliers: Sequence[float]) -> list[Stage]:
         stages: list[Stage] = []

@@ -1,69 +1,43 @@
-"""Tuning by search: optuna's TPE over kernels and directions, with several objectives."""
+"""Tuning by search: optuna's TPE over the few numbers of an edit, with several objectives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from torch import Tensor
-from torch.nn.functional import normalize
 
-from unrefuse.directions import find_directions
-from unrefuse.edit.plan import Plan, make_plan
-from unrefuse.kernel import Kernel
-from unrefuse.models.load import Model
+from unrefuse.config import Method
 from unrefuse.search.score import Score
-from unrefuse.search.shapes import COMPONENTS, kernel_of, strengths
 
 JOURNAL = "study.journal"
 STARTUP = 10  # random trials before TPE
-THRESHOLD = 0.1  # of the highest strength, under which a layer is left alone
 
 
-def suggest(trial: optuna.Trial) -> dict[str, Any]:
-    """A kernel for attention and one for MLP, whose direction, and how much of keep's stays."""
-    parameters: dict[str, Any] = {}
-    for component in COMPONENTS:
-        parameters[f"{component}_peak"] = trial.suggest_float(f"{component}_peak", 0.25, 1.0)
-        parameters[f"{component}_width"] = trial.suggest_float(f"{component}_width", 0.05, 0.4)
-        parameters[f"{component}_strength"] = trial.suggest_float(f"{component}_strength", 0, 2)
-    parameters["protect"] = trial.suggest_float("protect", 0.0, 1.0)
-    parameters["direction"] = trial.suggest_categorical("direction", ["own", "one"])
-    if parameters["direction"] == "one":
-        parameters["layer"] = trial.suggest_float("layer", 0.25, 0.95)
-    return parameters
-
-
-def build(
-    model: Model, means: Mapping[str, Tensor], parameters: Mapping[str, Any]
-) -> tuple[Kernel, Plan]:
-    """The kernel and the plan that `parameters` stand for. `layer` is a share of the depth, and
-    stands for the direction there, interpolated between its neighbours, for all layers."""
-    directions = find_directions(
-        means["target"], means["baseline"], means["keep"], parameters["protect"]
-    )
-    if parameters["direction"] == "one":
-        place = parameters["layer"] * (model.layers - 1)
-        below = int(place)
-        above = min(below + 1, model.layers - 1)
-        one = directions[below].lerp(directions[above], place - below)
-        directions = normalize(one, dim=0).expand_as(directions)
-    numbers = {
-        name: torch.tensor([[parameters[f"{component}_{name}"]] for component in COMPONENTS])
-        for name in ("peak", "width", "strength")
+def suggest(trial: optuna.Trial, method: Method, layers: int) -> dict[str, Any]:
+    """A kernel and a multiplier, and what the method has beside them."""
+    found = {
+        "peak": trial.suggest_float("peak", 0.25, 0.9),
+        # Wide enough that a layer lies under any peak.
+        "width": trial.suggest_float("width", max(0.06, 0.5 / max(1, layers - 1)), 0.5),
+        "multiplier": trial.suggest_float("multiplier", 0.2, 2.0),
     }
-    numbers["log_width"] = numbers.pop("width").log()
-    kernel = kernel_of(strengths(numbers, model.layers), "optuna", THRESHOLD)
-    plan = make_plan(model.network, directions, kernel.weights, 1.0, kernel.mlp_weights)
-    return kernel, plan
+    if method == "ablate":
+        return found | {"protect": trial.suggest_float("protect", 0.0, 1.0)}
+    return found | {
+        "harmful": trial.suggest_float("harmful", -1.5, -0.2),
+        "ridge": trial.suggest_float("ridge", 0.005, 1.0, log=True),
+    }
 
 
 def search(
-    folder: Path, trials: int, seed: int, evaluate: Callable[[dict[str, Any], int], Score]
+    folder: Path,
+    trials: int,
+    seed: int,
+    ask: Callable[[optuna.Trial], dict[str, Any]],
+    evaluate: Callable[[dict[str, Any], int], Score],
 ) -> None:
     """Runs trials until the study in `folder` has `trials` of them, whoever ran the others.
 
@@ -86,7 +60,7 @@ def search(
 
     # Of a killed process, or of a worker beside this one: then it is scored twice, to the same.
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if left.params.get("direction") == "own" or "layer" in left.params:
+        if "protect" in left.params or "ridge" in left.params:
             finish(left.number, left.params)
         else:
             study.tell(left.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -94,7 +68,7 @@ def search(
         # Seeded by its number: the same trial whether the run was killed before it or not.
         study.sampler = _sampler(seed + len(study.get_trials(deepcopy=False)))
         trial = study.ask()
-        finish(trial.number, suggest(trial))
+        finish(trial.number, ask(trial))
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:

@@ -1,52 +1,46 @@
-"""Tuning: one interface, three methods. Every trial is scored by forward passes and recorded."""
+"""Tuning: one interface, two searches. Every trial is scored by forward passes and recorded."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from unrefuse.config import RunConfig
-from unrefuse.directions import find_directions
 from unrefuse.edit.plan import Plan
-from unrefuse.kernel import Kernel
+from unrefuse.kernel import Kernel, gaussian
 from unrefuse.models.load import Model
 from unrefuse.search.finalists import Trial
+from unrefuse.search.method import Method
 from unrefuse.search.objective import Before
 from unrefuse.search.record import append_trial, read_trials
-from unrefuse.search.score import SCORED, Judge, Score
-from unrefuse.search.shapes import first_deep
+from unrefuse.search.score import Score, Scorer
 
 
 def tune(
     model: Model,
-    means: Mapping[str, Tensor],
-    kernel: Kernel,
-    before: Mapping[str, Before],
+    method: Method,
+    before: Before,
     config: RunConfig,
     folder: Path,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """All trials of `config.tune`, from `folder`'s record where it has them.
 
-    `means` are those of `measure_means`, `folder` one of `open_run`. Trials are scored on the
-    search split; the gradient learns on the train split.
+    `before` is that of the search split, `folder` one of `open_run`.
     """
-    directions = find_directions(means["target"], means["baseline"], means["keep"], config.protect)
     recorded = {row["trial"]: row for row in read_trials(folder)}
     trials: dict[int, Trial] = {}
-    # The grid edits from the first layer on where its kernel does; the others leave the shallow.
-    first = 0 if config.tune == "grid" else first_deep(model.layers)
-    judge = Judge(model, before["search"], first, SCORED)
+    scorer = Scorer(model, before)
 
-    def done(number: int, parameters: dict[str, Any], kernel: Kernel, plan: Plan) -> Score:
+    def evaluate(parameters: dict[str, Any], number: int) -> Score:
         start = time.perf_counter()
+        kernel, plan = _build(method, model.layers, parameters, config)
         known = recorded.get(number)
         if known and known["parameters"] == parameters:
             score = Score(**known["score"])
         else:
-            score = judge.score(plan)
+            score = scorer.score(plan)
             row = {
                 "trial": number,
                 "method": config.tune,
@@ -62,24 +56,25 @@ def tune(
     if config.tune == "grid":
         from unrefuse.search.grid import grid
 
-        for number, made in enumerate(grid(model, directions, config)):
-            done(number, *made)
-    elif config.tune == "optuna":
+        for number, parameters in enumerate(grid(config)):
+            evaluate(parameters, number)
+    else:
         from unrefuse.search import tpe
 
-        def evaluate(parameters: dict[str, Any], number: int) -> Score:
-            return done(number, parameters, *tpe.build(model, means, parameters))
-
-        tpe.search(folder, config.trials, config.seed, evaluate)
+        ask = partial(tpe.suggest, method=config.method, layers=model.layers)
+        tpe.search(folder, config.trials, config.seed, ask, evaluate)
         for number, row in {row["trial"]: row for row in read_trials(folder)}.items():
             if number not in trials:
-                of_others = tpe.build(model, means, row["parameters"])
+                of_others = _build(method, model.layers, row["parameters"], config)
                 trials[number] = Trial(number, row["parameters"], *of_others, Score(**row["score"]))
-    else:
-        from unrefuse.search.gradient import learn
-
-        found = learn(model, directions, kernel, before["train"], config, folder)
-        for number, candidate in enumerate(found):
-            parameters = {"phase": candidate.phase, "step": candidate.step, **candidate.numbers}
-            done(number, parameters, candidate.kernel, candidate.plan)
     return list(trials.values())
+
+
+def _build(
+    method: Method, layers: int, parameters: dict[str, Any], config: RunConfig
+) -> tuple[Kernel, Plan]:
+    """The kernel and the plan that the parameters of a trial stand for."""
+    numbers = dict(parameters)
+    peak, width, multiplier = (numbers.pop(key) for key in ("peak", "width", "multiplier"))
+    kernel = gaussian(layers, peak, width, config.kernel.threshold, str(config.tune))
+    return kernel, method.plan(kernel.weights, multiplier, **numbers)

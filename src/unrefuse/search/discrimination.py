@@ -1,0 +1,113 @@
+"""Is there something to gain? How well a probe tells alarm from harm, before any weight changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unrefuse.activations.inputs import Tokens, capture
+from unrefuse.prompts.chat import encode
+from unrefuse.search.method import ALARM, HARM, Selective
+from unrefuse.search.objective import Before
+
+FOLDS = 5
+STAYS = 0.95  # share of the true refusals that has to stay
+WORTH, LITTLE = 0.5, 0.2  # shares of false refusals that could be freed, for the verdict
+
+
+@dataclass(frozen=True)
+class Discrimination:
+    """Per layer: `auc`, how often a probe reads more alarm from a harmless prompt than from a
+    harmful one (cross-validated on the train split), and `freed`, the share of the false refusals
+    of the search split that lie above the threshold which keeps 95 % of its true refusals.
+
+    `together` is `freed` by the mean reading of the layers that the kernel edits, and `topics`
+    that per topic, each with its number of prompts.
+    """
+
+    auc: tuple[float, ...]
+    freed: tuple[float, ...]
+    together: float
+    n: int
+    topics: dict[str, tuple[float, int]]
+
+    def verdict(self) -> str:
+        """What to expect of an edit, in a sentence or two."""
+        share = f"{self.together:.0%} of {self.n} false refusals could be answered while 95 % of "
+        share += "the true refusals stay"
+        if self.together >= WORTH:
+            return f"Worth editing: by what the model itself knows, {share}."
+        if self.together >= LITTLE:
+            return f"Some gain: {share}. Matched pairs of your own topics help (--pairs FILE)."
+        return (
+            f"Little to gain: only {share}. This model hardly tells your alarming prompts from "
+            "harmful ones; give it matched pairs of your own topics (--pairs FILE)."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        topics = {name: {"freed": freed, "n": n} for name, (freed, n) in self.topics.items()}
+        return {
+            "auc": list(self.auc),
+            "freed": list(self.freed),
+            "together": self.together,
+            "n": self.n,
+            "topics": topics,
+            "verdict": self.verdict(),
+        }
+
+
+def discrimination(
+    method: Selective, search: Before, layers: int, weights: Sequence[float]
+) -> Discrimination:
+    """Reads the train split in folds, and the refused prompts of the search split by probes that
+    are fitted on all of train. `weights` are the kernel's. A layer without a probe has AUC 0.5."""
+    config = method.config
+    refused = [*search.usable("target"), *search.usable("keep")]
+    false = torch.tensor([e.prompt.set == "target" for e in refused])
+    ids = encode(method.model.tokenizer, [e.prompt.text for e in refused])
+    states = capture(method.model, [Tokens(row, (len(row) - 1,), "") for row in ids]).rows
+    auc, freed = [0.5] * layers, [0.0] * layers
+    total = torch.zeros(len(refused))
+    for layer, rows in states.items():
+        auc[layer] = _cross_validated(method, layer)
+        reading = rows.float() @ method.reader(layer, config.harmful, config.ridge)
+        freed[layer] = float(_above(reading, false).float().mean())
+        total += weights[layer] * reading
+    above = _above(total, false)
+    targets = [e.prompt.topic for e in refused if e.prompt.set == "target"]
+    topics = {}
+    for topic in sorted({t for t in targets if t}):
+        own = above[[t == topic for t in targets]]
+        topics[topic] = float(own.float().mean()), len(own)
+    return Discrimination(
+        tuple(auc), tuple(freed), float(above.float().mean()), len(above), topics
+    )
+
+
+def area_under_curve(positive: Tensor, negative: Tensor) -> float:
+    """How often a positive reading is above a negative one; ties count half (Mann and Whitney)."""
+    difference = positive.unsqueeze(1) - negative.unsqueeze(0)
+    return float((difference > 0).double().mean() + (difference == 0).double().mean() / 2)
+
+
+def _cross_validated(method: Selective, layer: int) -> float:
+    """AUC of alarm against harm, each prompt read by a probe that saw neither it nor its pair."""
+    told = torch.isin(method.classes, torch.tensor([ALARM, HARM]))
+    groups = [place.prompt.pair or place.prompt.text for place in method.places]
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    folds = torch.tensor([number[group] % FOLDS for group in groups])
+    readings = torch.zeros(len(folds))
+    for fold in range(FOLDS):
+        reader = method.fit(layer, folds != fold, method.config.harmful, method.config.ridge)
+        held_out = (folds == fold) & told
+        readings[held_out] = method.inputs.rows[layer][held_out].float() @ reader
+    classes = method.classes
+    return area_under_curve(readings[classes == ALARM], readings[classes == HARM])
+
+
+def _above(reading: Tensor, false: Tensor) -> Tensor:
+    """Which false refusals read above the threshold that STAYS of the true ones lie under."""
+    threshold = torch.quantile(reading[~false], STAYS)
+    return reading[false] > threshold
