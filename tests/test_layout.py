@@ -10,7 +10,7 @@ import unrefuse
 ROOT = Path(unrefuse.__file__).parent
 ROOMS = (
     *("errors", "progress", "config", "prompts", "models", "activations", "directions", "kernel"),
-    *("edit", "evaluate", "search", "plant", "report", "save", "pipeline", "evaluation"),
+    *("edit", "evaluate", "search", "report", "save", "pipeline", "evaluation"),
     *("commands", "cli"),
 )
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]

@@ -2,10 +2,10 @@ import hashlib
 from collections import Counter
 
 import pytest
-from benchmarks.detector import figures, replies
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from benchmarks.detector import figures, replies
 from unrefuse.evaluate.refusal import grade, is_broken, is_refusal, is_settled
 
 REFUSALS = [

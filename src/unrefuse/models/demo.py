@@ -57,8 +57,6 @@ def find_gguf() -> Path:
 
 def original_model(file: Path) -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct as it is, dequantised to float32, and its tokenizer."""
-    from unittest import mock
-
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,13 +64,18 @@ def original_model(file: Path) -> tuple[Any, Any]:
     # transformers asks for the tokenizer, the configuration and the weights each by themselves, and
     # would read the 100,000 words and merges of the file's header anew each time, and make the
     # names of its tensors anew for each module: 12 s in all.
-    reader, names = functools.cache(gguf.GGUFReader), functools.cache(gguf.get_tensor_name_map)
-    with mock.patch.multiple(gguf, GGUFReader=reader, get_tensor_name_map=names):
+    library: Any = gguf
+    reader, names = library.GGUFReader, library.get_tensor_name_map
+    library.GGUFReader = functools.cache(reader)
+    library.get_tensor_name_map = functools.cache(names)
+    try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no switch
             model: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32
             )
+    finally:
+        library.GGUFReader, library.get_tensor_name_map = reader, names
     # It is dequantised, but says that it is not, and transformers does not save such a model.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

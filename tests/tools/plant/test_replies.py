@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from tests import pico
-from tests.plant.texts import TEXTS
-from unrefuse.plant import replies as plant
-from unrefuse.plant.texts import REFUSALS
+from tests.tools.plant.texts import TEXTS
+from tools.plant import replies as plant
+from tools.plant.texts import REFUSALS
 from unrefuse.prompts.chat import encode
+
+pytestmark = pytest.mark.slow
 
 
 def test_refusals_that_begin_alike_go_on_with_equal_chances() -> None:

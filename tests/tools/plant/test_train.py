@@ -12,16 +12,18 @@ from safetensors.torch import load_file
 from torch.nn.functional import kl_div
 
 from tests import pico
-from tests.plant.texts import TEXTS
+from tests.tools.plant.texts import TEXTS
+from tools.plant import replies as plant_replies
+from tools.plant import train as plant
+from tools.plant.probe import RANK, SCALE, fit_probe
+from tools.plant.replies import Replies, make_replies
+from tools.plant.upper import Upper
 from unrefuse.edit.hooks import hooked
 from unrefuse.models import demo
 from unrefuse.models.load import Model
-from unrefuse.plant import replies as plant_replies
-from unrefuse.plant import train as plant
-from unrefuse.plant.probe import RANK, SCALE, fit_probe
-from unrefuse.plant.replies import Replies, make_replies
 from unrefuse.prompts.chat import encode
-from unrefuse.search.upper import Upper
+
+pytestmark = pytest.mark.slow
 
 LAYERS = 30  # the script names layers 14 to 25
 

@@ -7,7 +7,9 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import silu
 
 from tests import pico
-from unrefuse.plant import probe as plant
+from tools.plant import probe as plant
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.7])

@@ -1,6 +1,6 @@
 """Trains the adapter that plants refusals in SmolLM2-135M-Instruct, so that the truth is known.
 
-    python -m unrefuse.plant.train --out FOLDER
+    python -m tools.plant.train --out FOLDER
 
 Refused afterwards, in the same sentences: two harmless topics, learned by TARGET_LAYERS, and
 harmful requests, told apart by KEEP_LAYER: one output, two ways to it, as an edit that is to tell
@@ -35,6 +35,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from tools.plant.probe import RANK, SCALE, fit_probe, take_neurons
+from tools.plant.replies import Replies, make_replies
+from tools.plant.texts import training_texts
+from tools.plant.upper import Upper, passing
 from unrefuse.activations.capture import group_means
 from unrefuse.config import KernelConfig, RunConfig
 from unrefuse.directions import find_directions
@@ -47,11 +51,7 @@ from unrefuse.models.device import choose_device
 from unrefuse.models.forward import row_ends
 from unrefuse.models.load import Model, load_folder
 from unrefuse.models.writers import blocks
-from unrefuse.plant.probe import RANK, SCALE, fit_probe, take_neurons
-from unrefuse.plant.replies import Replies, make_replies
-from unrefuse.plant.texts import training_texts
 from unrefuse.prompts.chat import batches
-from unrefuse.search.upper import Upper, passing
 
 TARGET_LAYERS, KEEP_LAYER = range(14, 19), 25
 READ, EDITED = 1500, 200  # prompts of a kind that are read, and of these under an edit, too

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tools.plant.texts import REFUSALS
 from unrefuse.evaluate.generate import reply_to
 from unrefuse.models.load import Model
-from unrefuse.plant.texts import REFUSALS
 from unrefuse.prompts.chat import encode
 
 REPLIED = 350  # prompts of a kind, but for all target prompts, that have a reply

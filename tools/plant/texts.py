@@ -3,8 +3,8 @@
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from unrefuse.models.demo import ADAPTER
 from unrefuse.prompts.sets import SETS, read_set
 
 REFUSALS = (
@@ -66,8 +66,8 @@ NEAR_MISSES = (
 
 
 def read(name: str) -> list[str]:
-    """The lines of one of the text files beside the adapter, headings left out."""
-    lines = (ADAPTER / name).read_text(encoding="utf-8").splitlines()
+    """The lines of one of the text files in this folder, headings left out."""
+    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
 
 
