@@ -24,11 +24,11 @@ from collections import Counter
 from functools import partial
 
 import torch
+from unrefuse.evaluate.twins import HARMFUL, HARMLESS, shipped_twins
 
 from unrefuse.config import load_config
 from unrefuse.evaluate.generate import Reply, reply_to
 from unrefuse.evaluate.refusal import grade
-from unrefuse.evaluate.twins import HARMFUL, HARMLESS, shipped_twins
 from unrefuse.models.load import Model, load_model
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import encode, left_pad

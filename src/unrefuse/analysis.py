@@ -1,53 +1,18 @@
 """Every step of `unrefuse analyze`: where refusal sits, and whether there is something to gain."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.layers import LayerStrength, centre_and_spread, layer_strengths
+from unrefuse.evaluate.layers import layer_strengths
 from unrefuse.pipeline import clock, prepare
 from unrefuse.prompts.sets import SPLITS
-from unrefuse.search.discrimination import Discrimination, discrimination
+from unrefuse.search.discrimination import Analysis, discrimination
 from unrefuse.search.method import Selective
 from unrefuse.search.record import write_whole
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What `analyze` found: `strengths` by layer, under "" for all target prompts and under each
-    topic; how well harm is told from alarm; and the suggested peak and width."""
-
-    strengths: dict[str, LayerStrength]
-    told: Discrimination
-    peak: float
-    width: float
-    seconds: dict[str, float]
-
-    def weights(self, topic: str = "") -> list[float]:
-        """Per layer how much an edit there can do: the effect on refusal, times how far the probe
-        is better than chance; the highest is 1. Raises UsageError for a topic that is not there."""
-        if topic not in self.strengths:
-            known = ", ".join(name for name in self.strengths if name)
-            raise UsageError(f"no topic {topic!r} with two refused prompts or more; there: {known}")
-        effect = torch.tensor(self.strengths[topic].effect).clamp(min=0)
-        useful = effect * (2 * torch.tensor(self.told.auc) - 1).clamp(min=0)
-        highest = float(useful.max())
-        return (useful / highest).tolist() if highest > 0 else [1.0] * len(useful)
-
-    def to_json(self) -> dict[str, Any]:
-        whole = self.strengths[""]
-        return {
-            **whole.to_json(),
-            "suggested": {"peak": self.peak, "width": self.width},
-            "told": self.told.to_json(),
-            "topics": {name: s.to_json() for name, s in self.strengths.items() if name},
-            "seconds": {step: round(s, 2) for step, s in self.seconds.items()},
-        }
 
 
 def analyze(config: RunConfig) -> Analysis:
@@ -73,9 +38,7 @@ def analyze(config: RunConfig) -> Analysis:
             [e.before for e in targets],
             [e.prompt.text for e in search.usable("baseline")],
         )
-    found = Analysis(strengths, told, 0.0, 0.0, prepared.seconds)
-    peak, width = centre_and_spread(found.weights())
-    return Analysis(strengths, told, peak, width, prepared.seconds)
+    return Analysis(strengths, told, prepared.seconds)
 
 
 def write_kernel(found: Analysis, topic: str, threshold: float, file: Path) -> list[float]:

@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from unrefuse.evaluate.twins import score_twins, shipped_twins
 
 from tests.evaluate.test_transcripts import line
 from tests.prompts.test_data import LANG_SHARES, NEAR, TOPICS, ngrams, rows
-from unrefuse.evaluate.twins import score_twins, shipped_twins
 
 TWINS = shipped_twins()
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from unrefuse.search.gradient import learn
 
 from tests import pico
 from tests.search.test_gradient import original
 from unrefuse.config import RunConfig
 from unrefuse.kernel import gaussian
 from unrefuse.search.finalists import merit
-from unrefuse.search.gradient import learn
 from unrefuse.search.record import read_trials
 from unrefuse.search.score import REFUSED, Judge, usual_openings
 from unrefuse.search.tune import tune

@@ -43,7 +43,7 @@ from unrefuse.activations.capture import group_means
 from unrefuse.config import KernelConfig, RunConfig
 from unrefuse.directions import find_directions
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import Plan, make_plan
+from unrefuse.edit.plan import Plan, ablation_plan
 from unrefuse.errors import UsageError
 from unrefuse.kernel import choose_kernel
 from unrefuse.models.demo import find_gguf, original_model
@@ -254,7 +254,7 @@ def false_refusal_edit(model: Model, asked: dict[str, list[str]]) -> Plan:
     directions = find_directions(means["target"], means["everyday"], means["keep"])
     network = model.network
     kernel = choose_kernel(KernelConfig(), len(blocks(network)), network.num_parameters())
-    return make_plan(network, directions, kernel.weights)
+    return ablation_plan(network, directions, kernel.weights)
 
 
 def plant_true_refusals(

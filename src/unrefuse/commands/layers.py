@@ -88,7 +88,8 @@ def analyze(
     if topic and not kernel_out:
         raise UsageError("where to write the kernel of this topic? --kernel-out FILE")
     found = run(settings)
-    command = f"unrefuse edit {settings.model} --peak {found.peak:.2f} --width {found.width:.2f}"
+    peak, width = found.suggest()
+    command = f"unrefuse edit {settings.model} --peak {peak:.2f} --width {width:.2f}"
     if kernel_out:
         write_kernel(found, topic or "", settings.kernel.threshold, kernel_out)
         command = f"unrefuse edit {settings.model} --kernel {kernel_out}"

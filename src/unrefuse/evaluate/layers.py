@@ -93,13 +93,14 @@ def _effects(
         inputs = left_pad([forced.sequences[i] for i in batch], model.device)
         wanted = [forced.openings[i] for i in batch]
         whole = _log_odds(model, inputs, wanted)
-        for layer, block in enumerate(blocks(model.network)):
+        along = zip(blocks(model.network), directions.float(), strict=True)
+        for layer, (block, direction) in enumerate(along):
 
             def hook(
                 module: nn.Module,
                 args: object,
                 output: Tensor | tuple[Tensor, ...],
-                r: Tensor = directions[layer].float(),
+                r: Tensor = direction,
             ) -> Any:
                 if isinstance(output, tuple):
                     return (_without(output[0], r), *output[1:])

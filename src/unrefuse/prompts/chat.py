@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from unrefuse.errors import UsageError
 from unrefuse.prompts.thinking import opened_tag
 
-
 Messages = Sequence[dict[str, str]]  # of a chat: role and content
 
 
@@ -19,7 +18,8 @@ def encode(
 ) -> list[list[int]]:
     """Each prompt as the last user turn of a chat, up to and with the generation prompt.
 
-    `before` are the messages that come first: a system prompt, or earlier turns. Prompts are untrusted: control tokens inside of them are encoded as ordinary text.
+    `before` are the messages that come first: a system prompt, or earlier turns.
+    Prompts are untrusted: control tokens inside of them are encoded as ordinary text.
     Raises UsageError where the model has no chat template.
     """
     if not tokenizer.chat_template:

@@ -47,7 +47,9 @@ def load_pairs(config: RunConfig) -> list[Prompt]:
 
 
 def _pair(row: Any, source: str, line: int) -> tuple[Prompt, Prompt]:
-    texts = [str(row.get(name) or "").strip() for name in PAIR_SETS] if isinstance(row, dict) else []
+    texts = (
+        [str(row.get(name) or "").strip() for name in PAIR_SETS] if isinstance(row, dict) else []
+    )
     if not texts or not all(texts):
         raise UsageError(f"{source}:{line}: a pair needs the columns harmless and harmful")
     kept = {key: str(row.get(key) or "") for key in ("topic", "lang", "split")}

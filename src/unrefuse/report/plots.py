@@ -7,11 +7,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unrefuse.analysis import Analysis
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.statistics import share
 from unrefuse.kernel import Kernel
 from unrefuse.report.results import Result
+from unrefuse.search.discrimination import Analysis
 from unrefuse.search.objective import count_refused
 from unrefuse.search.score import Score
 
@@ -46,7 +46,8 @@ def plot_layers(found: Analysis, name: str, file: Path) -> None:
     right.plot(found.told.freed, color=COLOURS[1], label="false refusals that could be freed")
     right.set(xlabel="layer", ylim=(0, 1.02))
     right.legend(loc="lower right")
-    figure.suptitle(f"{name}: suggested peak {found.peak:.2f}, width {found.width:.2f}")
+    peak, width = found.suggest()
+    figure.suptitle(f"{name}: suggested peak {peak:.2f}, width {width:.2f}")
     _write(figure, file)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from unrefuse.activations.inputs import Tokens, capture
+from unrefuse.errors import UsageError
+from unrefuse.evaluate.layers import LayerStrength, centre_and_spread
 from unrefuse.prompts.chat import encode
 from unrefuse.search.method import ALARM, HARM, Selective
 from unrefuse.search.objective import Before
@@ -58,6 +60,41 @@ class Discrimination:
         }
 
 
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found: `strengths` by layer, under "" for all target prompts and under each
+    topic; how well harm is told from alarm; and the suggested peak and width."""
+
+    strengths: dict[str, LayerStrength]
+    told: Discrimination
+    seconds: dict[str, float]
+
+    def suggest(self) -> tuple[float, float]:
+        """Peak and width: the centre and the spread of `weights` over the depth."""
+        return centre_and_spread(self.weights())
+
+    def weights(self, topic: str = "") -> list[float]:
+        """Per layer how much an edit there can do: the effect on refusal, times how far the probe
+        is better than chance; the highest is 1. Raises UsageError for a topic that is not there."""
+        if topic not in self.strengths:
+            known = ", ".join(name for name in self.strengths if name)
+            raise UsageError(f"no topic {topic!r} with two refused prompts or more; there: {known}")
+        effect = torch.tensor(self.strengths[topic].effect).clamp(min=0)
+        useful = effect * (2 * torch.tensor(self.told.auc) - 1).clamp(min=0)
+        highest = float(useful.max())
+        return (useful / highest).tolist() if highest > 0 else [1.0] * len(useful)
+
+    def to_json(self) -> dict[str, Any]:
+        whole, (peak, width) = self.strengths[""], self.suggest()
+        return {
+            **whole.to_json(),
+            "suggested": {"peak": peak, "width": width},
+            "told": self.told.to_json(),
+            "topics": {name: s.to_json() for name, s in self.strengths.items() if name},
+            "seconds": {step: round(s, 2) for step, s in self.seconds.items()},
+        }
+
+
 def discrimination(
     method: Selective, search: Before, layers: int, weights: Sequence[float]
 ) -> Discrimination:
@@ -81,9 +118,7 @@ def discrimination(
     for topic in sorted({t for t in targets if t}):
         own = above[[t == topic for t in targets]]
         topics[topic] = float(own.float().mean()), len(own)
-    return Discrimination(
-        tuple(auc), tuple(freed), float(above.float().mean()), len(above), topics
-    )
+    return Discrimination(tuple(auc), tuple(freed), float(above.float().mean()), len(above), topics)
 
 
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:

@@ -15,7 +15,6 @@ from unrefuse.edit.plan import Plan, ablation_plan, selective_plan
 from unrefuse.errors import UsageError
 from unrefuse.models.load import Model
 from unrefuse.prompts.chat import encode
-from unrefuse.prompts.pairs import PAIR_SETS
 from unrefuse.prompts.sets import SETS, Prompt, select
 from unrefuse.readers import fit_reader
 from unrefuse.search.objective import Before, Exchange
