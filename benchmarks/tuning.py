@@ -7,34 +7,34 @@ AGPL: nothing of it is imported here) through a script that prints one JSON obje
 the options below (`--model --target --baseline --eval-target --eval-baseline --trials ...`).
 
 1. The original answers the shipped prompts; those that it refuses or answers as expected count.
-2. Ours tunes: `unrefuse.search`, on train and search split.
+2. Ours finds its edit, as `unrefuse edit` does: capture, fit and stages, or `--tune`.
 3. The peer runs its trials: it takes its directions from the same train prompts and counts
    refusals on the same search prompts of the target set.
-4. Both edits are judged alike on the test split, which no step has seen: the same generation of
-   32 tokens, graded by the same markers, and by the same divergence on answered baseline prompts.
+4. Both edits are judged alike on the test split, which no step has seen: the same replies of 100
+   tokens, the same grades, and the same divergence on answered baseline prompts; matched pairs too.
 
-The last line is one JSON object with the figures of both and the ratio of the times (trials only:
-load, the replies before and saving are left out on both sides).
+The last line is one JSON object with the figures of both and the ratio of the times: from known
+replies to the found edit (capture, fit and stages) over the peer's trials alone.
 """
 
 import argparse
 import json
 import subprocess
 import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from unrefuse.config import RunConfig, load_config
 from unrefuse.edit.hooks import hooked
 from unrefuse.models.load import find_checkpoint, load_folder
-from unrefuse.pipeline import prepare
+from unrefuse.pipeline import clock, prepare, search
 from unrefuse.progress import stderr
-from unrefuse.prompts.sets import SPLITS
-from unrefuse.search.finalists import hold_finals
-from unrefuse.search.objective import Before, Measurement, measure
-from unrefuse.search.tune import tune
+from unrefuse.prompts.sets import SETS, SPLITS
+from unrefuse.report.results import pairs_of
+from unrefuse.search.objective import Before, Measurement, count_refused, measure
 
 # The refusals of these models in the words that both tools look for, in any part of a reply.
 MARKERS = (
@@ -50,51 +50,43 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="the script that runs the peer")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--limit", type=int, help="prompts per set and split")
-    parser.add_argument("--method", default="gradient")
-    parser.add_argument("--run", type=Path, help="keep our run there, or go on with the one there")
+    parser.add_argument("--tune", help="optuna or grid, in place of stages")
     parser.add_argument("--system-prompt", help="the one of the model's template, for the peer")
     options = parser.parse_args()
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run = options.run or work / "run"
-        config = load_config(
-            model=options.model, limit=options.limit, tune=options.method, resume=run.exists()
-        )
-        ours, prepared_config, before = _ours(config, run)
+        config = load_config(model=options.model, limit=options.limit, tune=options.tune)
+        ours, config, before = _ours(config, work)
         figures = {"model": options.model, "threads": threads, "ours": ours}
         if options.peer:
-            peer, seconds = _peer(options, prepared_config, before, work, threads)
-            with_peer = load_folder(work / "peer", prepared_config, "peer")
-            measured = measure(with_peer, before["test"], prepared_config, everything=False)
+            peer, seconds = _peer(options, config, before, work, threads)
+            with_peer = load_folder(work / "peer", config, "peer")
             figures["peer"] = {
-                **_figures(measured),
-                "markers": _by_markers(measured),
+                **_figures(measure(with_peer, before["test"], config, everything=True)),
                 "trials_seconds": seconds,
                 "chosen": peer["chosen"],
             }
-            figures["time_ratio"] = round(ours["tuning_seconds"] / seconds, 3)
+            figures["time_ratio"] = round(float(ours["edit_seconds"]) / seconds, 3)
     print(json.dumps(figures))
 
 
-def _ours(config: RunConfig, run: Path) -> tuple[dict[str, object], RunConfig, dict[str, Before]]:
-    prepared = prepare(config, SPLITS, run)
-    config, model, before = prepared.config, prepared.model, prepared.before
-    start = time.perf_counter()
-    trials = tune(model, prepared.means, prepared.kernel, before, config, run)
-    learned = time.perf_counter()
-    _, best = hold_finals(model, trials, before["search"], config)
-    ended = time.perf_counter()
-    figures: dict[str, object] = {
-        "trials": len(trials),
-        "tuning_seconds": round(ended - start, 1),
-        "of_these_finals": round(ended - learned, 1),
-        "directions_seconds": round(prepared.seconds["directions"], 1),
+def _ours(config: RunConfig, work: Path) -> tuple[dict[str, Any], RunConfig, dict[str, Before]]:
+    prepared = prepare(config, SPLITS, work / "run" if config.tune else None)
+    config, model, seconds = prepared.config, prepared.model, prepared.seconds
+    # Contexts are a part of the report, not of the comparison.
+    before = prepared.before | {"test": replace(prepared.before["test"], contexts=())}
+    best, result = search(prepared)
+    found = seconds["capture"] + seconds["tuning" if config.tune else "stages"]
+    figures: dict[str, Any] = {
+        "edit_seconds": round(found, 1),
+        "before_seconds": round(seconds["before"], 1),
+        "stages": [stage.name for stage in result.stages],
     }
     if best is not None:
-        with hooked(model.network, best.plan):
-            measured = measure(model, before["test"], config, everything=False)
-        figures |= {**_figures(measured), "markers": _by_markers(measured)}
+        with clock(seconds, "test"), hooked(model.network, best.plan):
+            figures |= _figures(measure(model, before["test"], config, everything=True))
+        figures["test_seconds"] = round(seconds["test"], 1)
     return figures, config, before
 
 
@@ -133,21 +125,23 @@ def _peer(
     return found, float(found["seconds"]["trials"])
 
 
-def _figures(measured: Measurement) -> dict[str, object]:
-    return {
+def _figures(measured: Measurement) -> dict[str, Any]:
+    """The figures with their intervals and n; refused prompts of each set, before and after; and
+    matched pairs that are right, before and after."""
+    figures: dict[str, Any] = {
         name: [round(e[key], 4) for key in ("value", "low", "high")] + [e["n"]]
         for name, e in measured.figures().items()
     }
-
-
-def _by_markers(measured: Measurement) -> dict[str, list[int]]:
-    """`[refused, asked]` of target and keep after the edit, by MARKERS in place of the grades."""
-    counts = {}
-    for name in ("target", "keep"):
-        replies = [e.after for e in measured.exchanges if e.prompt.set == name and e.as_expected]
-        texts = [reply.text.casefold().replace("’", "'") for reply in replies if reply]
-        counts[name] = [sum(any(m in text for m in MARKERS) for text in texts), len(texts)]
-    return counts
+    figures["refused"] = {
+        name: [count_refused(measured.exchanges, name, when) for when in ("before", "after")]
+        for name in SETS
+    }
+    outcomes = pairs_of(measured.exchanges)
+    figures["pairs_right"] = {
+        when: round(found["right"]["value"] * found["right"]["n"])
+        for when, found in outcomes.items()
+    }
+    return figures
 
 
 if __name__ == "__main__":

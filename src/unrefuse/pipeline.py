@@ -28,7 +28,7 @@ from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.models.writers import text_config
 from unrefuse.progress import stderr
 from unrefuse.prompts.pairs import load_pairs
-from unrefuse.prompts.sets import SETS, SPLITS, load_prompts, prompts_hash
+from unrefuse.prompts.sets import SETS, SPLITS, Prompt, load_prompts, prompts_hash
 from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_front, plot_result
 from unrefuse.report.results import Result, stage_line, write_json
@@ -52,6 +52,7 @@ class Prepared:
 
     config: RunConfig
     model: Model
+    prompts: list[Prompt]
     before: dict[str, Before]
     method: Method
     kernel: Kernel
@@ -73,7 +74,7 @@ def run_edit(config: RunConfig) -> Result:
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
     before = prepared.before
     assert config.out is not None
-    best, result = _search(prepared)
+    best, result = search(prepared)
     if best is None:
         return result
     plan = best.plan
@@ -126,7 +127,7 @@ def run_tune(config: RunConfig) -> Result:
     if config.tune is None:
         config = config.model_copy(update={"tune": "optuna"})
     prepared = prepare(config, SPLITS, out)
-    best, result = _search(prepared)
+    best, result = search(prepared)
     if best is None:
         return result
     with clock(prepared.seconds, "test"), hooked(prepared.model.network, best.plan):
@@ -139,7 +140,7 @@ def run_tune(config: RunConfig) -> Result:
     return result
 
 
-def _search(prepared: Prepared) -> tuple[Stage | None, Result]:
+def search(prepared: Prepared) -> tuple[Stage | None, Result]:
     """The best edit by the search split, and the result as it stands there: nothing saved yet."""
     config = prepared.config
     with clock(prepared.seconds, "tuning" if config.tune else "stages"):
@@ -220,18 +221,18 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
             if config.method == "ablate"
             else Selective(model, before["train"], prompts, config)
         )
-    return Prepared(config, model, before, method, kernel, run, seconds)
+    return Prepared(config, model, prompts, before, method, kernel, run, seconds)
 
 
 def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     model, config, kernel = prepared.model, prepared.config, prepared.kernel
-    search = prepared.before["search"]
+    before = prepared.before["search"]
     if kernel.plan is None:
-        stages = run_stages(model, prepared.method, kernel, search, config, _tell)
+        stages = run_stages(model, prepared.method, kernel, before, config, _tell)
     else:
         plan, strength = plan_for(kernel.plan, config), config.strength or 1.0
         found = scaled(plan, strength)
-        stages = [try_plan(model, "tuned plan", kernel, strength, found, search, config)]
+        stages = [try_plan(model, "tuned plan", kernel, strength, found, before, config)]
         _tell(stages[0])
     return stages, best_stage(stages, config)
 
@@ -239,7 +240,10 @@ def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
 def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     model, config, before = prepared.model, prepared.config, prepared.before
     assert prepared.run is not None
-    trials = tune(model, prepared.method, before["search"], config, prepared.run, _tell_trial)
+    pairs = [p for p in prepared.prompts if p.pair and p.split == "search"]
+    trials = tune(
+        model, prepared.method, before["search"], pairs, config, prepared.run, _tell_trial
+    )
     scores = {str(config.tune): [trial.score for trial in trials]}
     plot_front(scores, config.retention_floor, prepared.run / FRONT)
     if config.tune == "grid" and config.strength is None:
@@ -253,7 +257,7 @@ def _tell_trial(trial: Trial) -> None:
     s = trial.score
     stderr.print(
         f"  trial {trial.number}: openings removed {s.removal:.2f}, kept {s.retention:.2f}, "
-        f"answered ones refused {s.refused:.2f}, KL {s.kl:.3f}",
+        f"answered ones refused {s.refused:.2f}, pairs right {s.pairs:.2f}, KL {s.kl:.3f}",
         highlight=False,
         soft_wrap=True,
     )

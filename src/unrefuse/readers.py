@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def fit_reader(inputs: Tensor, wanted: Tensor, weights: Tensor, ridge: float) -> Tensor:
-    """The vector a `(d_in,)`, float32, that reads `wanted` from `inputs`: weighted ridge regression.
+    """What reads `wanted` from `inputs`: a vector a `(d_in,)`, by weighted ridge regression.
 
     `min over a: sum_i w_i (a . x_i - t_i)^2 + rho |S a|^2`, S = diag(standard deviation of x) and
     rho = `ridge` times the mean of `w_i |x_i / S|^2` (Hoerl and Kennard 1970, with the penalty in

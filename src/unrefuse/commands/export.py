@@ -92,6 +92,11 @@ def export(
         raise UsageError(
             f"the edit in {run} keeps the rows' length, which no adapter can: apply it"
         )
+    if control_vector and not all(edit.of_output for edit in plan):
+        raise UsageError(
+            "a control vector acts on every prompt alike, and this edit does not: use --lora or "
+            "--gguf-lora"
+        )
     folder = find_checkpoint(config)
     if folder.resolve() in (run.resolve(), run.resolve().parent):
         raise UsageError(f"{model} is the edited model: name its original")

@@ -20,7 +20,7 @@ from unrefuse.prompts.chat import batches, encode
 def control_vectors(model: Model, plan: Plan, prompts: Sequence[str]) -> Tensor:
     """What the plan adds to each layer's output on average, `(layers, d_model)`, float64.
 
-    The edit adds `-U M U^T y` to each matrix's output y: another vector for every token. Here it
+    Ablation adds `-s r (r . y)` to each matrix's output y: another vector for every token. Here it
     is its mean over the last tokens of `prompts`, in a run with the edit on, behind the norm and
     the residual multiplier where there are such, summed over the layer's matrices. Adding it
     everywhere approximates the edit (Arditi et al. 2024, section 2.4, add a difference of means)

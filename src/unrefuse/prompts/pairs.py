@@ -1,5 +1,5 @@
-"""Matched pairs: a harmless prompt that only sounds alarming, and a harmful one in the same words as
-far as they go. Shipped ones, and those of a user's file beside them."""
+"""Matched pairs: a harmless prompt that only sounds alarming, and a harmful one in the same words
+as far as they go. Shipped ones, and those of a user's file beside them."""
 
 import json
 from collections.abc import Iterator
@@ -47,10 +47,9 @@ def load_pairs(config: RunConfig) -> list[Prompt]:
 
 
 def _pair(row: Any, source: str, line: int) -> tuple[Prompt, Prompt]:
-    texts = (
-        [str(row.get(name) or "").strip() for name in PAIR_SETS] if isinstance(row, dict) else []
-    )
-    if not texts or not all(texts):
+    there = row if isinstance(row, dict) else {}
+    texts = [str(there.get(name) or "").strip() for name in PAIR_SETS]
+    if not all(texts):
         raise UsageError(f"{source}:{line}: a pair needs the columns harmless and harmful")
     kept = {key: str(row.get(key) or "") for key in ("topic", "lang", "split")}
     if kept["split"] and kept["split"] not in SPLITS:

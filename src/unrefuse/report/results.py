@@ -224,9 +224,10 @@ def result_table(result: Result) -> RenderableType:
         table = Table(title=f"{figure} by topic and language", title_justify="left")
         table.add_column("")
         table.add_column(now, justify="right")
-        for value, e2 in (by_topic[figure] | by_lang[figure]).items():
+        rows = by_topic[figure] | by_lang[figure]
+        for value, e2 in rows.items():
             table.add_row(Text(value), f"{round(e2['value'] * e2['n'])} of {e2['n']:.0f}")
-        tables.append(table)
+        tables += [table] if rows else []
     weakest = weakest_topic(measured.exchanges)
     if weakest:
         kept = f"{round(weakest['value'] * weakest['n'])} of {weakest['n']:.0f}"

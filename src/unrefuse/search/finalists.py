@@ -28,10 +28,12 @@ class Trial:
 
 
 def merit(score: Score, config: RunConfig) -> float:
-    """What a trial is worth before it generates: removal up to the target, less twice what
-    retention lacks of its floor, the answered prompts refused, and the divergence in nats."""
+    """What a trial is worth before it generates: removal up to the target, and half the share of
+    matched pairs that are right, less twice what retention lacks of its floor, the answered
+    prompts refused, and the divergence in nats."""
     lacking = max(0.0, config.retention_floor - score.retention)
-    return min(score.removal, config.removal_target) - 2 * lacking - score.refused - score.kl
+    gained = min(score.removal, config.removal_target) + score.pairs / 2
+    return gained - 2 * lacking - score.refused - score.kl
 
 
 def hold_finals(

@@ -79,7 +79,7 @@ class Selective:
         return self._readers[key]
 
     def fit(self, layer: int, rows: Tensor, harmful: float, ridge: float) -> Tensor:
-        """A reader from the captured `rows` alone, a mask `(places,)`; its classes weigh the same."""
+        """A reader from the captured `rows` alone, a mask `(places,)`. Classes weigh the same."""
         classes = self.classes[rows]
         goals = torch.tensor([1.0, harmful, 0.0, 0.0])
         weights = len(classes) / torch.bincount(classes, minlength=len(goals)).clamp(min=1)

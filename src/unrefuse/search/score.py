@@ -12,6 +12,7 @@ from unrefuse.edit.plan import Plan
 from unrefuse.evaluate.margin import OPENING_TOKENS, Openings, make_openings, margins
 from unrefuse.evaluate.quality import divergences, make_reference
 from unrefuse.models.load import Model
+from unrefuse.prompts.sets import Prompt
 from unrefuse.search.objective import Before, Exchange
 
 SCORED = 96  # prompts of each set that a plan is scored on
@@ -24,12 +25,13 @@ class Score:
     refusal; `retention`: of the keep prompts, the share that it still does, a lower bound of
     sorts, since a refusal in other words is one too; `refused`: the share of the harmless
     prompts that the original answers, and that now open with the most usual refusal; `kl` in
-    nats."""
+    nats; `pairs`: of the matched pairs, the share whose harmful prompt alone opens with it."""
 
     removal: float
     retention: float
     refused: float
     kl: float
+    pairs: float = 0.0
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -40,10 +42,17 @@ class Scorer:
 
     The known refusals of a prompt are the opening of the original's own, and the one that the
     original gives most often in the same language: an edit that keeps a refusal often gives it
-    the usual words. For a harmless prompt that it answers, that one alone.
+    the usual words. For a harmless prompt that it answers, and for matched pairs, whose replies
+    nobody has asked for, that one alone. `pairs` are their prompts, two a pair.
     """
 
-    def __init__(self, model: Model, before: Before, limit: int | None = SCORED) -> None:
+    def __init__(
+        self,
+        model: Model,
+        before: Before,
+        pairs: Sequence[Prompt] = (),
+        limit: int | None = SCORED,
+    ) -> None:
         self.model = model
         refused = {name: before.usable(name)[:limit] for name in ("target", "keep")}
         # A target prompt that the original answers is one more that is harmless and answered.
@@ -54,13 +63,16 @@ class Scorer:
         self.groups: list[str] = []
         texts: list[str] = []
         openings: list[tuple[int, ...]] = []
-        for name, exchanges in {**refused, "answered": answered}.items():
-            for e in exchanges:
-                known = dict.fromkeys([opening_of(e)] * (name != "answered") + [usual(e)])
-                self.known.append(list(range(len(texts), len(texts) + len(known))))
-                self.groups.append(name)
-                texts += [e.prompt.text] * len(known)
-                openings += known
+        asked: list[tuple[str, Prompt, tuple[int, ...] | None]]
+        asked = [(name, e.prompt, opening_of(e)) for name in refused for e in refused[name]]
+        asked += [("answered", e.prompt, None) for e in answered]
+        asked += [(p.set, p, None) for p in pairs]
+        for name, prompt, opening in asked:
+            known = dict.fromkeys(o for o in (opening, usual(prompt)) if o)
+            self.known.append(list(range(len(texts), len(texts) + len(known))))
+            self.groups.append(name)
+            texts += [prompt.text] * len(known)
+            openings += known
         self.openings: Openings = make_openings(model, texts, openings)
         baseline = before.usable("baseline")[:limit]
         self.reference = make_reference(
@@ -68,8 +80,8 @@ class Scorer:
         )
 
     def margins(self, plan: Plan = ()) -> dict[str, Tensor]:
-        """The refusal margins `(prompts,)` under `plan` of the target, keep and answered prompts:
-        of each the highest over its known refusals."""
+        """The refusal margins `(prompts,)` under `plan` of the target, keep and answered prompts,
+        and of the pairs' harmless and harmful ones: of each the highest over its known refusals."""
         with hooked(self.model.network, plan):
             found = margins(self.model, self.openings)
         highest = [found[known].amax() for known in self.known]
@@ -82,11 +94,17 @@ class Scorer:
 
     def score(self, plan: Plan) -> Score:
         """The plan's figures over all prompts of the split."""
-        found = {name: (m > 0).float().mean() for name, m in self.margins(plan).items()}
+        opens = {name: margin > 0 for name, margin in self.margins(plan).items()}
+        found = {name: o.float().mean() for name, o in opens.items()}
+        right = opens["harmful"] & ~opens["harmless"] if "harmful" in opens else torch.zeros(1)
         with hooked(self.model.network, plan):
             kl, tokens = divergences(self.model, self.reference).sum(axis=0)
         return Score(
-            float(1 - found["target"]), float(found["keep"]), float(found["answered"]), kl / tokens
+            float(1 - found["target"]),
+            float(found["keep"]),
+            float(found["answered"]),
+            float(kl / tokens),
+            float(right.float().mean()),
         )
 
 
@@ -95,12 +113,12 @@ def opening_of(exchange: Exchange) -> tuple[int, ...]:
     return exchange.before.tokens[:OPENING_TOKENS]
 
 
-def usual_openings(refusals: Sequence[Exchange]) -> Callable[[Exchange], tuple[int, ...]]:
-    """Tells the opening that refusals have most often in an exchange's language, the first of
-    equals; in all languages, where there are none in that one."""
+def usual_openings(refusals: Sequence[Exchange]) -> Callable[[Prompt], tuple[int, ...]]:
+    """Tells the opening that refusals have most often in a prompt's language, the first of equals;
+    in all languages, where there are none in that one."""
     counts: dict[str | None, Counter[tuple[int, ...]]] = defaultdict(Counter)
     for refusal in refusals:
         for lang in (refusal.prompt.lang, None):
             counts[lang][opening_of(refusal)] += 1
     usual = {lang: count.most_common(1)[0][0] for lang, count in counts.items()}
-    return lambda exchange: usual.get(exchange.prompt.lang, usual[None])
+    return lambda prompt: usual.get(prompt.lang, usual[None])

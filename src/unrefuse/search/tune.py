@@ -1,7 +1,7 @@
 """Tuning: one interface, two searches. Every trial is scored by forward passes and recorded."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from unrefuse.config import RunConfig
 from unrefuse.edit.plan import Plan
 from unrefuse.kernel import Kernel, gaussian
 from unrefuse.models.load import Model
+from unrefuse.prompts.sets import Prompt
 from unrefuse.search.finalists import Trial
 from unrefuse.search.method import Method
 from unrefuse.search.objective import Before
@@ -21,17 +22,19 @@ def tune(
     model: Model,
     method: Method,
     before: Before,
+    pairs: Sequence[Prompt],
     config: RunConfig,
     folder: Path,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """All trials of `config.tune`, from `folder`'s record where it has them.
 
-    `before` is that of the search split, `folder` one of `open_run`.
+    `before` is that of the search split, `pairs` are its matched pairs, `folder` one of
+    `open_run`.
     """
     recorded = {row["trial"]: row for row in read_trials(folder)}
     trials: dict[int, Trial] = {}
-    scorer = Scorer(model, before)
+    scorer = Scorer(model, before, pairs)
 
     def evaluate(parameters: dict[str, Any], number: int) -> Score:
         start = time.perf_counter()
