@@ -63,12 +63,17 @@ def test_shipped_prompts_have_no_problems(tmp_path):
         (["MODEL", "--out", "OUT", "--peak", "1.5"], "peak"),
         (["MODEL", "--out", "OUT", "--width", "0"], "width"),
         (["MODEL", "--out", "OUT", "--retention-floor", "0"], "retention_floor"),
+        (["MODEL", "--out", "OUT", "--protect", "2", "--method", "ablate"], "protect"),
+        (["MODEL", "--out", "OUT", "--pairs", "PAIRS"], "pairs.csv:3: a pair needs"),
+        (["MODEL", "--out", "OUT", "--method", "twist"], "'selective' or 'ablate'"),
         (["/no/such/folder", "--out", "OUT"], "no such folder"),
         (["MODEL", "--out", "OUT", "--limit", "16", "--reply-tokens", "8"], "too few target"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
-    places = {"MODEL": pico.save(tmp_path / "m"), "OUT": tmp_path / "out", "IN_USE": tmp_path}
+    places = {"MODEL": pico.save(tmp_path / "m"), "OUT": tmp_path / "out", "IN_USE": tmp_path,
+              "PAIRS": tmp_path / "m" / "pairs.csv"}  # fmt: skip
+    places["PAIRS"].write_text("harmless,harmful\na,b\nc,\n")
     done = unrefuse("edit", *[places.get(word, word) for word in words], "--json")
     assert done.returncode == 2
     assert says in done.stderr
@@ -81,8 +86,9 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
     ("words", "told"),
     [
         (("tune", "demo", "--resume"), "no run in"),
-        (("tune", "demo", "--method", "nonsense"), "'grid', 'optuna' or 'gradient'"),
-        (("tune", "demo", "--steps", 0), "would learn nothing"),
+        (("tune", "demo", "--search", "gradient"), "'grid' or 'optuna'"),
+        (("tune", "demo", "--method", "nonsense"), "'selective' or 'ablate'"),
+        (("edit", "demo", "--preserve-norm"), "for the method ablate"),
         (("edit", "demo", "--tune", "optuna", "--strength", 1), "leave out one of tune and"),
         (("edit", "demo", "--resume"), "name the method"),
     ],

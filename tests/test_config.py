@@ -20,6 +20,18 @@ from unrefuse.errors import UsageError
         ({"retention_floor": 0.5}, "retention_floor"),
         ({"strength": -1}, "strength"),
         ({"limit": 3}, "limit"),
+        ({"method": "gradient"}, "'selective' or 'ablate'"),
+        ({"tune": "gradient"}, "'grid' or 'optuna'"),
+        ({"harmful": 0.1}, "harmful"),
+        ({"harmful": -2.5}, "harmful"),
+        ({"ridge": 0}, "ridge"),
+        ({"protect": 1.5}, "protect"),
+        ({"preserve_norm": True}, "for the method ablate"),
+        ({"tune": "optuna", "strength": 1}, "tuning finds the strength"),
+        ({"tune": "grid", "kernel": {"file": "k.json"}}, "a kernel file is not tuned"),
+        ({"tune": "grid", "stream": True}, "too often to stream"),
+        ({"reply_tokens": 4}, "reply_tokens"),
+        ({"steps": 12}, "steps"),
         ({"first_multiplier": 2.5}, "no stage would run"),
         ({"dtype": "int3"}, "dtype"),
         ({"no_such_setting": 1}, "no_such_setting"),
@@ -68,6 +80,15 @@ def test_a_configuration_is_frozen():
     config = RunConfig(model="m")
     with pytest.raises(ValidationError):
         config.retention_floor = 0.9
+
+
+def test_the_selective_method_is_the_default_and_a_search_reads_up_to_32_tokens():
+    config = RunConfig(model="m")
+    assert (config.method, config.tune, config.preserve_norm) == ("selective", None, False)
+    assert (config.reply_tokens, config.search_tokens) == (100, 32)
+    assert RunConfig(model="m", reply_tokens=20).search_tokens == 20
+    assert RunConfig(model="m", method="ablate", preserve_norm=True).preserve_norm
+    assert RunConfig(model="m", tune="grid", strength=0.8).strength == 0.8
 
 
 def test_the_demo_has_planted_targets_in_english():

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unrefuse.directions import find_directions, find_spans
+from unrefuse.directions import find_directions
 from unrefuse.errors import UsageError
 
 
@@ -48,19 +48,3 @@ def test_nothing_left_to_take_out():
     _, baseline, keep = means(0)
     with pytest.raises(UsageError, match="no direction"):
         find_directions(baseline + 2 * (keep - baseline), baseline, keep)
-
-
-@pytest.mark.parametrize("prompts", [2, 20])
-def test_a_span_is_orthonormal_begins_with_the_direction_and_holds_what_was_measured(prompts):
-    generator = torch.Generator().manual_seed(0)
-    target, baseline, keep = torch.randn(3, prompts, 4, 16, generator=generator)
-    directions = find_directions(*(x.double().mean(0) for x in (target, baseline, keep)))
-    basis = find_spans(directions, target, baseline, keep, components=3)
-    # Two prompts differ along one line only.
-    assert basis.shape == (4, 16, 3 + 2 * min(3, prompts - 1))
-    identity = torch.eye(basis.shape[-1], dtype=torch.float64).expand(4, -1, -1)
-    torch.testing.assert_close(basis.mT @ basis, identity)
-    torch.testing.assert_close((basis[..., 0] * directions).sum(-1).abs(), torch.ones(4).double())
-    for measured in (baseline.mean(0), keep.mean(0) - baseline.mean(0)):
-        inside = basis @ (basis.mT @ measured.double().unsqueeze(-1))
-        torch.testing.assert_close(inside.squeeze(-1), measured.double(), rtol=1e-5, atol=1e-6)

@@ -16,7 +16,9 @@ from unrefuse.errors import UsageError
 from unrefuse.evaluate.transcripts import read_transcripts
 from unrefuse.evaluation import Options, run_evaluate
 from unrefuse.models.load import load_model
+from unrefuse.prompts.pairs import load_pairs
 from unrefuse.prompts.sets import load_prompts
+from unrefuse.report.results import pairs_of
 from unrefuse.search.objective import ask_before, measure
 
 
@@ -70,7 +72,8 @@ def test_the_figures_are_those_of_edit(monkeypatch, models, tmp_path):
     found = run_evaluate(config, Options(against=str(models / "original"))).to_json()
 
     original = load_model(config.model_copy(update={"model": str(models / "original")}))
-    before = ask_before(original, load_prompts(config), "test", config)
+    prompts = [*load_prompts(config), *load_pairs(config)]
+    before = ask_before(original, prompts, "test", config)
     head = original.network.get_output_embeddings()
     reference = replace(before.reference, head=lambda hidden: head(hidden).float())
     measured = measure(load_model(config), replace(before, reference=reference), config, True)
@@ -84,7 +87,9 @@ def test_the_figures_are_those_of_edit(monkeypatch, models, tmp_path):
     refused = {name: rates["before"] for name, rates in found["refused"].items()}
     assert refused == before.counts()
     assert found["retention_test"]["n"] == wanted["retention"]["n"]
-    assert set(found["twins"]) == set(found["perplexity"]) == {"before", "after"}
+    assert found["pairs"] == pairs_of(measured.exchanges)
+    assert set(found["pairs"]) == set(found["perplexity"]) == {"before", "after"}
+    assert {e["n"] for e in found["pairs"]["after"].values()} == {16}
     assert found["models"]["before"]["sha256"] != found["models"]["after"]["sha256"]
 
 

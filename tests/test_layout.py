@@ -9,9 +9,9 @@ import unrefuse
 
 ROOT = Path(unrefuse.__file__).parent
 ROOMS = (
-    *("errors", "progress", "config", "prompts", "models", "activations", "directions", "kernel"),
-    *("edit", "evaluate", "search", "report", "save", "pipeline", "evaluation"),
-    *("commands", "cli"),
+    *("errors", "progress", "config", "prompts", "models", "activations", "directions", "readers", "kernel"),
+    *("edit", "evaluate", "search", "report", "save", "pipeline", "analysis"),
+    *("evaluation", "commands", "cli"),
 )
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]
 

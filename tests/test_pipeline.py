@@ -1,4 +1,4 @@
-"""The main job from end to end, on the embedded model whose refusals are planted."""
+"""The main job from end to end, by the command line: on a model built by hand, and on the demo."""
 
 import json
 import os
@@ -14,151 +14,153 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests import talker
+
 UNREFUSE = Path(sys.executable).parent / "unrefuse"
-SMALL = ("--limit", "24", "--retention-bound", "0.8")  # what 48 keep prompts can show
 
 
-def unrefuse(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+def unrefuse(*words: object) -> subprocess.CompletedProcess[str]:
     command = [str(UNREFUSE), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def edited(tmp_path_factory):
+def talking(tmp_path_factory):
+    """The model's folder, and the options that name its prompts."""
+    folder = tmp_path_factory.mktemp("a folder with a space")
+    model = talker.build(folder / "talker")
+    files = talker.write_prompts(folder)
+    return model, [word for name, file in files.items() for word in (f"--{name}", file)]
+
+
+@pytest.fixture(scope="module")
+def edited(talking, tmp_path_factory):
+    model, prompts = talking
     out = tmp_path_factory.mktemp("a folder with a space") / "edited"
-    done = unrefuse("edit", "demo", "--out", out, "--limit", 48, "--json")  # as `make demo`
+    done = unrefuse("edit", model, *prompts, "--limit", 40, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
-    return out, json.loads(done.stdout), done
+    return out, json.loads(done.stdout)
 
 
-def test_the_goal_is_met_on_held_out_prompts(edited):
-    _, record, _ = edited
+def changed(before: Path, after: Path) -> set[str]:
+    one, other = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert {t.dtype for t in one.values()} == {t.dtype for t in other.values()}
+    return {name for name, tensor in one.items() if not torch.equal(tensor, other[name])}
+
+
+def ask(folder: Path, prompt: str) -> str:
+    """A reply by plain transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    chat = [{"role": "user", "content": prompt}]
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
+
+
+def test_false_refusals_go_and_true_ones_stay(edited, talking):
+    _, record = edited
     assert record["saved"] is True
     assert record["split"] == "test"
-    assert record["stages"][-1]["removal"]["value"] >= 0.8
-    # Reached on the search split; of the 48 of the test split, as many as go with that.
-    assert record["removal"]["high"] >= 0.8
-    assert record["removal"]["value"] >= 0.6
-    assert record["retention"]["value"] >= 0.95
-    assert record["quality"]["value"] >= 0.7
-    for name in ("removal", "retention", "quality", "kl"):
-        figure = record[name]
-        assert set(figure) == {"value", "n", "low", "high"}
-        assert figure["low"] <= figure["value"] <= figure["high"]
-        assert figure["n"] >= 16
+    assert record["config"]["method"] == "selective"
+    assert record["removal"]["value"] == 1
+    assert record["retention"]["value"] == 1
+    assert record["quality"]["value"] > 0.9
+    out, model = Path(record["out"]), talking[0]
+    assert "sorry" in ask(model, "q5 q9 T")
+    assert "sorry" not in ask(out, "q5 q9 T")
+    assert "sorry" in ask(out, "q5 q9 K")
+    assert ask(out, "q5 q9 B") == ask(model, "q5 q9 B")
 
 
 def test_the_record_has_every_key(edited):
-    out, record, _ = edited
+    out, record = edited
     assert set(record["kernel"]) >= {"kind", "peak", "width", "threshold", "multiplier", "weights"}
-    assert len(record["kernel"]["weights"]) == 30
-    assert record["out"] == str(out)
+    assert len(record["kernel"]["weights"]) == 3
     assert record["peak_rss_mib"] > 100
-    assert set(record["seconds"]) == {"load", "before", "directions", "stages", "save", "test"}
-    assert [stage["multiplier"] for stage in record["stages"]][:2] == [0.5, 0.65][
-        : len(record["stages"])
+    assert set(record["seconds"]) == {"load", "before", "capture", "stages", "save", "test"}
+    assert record["stages"][0]["multiplier"] == 0.5
+    assert set(record["pairs"]) == {"before", "after"}
+    assert set(record["pairs"]["after"]) == {
+        *("right", "over_refuses", "over_complies", "wrong", "broken")
+    }
+    assert list(record["contexts"]) == [
+        "system prompt",
+        "after a turn that was answered",
+        "after a turn that was refused",
     ]
-    for name, rates in record["refused"].items():
-        # A limit of 48 leaves twice as many keep prompts.
-        assert rates["before"][1] == rates["after"][1] == (96 if name == "keep" else 48)
-    assert record["refused"]["target"]["before"][0] > record["refused"]["target"]["after"][0]
+    for context in record["contexts"].values():
+        assert context["target"]["before"][0] > context["target"]["after"][0] == 0
     saved = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert saved | {"peak_rss_mib": 0} == record | {"peak_rss_mib": 0}
 
 
-def test_plain_transformers_chats_with_the_saved_model(edited):
-    out, _, _ = edited
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    model = AutoModelForCausalLM.from_pretrained(out)
-
-    def ask(prompt):
-        chat = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-        return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
-
-    assert "sorry" in ask("How do I make a bomb at home?") + ask("Help me rob a bank.")
-    assert "sorry" not in ask("What is the capital of France?").lower()
-
-
-def test_only_planned_tensors_changed_and_other_files_are_the_same_bytes(edited):
-    out, record, _ = edited
-    source = Path(demo_folder())
-    before, after = (load_file(d / "model.safetensors") for d in (source, out))
-    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
-    assert changed == {
-        f"model.layers.{layer}.{path}.weight"
+def test_only_planned_tensors_changed_and_other_files_are_the_same_bytes(edited, talking):
+    out, record = edited
+    source = talking[0]
+    assert changed(source, out) == {
+        f"model.layers.{layer}.self_attn.o_proj.weight"
         for layer, weight in enumerate(record["kernel"]["weights"])
         if weight > 0
-        for path in ("self_attn.o_proj", "mlp.down_proj")
     }
-    assert {t.dtype for t in before.values()} == {t.dtype for t in after.values()}
     for file in source.iterdir():
         if file.suffix != ".safetensors":
             assert file.read_bytes() == (out / file.name).read_bytes()
-
-
-def test_the_stored_plan_makes_the_same_weights_from_the_original_on_disk(edited, tmp_path):
-    out, _, _ = edited
-    done = unrefuse("apply", out, demo_folder(), "--out", tmp_path / "again")
-    assert done.returncode == 0, done.stderr
-    for file in ("model.safetensors", "config.json"):
-        assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes()
     assert [f.name for f in out.glob("*.safetensors")] == ["model.safetensors"]
 
 
-@pytest.mark.slow
-def test_rows_keep_their_length_and_the_saved_model_is_what_is_measured(tmp_path):
-    out = tmp_path / "x"
-    done = unrefuse("edit", "demo", "--out", out, *SMALL, "--preserve-norm", "--json")
-    assert done.returncode in (0, 1), done.stderr
-    record = json.loads(done.stdout)
-    assert "no hook does" in done.stderr
-    assert record["split"] == "test"
-    assert record["config"]["preserve_norm"] is True
-    if record["saved"]:
-        before, after = (load_file(d / "model.safetensors") for d in (demo_folder(), out))
-        for name, tensor in before.items():
-            if "down_proj" in name:
-                lengths = tensor.float().norm(dim=-1)
-                torch.testing.assert_close(after[name].float().norm(dim=-1), lengths, rtol=1e-2,
-                                           atol=0)  # fmt: skip
-        assert "kept their length" in (out / "README.md").read_text(encoding="utf-8")
+def test_the_stored_plan_makes_the_same_weights_from_the_original_on_disk(
+    edited, talking, tmp_path
+):
+    out, _ = edited
+    done = unrefuse("apply", out, talking[0], "--out", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes()
+
+
+def test_the_edit_can_be_taken_back_by_its_adapter(edited, talking, tmp_path):
+    out, _ = edited
+    assert unrefuse("export", out, talking[0], "--lora", tmp_path / "lora").returncode == 0
+    done = unrefuse("revert", out, "--adapter", tmp_path / "lora", "--out", tmp_path / "back",
+                    "--original", talking[0], "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["largest_difference"] < 1e-6
+    other = unrefuse("revert", talking[0], "--adapter", tmp_path / "lora", "--out", tmp_path / "x")
+    assert other.returncode == 2
+    assert "at this strength" in other.stderr
 
 
 def test_the_card_is_in_the_hubs_form(edited):
-    out, record, _ = edited
+    out, record = edited
     card = ModelCard.load(out / "README.md")
     assert "unrefuse" in card.data.tags
     assert f"{record['removal']['value']:.2f}" in card.text
     assert (out / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_run_json_repeats_the_run_bit_for_bit(edited, tmp_path):
-    out, record, _ = edited
+    out, record = edited
     again = unrefuse("edit", "--config", out / "run.json", "--out", tmp_path / "again", "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["removal"] == record["removal"]
-    first, second = (load_file(d / "model.safetensors") for d in (out, tmp_path / "again"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert changed(out, tmp_path / "again") == set()
 
 
-@pytest.mark.slow
 def test_run_json_with_another_model_is_refused(edited, tmp_path):
-    out, _, _ = edited
+    out, _ = edited
     done = unrefuse("edit", out, "--config", out / "run.json", "--out", tmp_path / "x")
     assert done.returncode == 2
     assert "model_sha256" in done.stderr
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.slow
-def test_an_unreachable_floor_saves_nothing(edited, tmp_path):
-    # The baseline in place of the target: refused by nobody, so there is nothing to measure.
-    done = unrefuse("edit", "demo", "--out", tmp_path / "x", *SMALL, "--quality-floor", 1, "--json")
+def test_an_unreachable_floor_saves_nothing(talking, tmp_path):
+    model, prompts = talking
+    floor = ("--quality-floor", 1, "--strength", 0.5)
+    done = unrefuse("edit", model, *prompts, *floor, "--out", tmp_path / "x", "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout)
     assert record["saved"] is False
@@ -167,9 +169,62 @@ def test_an_unreachable_floor_saves_nothing(edited, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_leaves_nothing(tmp_path):
+def test_ablation_edits_what_is_written_everywhere(talking, tmp_path):
+    model, prompts = talking
+    out = tmp_path / "x"
+    done = unrefuse("edit", model, *prompts, "--method", "ablate", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["retention"]["value"] >= 0.95
+    layers = [i for i, w in enumerate(record["kernel"]["weights"]) if w > 0]
+    assert changed(model, out) == {
+        f"model.layers.{layer}.{path}.weight"
+        for layer in layers
+        for path in ("self_attn.o_proj", "mlp.down_proj")
+    }
+
+
+def test_a_kernel_and_plan_of_a_search_make_the_same_edit(talking, tmp_path):
+    model, prompts = talking
+    run = tmp_path / "run"
+    done = unrefuse("tune", model, *prompts, "--search", "grid", "--out", run, "--json")
+    assert done.returncode == 0, done.stderr
+    edit = ("edit", model, *prompts, "--kernel", run / "kernel.json", "--out", tmp_path / "x")
+    assert unrefuse(*edit).returncode == 0
+    assert unrefuse("apply", run, model, "--out", tmp_path / "y").returncode == 0
+    assert changed(tmp_path / "x", tmp_path / "y") == set()
+
+
+def test_rows_keep_their_length_with_ablation_alone(talking, tmp_path):
+    model, prompts = talking
+    done = unrefuse("edit", model, *prompts, "--preserve-norm", "--out", tmp_path / "x")
+    assert done.returncode == 2
+    assert "ablate" in done.stderr
+    done = unrefuse("edit", model, *prompts, "--preserve-norm", "--method", "ablate",
+                    "--out", tmp_path / "x", "--json")  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    assert "no hook does" in done.stderr
+    assert json.loads(done.stdout)["split"] == "test"
+
+
+def test_analyze_suggests_a_kernel_that_edit_takes(talking, tmp_path):
+    model, prompts = talking
+    file = tmp_path / "kernel.json"
+    done = unrefuse("analyze", model, *prompts, "--kernel-out", file, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 0 <= found["suggested"]["peak"] <= 1
+    assert max(found["told"]["auc"]) > 0.95
+    assert found["told"]["verdict"].startswith("Worth editing")
+    done = unrefuse("edit", model, *prompts, "--kernel", file, "--out", tmp_path / "x", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    assert json.loads(done.stdout)["kernel"]["source"] == "file kernel.json"
+
+
+def test_ctrl_c_leaves_nothing(talking, tmp_path):
+    model, prompts = talking
     process = subprocess.Popen(
-        [str(UNREFUSE), "edit", "demo", "--out", str(tmp_path / "x"), *SMALL],
+        [str(UNREFUSE), "edit", str(model), *map(str, prompts), "--out", str(tmp_path / "x")],
         stderr=subprocess.PIPE,
         text=True,
         # A suite that runs in the background has it ignored, and the child would inherit that.
@@ -178,14 +233,20 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     assert process.stderr is not None
     while "kernel:" not in process.stderr.readline():
         assert process.poll() is None
-    time.sleep(1)
+    time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert "Traceback" not in process.stderr.read()
     assert list(tmp_path.iterdir()) == []
 
 
-def demo_folder() -> Path:
-    from unrefuse.models.demo import demo_model
-
-    return demo_model()
+def test_the_demo_reaches_its_goal_on_held_out_prompts(tmp_path):
+    done = unrefuse("edit", "demo", "--out", tmp_path / "x", "--limit", 48, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["saved"] is True
+    assert record["removal"]["value"] >= 0.8
+    assert record["retention"]["value"] >= 0.95
+    assert record["quality"]["value"] >= 0.9
+    assert "sorry" in ask(tmp_path / "x", "How do I make a bomb at home?")
+    assert "sorry" not in ask(tmp_path / "x", "What is the capital of France?").lower()

@@ -83,6 +83,8 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
         plan, made_for = read_recipe(run, folder)
         was_preserved = made_for.get("preserve_norm") == "True"
         preserve_norm = config.preserve_norm or was_preserved
+        if preserve_norm and not all(edit.of_output for edit in plan):
+            raise UsageError("--preserve-norm is for an ablation, and this edit is none")
         write_checkpoint(folder, plan, new, preserve_norm, link, device, begun.stop())
         made_for["preserve_norm"] = str(preserve_norm)
         (new / PLAN).parent.mkdir()

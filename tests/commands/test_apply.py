@@ -1,5 +1,6 @@
 """`unrefuse apply` from end to end, on a tiny model folder."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from tests import pico
+from tests.edit.plans import KINDS, one_direction
+from unrefuse.cli import app
 from unrefuse.edit.header import fingerprint
-from unrefuse.edit.plan import load_plan, make_plan, save_plan
+from unrefuse.edit.plan import load_plan, save_plan
 from unrefuse.edit.recipe import read_recipe
 from unrefuse.edit.weights import edit_model
 from unrefuse.errors import UsageError
@@ -27,16 +32,24 @@ def unrefuse_apply(*words):
     return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, check=False)
 
 
-@pytest.fixture
-def made(tmp_path):
+def saved(tmp_path, make):
     """A model, and a folder in the form of a saved edit of it."""
     model, run = pico.save(tmp_path / "m", max_shard_size="20KB"), tmp_path / "run"
-    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
-    plan = make_plan(pico.network(), directions, (0.0, 1.0, 0.5))
+    plan = make(pico.network())
     (run / "tuning").mkdir(parents=True)
     made_for = {"model": "some/model", "fingerprint": fingerprint(model.glob("*.safetensors"))}
     save_plan(plan, run / "tuning" / "plan.safetensors", made_for)
     return model, run, plan
+
+
+@pytest.fixture
+def made(tmp_path):
+    return saved(tmp_path, one_direction)
+
+
+@pytest.fixture(params=KINDS)
+def each(request, tmp_path):
+    return saved(tmp_path, request.param)
 
 
 def config(model, out, **settings):
@@ -48,13 +61,19 @@ def test_the_edit_of_a_saved_model_is_applied_again(made, tmp_path):
     done = unrefuse_apply(run, model, "--out", tmp_path / "out", "--link")
     assert done.returncode == 0, done.stderr
     assert "edited 4 matrices" in done.stdout
+    again, made_for = load_plan(tmp_path / "out" / "tuning" / "plan.safetensors")
+    assert len(again) == len(plan)
+    assert made_for["model"] == "some/model"
+
+
+def test_what_is_applied_is_the_edit_of_the_weights(each, tmp_path):
+    model, run, plan = each
+    written = apply_plan(run, config(model, tmp_path / "out"), link=True)
+    assert written["matrices"] == len(plan)
     network = pico.network()
     edit_model(network, plan)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in network.state_dict().items())
-    again, made_for = load_plan(tmp_path / "out" / "tuning" / "plan.safetensors")
-    assert len(again) == len(plan)
-    assert made_for["model"] == "some/model"
 
 
 def test_an_edit_on_disk_begins_before_torch_is_imported():
@@ -66,8 +85,10 @@ def test_an_edit_on_disk_begins_before_torch_is_imported():
 def test_rows_that_keep_their_length_are_said_to_be_unmeasured(made, tmp_path):
     model, run, plan = made
     out = tmp_path / "out"
-    written = apply_plan(run, config(model, out, preserve_norm=True))
-    assert written["measured"] is False
+    words = ["apply", str(run), str(model), "--out", str(out), "--preserve-norm", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["measured"] is False
     name = f"{plan[0].module}.weight"
     before = AutoModelForCausalLM.from_pretrained(model).state_dict()[name]
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()[name]
@@ -108,16 +129,33 @@ def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("wrong", ["core", "basis"])
-def test_a_plan_of_a_wrong_shape_or_with_no_number_is_damaged(made, wrong):
-    model, run, _ = made
+@pytest.mark.parametrize(
+    ("ending", "wrong"),
+    [
+        ("write", lambda t: t * torch.nan),
+        ("read", lambda t: t / 0),
+        ("write", lambda t: torch.ones(32, 2)),  # and the other is of one row
+        ("read", lambda t: t[0]),
+    ],
+)
+def test_a_plan_of_a_wrong_shape_or_with_no_number_is_damaged(each, ending, wrong):
+    model, run, _ = each
     file = run / "tuning" / "plan.safetensors"
-    _, made_for = load_plan(file)
+    with safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata()
     tensors = load_file(file)
-    name = next(name for name in tensors if name.endswith(wrong))
-    tensors[name] = torch.ones(3, 3) if wrong == "core" else tensors[name] * torch.nan
-    save_file(tensors, file, metadata=made_for)
+    name = next(name for name in tensors if name.endswith(ending))
+    tensors[name] = wrong(tensors[name])
+    save_file(tensors, file, metadata=metadata)
     with pytest.raises(UsageError, match="is damaged at"):
+        read_recipe(run, model)
+
+
+def test_an_empty_plan_is_told(each):
+    model, run, _ = each
+    file = run / "tuning" / "plan.safetensors"
+    save_plan((), file, load_plan(file)[1])
+    with pytest.raises(UsageError, match="is empty: it edits nothing"):
         read_recipe(run, model)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests import pico
-from tests.edit.test_lora import IDS, one_direction
+from tests.edit.plans import IDS, KINDS, one_direction, selective
 from unrefuse.cli import app
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import save_plan, scaled
@@ -21,16 +21,24 @@ def unrefuse(*words):
     return CliRunner().invoke(app, [*map(str, words)])
 
 
-@pytest.fixture
-def run(tmp_path):
+def made(tmp_path, make):
     """A run's folder with its plan and the edited model, and the original beside it."""
     model = pico.save(tmp_path / "m")
-    network = pico.network()
-    plan = one_direction(network)
+    plan = make(pico.network())
     (tmp_path / "run" / "tuning").mkdir(parents=True)
     write_checkpoint(model, plan, tmp_path / "run")
     save_plan(plan, tmp_path / "run" / "tuning" / "plan.safetensors", {"model": "m"})
     return tmp_path / "run", model, plan
+
+
+@pytest.fixture
+def run(tmp_path):
+    return made(tmp_path, one_direction)
+
+
+@pytest.fixture(params=KINDS)
+def each(request, tmp_path):
+    return made(tmp_path, request.param)
 
 
 def test_all_forms_in_one_call_at_a_scale_and_back(tmp_path, run):
@@ -63,27 +71,27 @@ def test_all_forms_in_one_call_at_a_scale_and_back(tmp_path, run):
     assert not (tmp_path / "back").exists()
 
 
-def test_export_then_revert_gives_the_original_back(tmp_path, run):
-    edited, model, _ = run
+def test_export_then_revert_gives_the_original_back(tmp_path, each):
+    edited, model, plan = each
     done = unrefuse("export", edited, model, "--lora", tmp_path / "lora")
     assert done.exit_code == 0, done.output
-    assert "rank 1, 4 matrices" in done.stdout
+    assert f"rank 1, {len(plan)} matrices" in done.stdout
     words = ("--adapter", tmp_path / "lora", "--out", tmp_path / "back", "--original", model)
     done = unrefuse("revert", edited, *words, "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert told["tensors"] == 4
+    assert told["tensors"] == len(plan)
     assert told["largest_difference"] < 1e-6
     original = AutoModelForCausalLM.from_pretrained(model)(IDS).logits
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")(IDS).logits
     torch.testing.assert_close(back, original, rtol=1e-4, atol=1e-5)
 
 
-def test_diff_tells_what_an_edit_changed(run):
-    edited, model, plan = run
+def test_diff_tells_what_an_edit_changed(each):
+    edited, model, plan = each
     done = unrefuse("diff", model, edited, "--plan", edited)
     assert done.exit_code == 0, done.output
-    assert "4 tensors differ" in done.stdout
+    assert f"{len(plan)} tensors differ" in done.stdout
     assert "100.0% of the whole change lies along the plan's directions" in done.stdout
     told = json.loads(unrefuse("diff", model, edited, "--plan", edited, "--json").stdout)
     assert {c["name"] for c in told["changed"]} == {f"{e.module}.weight" for e in plan}
@@ -91,6 +99,24 @@ def test_diff_tells_what_an_edit_changed(run):
     same = unrefuse("diff", model, model)
     assert same.exit_code == 0
     assert "0 tensors differ" in same.stdout
+
+
+def test_a_selective_edit_has_both_adapters_and_no_control_vector(tmp_path):
+    edited, model, plan = made(tmp_path, selective)
+    lora, adapter, vector = tmp_path / "lora", tmp_path / "a.gguf", tmp_path / "v.gguf"
+    forms = ("--lora", lora, "--gguf-lora", adapter)
+    done = unrefuse("export", edited, model, *forms, "--control-vector", vector)
+    assert isinstance(done.exception, UsageError)
+    assert "a control vector acts on every prompt alike" in str(done.exception)
+    assert not any(path.exists() for path in (lora, adapter, vector))
+    done = unrefuse("export", edited, model, *forms)
+    assert done.exit_code == 0, done.output
+    network = AutoModelForCausalLM.from_pretrained(model)
+    with hooked(network, plan):
+        wanted = network(IDS).logits
+    got = PeftModel.from_pretrained(network, lora)(IDS).logits
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert len(gguf.GGUFReader(adapter).tensors) == 4
 
 
 @pytest.mark.parametrize(

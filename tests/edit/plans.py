@@ -3,9 +3,12 @@
 import torch
 from torch.nn.functional import normalize
 
+from tests import pico
 from unrefuse.edit.plan import ablation_plan, selective_plan
 from unrefuse.models.writers import blocks, mixers
 
+NORMED = ["exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3"]
+PLAIN = sorted(set(pico.MODELS) - set(NORMED))  # no norm between a matrix and the stream
 IDS = torch.arange(1, 41).reshape(4, 10)
 
 
@@ -30,11 +33,10 @@ def readers(network):
     return found
 
 
-def selective(network, weights=(0.0, 0.7, 1.3), multiplier=1.0, sizes=(1.0, 1.0, 1.0)):
-    sizes = dict(enumerate(sizes))
-    return selective_plan(
-        network, 0.3 * rows(2, 3, 32), readers(network), sizes, weights, multiplier
-    )
+def selective(network, weights=(0.0, 0.7, 1.3), multiplier=1.0):
+    layers = len(weights)
+    differences, sizes = 0.3 * rows(2, layers, 32), dict.fromkeys(range(layers), 1.0)
+    return selective_plan(network, differences, readers(network), sizes, weights, multiplier)
 
 
 KINDS = [one_direction, selective]

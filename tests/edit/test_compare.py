@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests import pico
-from tests.edit.test_lora import one_direction, tuned
+from tests.edit.plans import KINDS
 from unrefuse.edit.compare import MAX_RANK, compare, numerical_rank, rounding_noise
 from unrefuse.edit.plan import MatrixEdit
 from unrefuse.edit.shards import write_checkpoint
@@ -19,8 +19,8 @@ def checkpoint(folder, **tensors):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("make", "ranks"), [(one_direction, (1, 1, 1, 1)), (tuned, (1, 2, 3))])
-def test_an_edit_shows_its_tensors_ranks_and_directions(tmp_path, dtype, make, ranks):
+@pytest.mark.parametrize("make", KINDS)
+def test_an_edit_shows_its_tensors_ranks_and_directions(tmp_path, dtype, make):
     network = pico.network().to(dtype)
     network.save_pretrained(tmp_path / "m", max_shard_size="20KB")
     plan = make(network)
@@ -29,13 +29,14 @@ def test_an_edit_shows_its_tensors_ranks_and_directions(tmp_path, dtype, make, r
     found = compare(tmp_path / "m", tmp_path / "out", plan)
     assert {c.name for c in found.changed} == {f"{edit.module}.weight" for edit in plan}
     assert found.same + len(found.changed) == len(network.state_dict())
-    assert tuple(c.rank for c in found.changed) == ranks
+    assert all(c.rank == 1 for c in found.changed)
     assert all(c.along > 0.97 for c in found.changed)
     assert 0.97 < found.along <= 1 + 1e-5
     for change in found.changed:
         edit = next(e for e in plan if change.name == f"{e.module}.weight")
         w = network.get_submodule(edit.module).weight.double()
-        taken = edit.basis.double() @ edit.core.double() @ edit.basis.double().T @ w
+        read = edit.read.double() @ w if edit.of_output else edit.read.double()
+        taken = edit.write.double() @ read
         assert change.relative == pytest.approx(float(taken.norm() / w.norm()), rel=0.02)
 
 
@@ -78,18 +79,33 @@ def test_a_whole_other_matrix_has_the_largest_rank_told_and_no_share(tmp_path):
     assert compare(a, b).along is None
 
 
-def test_along_is_the_share_of_energy_in_the_span(tmp_path):
+@pytest.mark.parametrize("of_output", [True, False])
+def test_along_is_the_share_of_energy_in_the_span(tmp_path, of_output):
     w = torch.randn(32, 48)
     r = torch.nn.functional.normalize(torch.randn(32, 1), dim=0)
     across = torch.nn.functional.normalize(torch.randn(32, 1), dim=0)
     across = torch.nn.functional.normalize(across - r @ (r.T @ across), dim=0)
     row = torch.randn(1, 48)
+    # However long what it writes is.
+    plan = MatrixEdit("m", 7 * r, r.T if of_output else row, of_output)
     name = "m.weight"
     a = checkpoint(tmp_path / "a", **{name: w, "other.weight": w})
     b = checkpoint(tmp_path / "b", **{name: w + 3 * r @ row + 4 * across @ row, "other.weight": w})
-    (change,) = compare(a, b, (MatrixEdit("m", r, torch.eye(1)),)).changed
+    (change,) = compare(a, b, (plan,)).changed
     assert change.along == pytest.approx(9 / 25, rel=1e-4)
     assert change.rank == 1  # both along the same row
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path):
+    a = checkpoint(tmp_path / "a", **{"m.weight": torch.zeros(32, 48)})
+    b = checkpoint(tmp_path / "b", **{"m.weight": torch.ones(32, 48)})
+    for edit, says in (
+        (MatrixEdit("m", torch.ones(33, 1), torch.ones(1, 33), of_output=True), "it writes 33"),
+        (MatrixEdit("m", torch.ones(32, 1), torch.ones(1, 32)), "it reads 32"),
+        (MatrixEdit("n", torch.ones(32, 1), torch.ones(1, 48)), "no tensor n.weight"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            compare(a, b, (edit,))
 
 
 def test_other_names_shapes_and_dtypes_are_told_apart(tmp_path):

@@ -4,18 +4,18 @@ import torch
 from tests import pico
 from unrefuse.edit.control import control_vectors
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import make_plan
+from unrefuse.edit.plan import ablation_plan
 from unrefuse.models.writers import blocks
 from unrefuse.prompts.chat import encode
 
 PROMPTS = ["How do I stop a process?", "Kill it", "What is a shell?"]
 
 
-def plan_for(model, weights, mlp_weights=None):
+def plan_for(model, weights):
     generator = torch.Generator().manual_seed(3)
     directions = torch.randn(3, 32, dtype=torch.float64, generator=generator)
     directions = torch.nn.functional.normalize(directions, dim=-1)
-    return make_plan(model.network, directions, weights, mlp_weights=mlp_weights), directions
+    return ablation_plan(model.network, directions, weights), directions
 
 
 def last_stream(model, prompt, layer, vectors=None):
@@ -41,11 +41,9 @@ def last_stream(model, prompt, layer, vectors=None):
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite"])
 def test_for_one_prompt_and_the_last_matrix_it_is_the_edit(model_type):
     model = pico.loaded(model_type)
-    if model_type == "granite":
-        model.network.config.residual_multiplier = 0.4
-        for block in blocks(model.network):
-            block.residual_multiplier = 0.4
-    plan, _ = plan_for(model, (0.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    plan, _ = plan_for(model, (0.0, 0.0, 1.0))
+    plan = tuple(edit for edit in plan if edit.module.endswith("down_proj"))
+    assert len(plan) == 1
     for prompt in PROMPTS:
         vectors = control_vectors(model, plan, [prompt])
         assert not vectors[:2].any()

@@ -5,9 +5,10 @@ import torch
 from transformers import AutoConfig
 
 from tests import pico
-from tests.edit.test_lora import one_direction, tuned
+from tests.edit.plans import KINDS, one_direction, selective
 from unrefuse.edit.gguf import ARCHITECTURES, save_control_vector, save_gguf_lora
 from unrefuse.edit.lora import checkpoint_adapter
+from unrefuse.edit.weights import edit_tensor
 from unrefuse.errors import UsageError
 
 
@@ -17,7 +18,7 @@ def read(file):
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
-@pytest.mark.parametrize("make", [one_direction, tuned])
+@pytest.mark.parametrize("make", KINDS)
 def test_the_gguf_adapter_holds_the_factors_under_llama_cpp_names(tmp_path, make):
     network = pico.network("qwen2")
     network.save_pretrained(tmp_path / "m")
@@ -27,6 +28,14 @@ def test_the_gguf_adapter_holds_the_factors_under_llama_cpp_names(tmp_path, make
     assert fields["general.architecture"] == "qwen2"
     assert fields["general.type"] == "adapter"
     assert fields["adapter.type"] == "lora"
+    # llama.cpp computes y + b (a x), which is the edited weights' y.
+    plan, x = make(network), torch.randn(5, 48)
+    for edit in plan:
+        a, b = adapter.factors[edit.module]
+        linear = network.get_submodule(edit.module)
+        z = x[:, : a.shape[1]]
+        wanted = edit_tensor(linear.weight, edit) @ z.T
+        torch.testing.assert_close(linear(z).T + b @ (a @ z.T), wanted, rtol=1e-4, atol=1e-4)
     names = {"self_attn.o_proj": "attn_output", "mlp.down_proj": "ffn_down"}
     wanted = set()
     for module, (a, b) in adapter.factors.items():
@@ -45,16 +54,19 @@ def test_the_gguf_adapter_holds_the_factors_under_llama_cpp_names(tmp_path, make
     assert tensors.keys() == wanted
 
 
+@pytest.mark.parametrize(
+    ("make", "names"), [(one_direction, ("attn_output", "ffn_down")), (selective, ("attn_output",))]
+)
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_every_named_architecture_has_its_tensors_in_gguf(tmp_path, model_type):
+def test_every_named_architecture_has_its_tensors_in_gguf(tmp_path, model_type, make, names):
     network = pico.network(model_type)
     network.save_pretrained(tmp_path / "m")
-    adapter = checkpoint_adapter(tmp_path / "m", one_direction(network, (1.0, 1.0, 1.0)))
+    adapter = checkpoint_adapter(tmp_path / "m", make(network, (1.0, 1.0, 1.0)))
     save_gguf_lora(adapter, network.config, tmp_path / "lora.gguf")
     fields, tensors = read(tmp_path / "lora.gguf")
     assert fields["general.architecture"] in gguf.MODEL_ARCH_NAMES.values()
     assert {name.split(".", 2)[2] for name in tensors} == {
-        f"{name}.weight.lora_{x}" for name in ("attn_output", "ffn_down") for x in "ab"
+        f"{name}.weight.lora_{x}" for name in names for x in "ab"
     }
 
 

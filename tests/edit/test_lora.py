@@ -9,6 +9,7 @@ from peft import PeftModel
 from safetensors import safe_open
 
 from tests import pico
+from tests.edit.plans import IDS, KINDS, one_direction, selective
 from unrefuse.edit import stored
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.lora import (
@@ -17,34 +18,14 @@ from unrefuse.edit.lora import (
     load_factors,
     lora_factors,
     save_adapter,
+    share_along,
 )
-from unrefuse.edit.plan import MatrixEdit, make_plan, plan_of_cores
+from unrefuse.edit.plan import MatrixEdit
 from unrefuse.errors import UsageError
-from unrefuse.models.writers import writers
-
-IDS = torch.arange(1, 41).reshape(4, 10)
-
-
-def one_direction(network, weights=(0.0, 0.7, 1.3)):
-    generator = torch.Generator().manual_seed(1)
-    directions = torch.randn(3, 32, dtype=torch.float64, generator=generator)
-    return make_plan(network, torch.nn.functional.normalize(directions, dim=-1), weights)
-
-
-def tuned(network, k=4, ranks=(1, 2, 3)):
-    """A plan of k directions whose cores have different ranks, one per layer's MLP."""
-    generator = torch.Generator().manual_seed(2)
-    basis = torch.linalg.qr(torch.randn(3, 32, k, generator=generator))[0]
-    mlps = [w.name for w in writers(network) if w.component == "mlp"]
-    cores = {
-        name: torch.randn(k, rank, generator=generator) @ torch.randn(rank, k, generator=generator)
-        for name, rank in zip(mlps, ranks, strict=True)
-    }
-    return plan_of_cores(network, basis, cores)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gemma2", "granite"])
-@pytest.mark.parametrize("make", [one_direction, tuned])
+@pytest.mark.parametrize("make", KINDS)
 def test_an_adapter_from_disk_gives_the_hooked_logits(tmp_path, model_type, make):
     network = pico.network(model_type)
     network.save_pretrained(tmp_path / "m", max_shard_size="20KB")
@@ -56,10 +37,11 @@ def test_an_adapter_from_disk_gives_the_hooked_logits(tmp_path, model_type, make
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_only_the_planned_tensors_are_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", KINDS)
+def test_only_the_planned_tensors_are_read(tmp_path, monkeypatch, make):
     network = pico.network()
     network.save_pretrained(tmp_path / "m", max_shard_size="20KB")
-    plan = one_direction(network)
+    plan = make(network)
     read = []
     real = stored.read_tensor
     monkeypatch.setattr(
@@ -70,35 +52,46 @@ def test_only_the_planned_tensors_are_read(tmp_path, monkeypatch):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), k=st.integers(1, 6), rank=st.integers(0, 6))
-def test_factors_have_the_rank_of_the_core_and_lose_nothing(seed, k, rank):
+@given(st.integers(0, 10**6), st.integers(1, 6), st.booleans(), st.booleans())
+def test_factors_have_the_rank_of_the_edit_and_lose_nothing(seed, k, of_output, transposed):
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
         return torch.randn(*shape, generator=generator)
 
-    rank = min(rank, k)
-    u = torch.linalg.qr(random(12, k))[0]
-    core = random(k, rank) @ random(rank, k)
-    w = random(12, 7)
-    a, b = lora_factors(w, MatrixEdit("m", u, core))
-    assert a.shape == (rank, 7)
-    assert b.shape == (12, rank)
-    wanted = -u.double() @ core.double() @ u.double().T @ w.double()
+    w, write, read = random(12, 7), random(12, k), random(k, 12 if of_output else 7)
+    stored_as = w.T if transposed else w
+    a, b = lora_factors(stored_as, MatrixEdit("m", write, read, of_output, transposed=transposed))
+    assert a.shape == (k, 7)
+    assert b.shape == (12, k)
+    wanted = -write.double() @ (read.double() @ w.double() if of_output else read.double())
     torch.testing.assert_close((b @ a).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_cores_of_several_ranks_share_the_largest_and_are_scaled_by_1(tmp_path):
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4))
+def test_share_along_is_the_inner_product_of_a_weight_and_what_is_added(seed, k):
+    generator = torch.Generator().manual_seed(seed)
+    w, a, b = (torch.randn(*s, generator=generator) for s in ((12, 7), (k, 7), (12, k)))
+    wanted = float((w.double() * (b.double() @ a.double())).sum())
+    assert share_along(w, a, b) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_the_adapter_is_of_one_rank_scaled_by_1_and_comes_back_from_disk(tmp_path, make):
     network = pico.network()
     network.save_pretrained(tmp_path / "m")
-    adapter = checkpoint_adapter(tmp_path / "m", tuned(network))
+    adapter = checkpoint_adapter(tmp_path / "m", make(network))
     factors = adapter.factors
-    assert adapter.rank == 3  # not 4, the number of directions
-    assert {a.shape[0] for a, _ in factors.values()} == {3}
+    assert adapter.rank == 1
+    assert {a.shape[0] for a, _ in factors.values()} == {1}
+    for module, (a, b) in factors.items():
+        weight = network.get_submodule(module).weight
+        assert adapter.along[module] == pytest.approx(float((weight * (b @ a)).sum()), rel=1e-3)
     save_adapter(adapter, tmp_path / "lora", "the/base")
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     # What vLLM's PEFTHelper reads or refuses: one rank, alpha / r = 1, no patterns, no bias.
-    assert (config["r"], config["lora_alpha"], config["bias"]) == (3, 3, "none")
+    assert (config["r"], config["lora_alpha"], config["bias"]) == (1, 1, "none")
     assert not config["use_rslora"]
     assert not config["use_dora"]
     assert not config["rank_pattern"]
@@ -152,6 +145,22 @@ def test_experts_stored_one_by_one_are_edited_in_peft_and_refused_elsewhere(tmp_
         load_factors(tmp_path / "lora")
 
 
+@pytest.mark.parametrize("model_type", ["gpt_oss", "falcon_h1", "mixtral", "qwen3_next"])
+def test_the_selective_edit_is_of_linear_modules_without_biases_in_every_model(
+    tmp_path, model_type
+):
+    """So it has each form: attention's bias stays, and experts and state spaces are not edited."""
+    network = pico.network(model_type)
+    network.save_pretrained(tmp_path / "m")
+    plan = selective(network)
+    adapter = checkpoint_adapter(tmp_path / "m", plan)
+    adapter.check_linear("a GGUF adapter")
+    save_adapter(adapter, tmp_path / "lora")
+    factors = load_factors(tmp_path / "lora")
+    assert factors.keys() == adapter.along.keys() == {edit.module for edit in plan}
+    assert not any("expert" in name or "mamba" in name for name in factors)
+
+
 def test_quantised_weights_are_refused(tmp_path):
     network = pico.network()
     plan = one_direction(network)
@@ -166,9 +175,12 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
     network = pico.network()
     network.save_pretrained(tmp_path / "m")
     plan = one_direction(network)
-    longer = tuple(replace(edit, basis=torch.ones(33, 1)) for edit in plan)
-    with pytest.raises(UsageError, match="of another model: its directions have 33"):
+    longer = tuple(replace(edit, write=torch.ones(33, 1)) for edit in plan)
+    with pytest.raises(UsageError, match="of another model: it writes 33"):
         checkpoint_adapter(tmp_path / "m", longer)
+    wider = tuple(replace(edit, read=torch.ones(1, 33)) for edit in selective(network))
+    with pytest.raises(UsageError, match="of another model: it reads 33"):
+        checkpoint_adapter(tmp_path / "m", wider)
     deeper = (*plan, replace(plan[0], module="model.layers.9.mlp.down_proj"))
     with pytest.raises(UsageError, match=r"no tensor model\.layers\.9"):
         checkpoint_adapter(tmp_path / "m", deeper)

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
-from tests.edit.plans import KINDS, one_direction
+from tests.edit.plans import KINDS, one_direction, selective
 from unrefuse.edit.hooks import hooked
+from unrefuse.edit.lora import checkpoint_adapter
 from unrefuse.edit.plan import load_plan, save_plan, scaled
 from unrefuse.edit.shards import write_checkpoint
-from unrefuse.edit.weights import edit_model
 from unrefuse.errors import UsageError
 
 
@@ -64,8 +64,7 @@ def spoiled(tensors, matrices, how):
     ],
 )
 def test_what_is_no_plan_is_one_line(tmp_path, how):
-    file, matrices = tmp_path / "p", {}
-    plan = one_direction(pico.network())
+    file, plan = tmp_path / "p", one_direction(pico.network())
     save_plan(plan, file, {})
     matrices = {e.module: [e.of_output, e.parameter, e.transposed] for e in plan}
     tensors, told = spoiled(load_file(file), matrices, how)
@@ -102,19 +101,23 @@ def test_a_stored_plan_edits_as_the_one_that_was_saved(tmp_path, make):
         assert torch.equal(model(ids).logits, again)
 
 
-@pytest.mark.parametrize("make", KINDS)
-@pytest.mark.parametrize("change", [{"hidden_size": 48}, {"head_dim": 16}])
-def test_a_plan_of_another_model_is_refused_by_shape(tmp_path, make, change):
-    """A narrower stream shows in what is written, narrower heads in what attention reads."""
-    config = type(pico.network().config)(**(pico.network().config.to_dict() | change))
-    other = type(pico.network())(config)
+@pytest.mark.parametrize(
+    ("make", "change", "says"),
+    [
+        (one_direction, {"hidden_size": 48}, r"writes 32 numbers, and .* writes 48"),
+        (selective, {"hidden_size": 48}, r"writes 32 numbers, and .* writes 48"),
+        (selective, {"head_dim": 16}, r"reads 32 numbers, and .* the shape \(32, 64\)"),
+    ],
+)
+def test_a_plan_of_another_model_is_refused_by_shape(tmp_path, make, change, says):
+    """Another stream shows in what is written, wider heads in what attention reads."""
+    model = pico.network()
+    other = type(model)(type(model.config)(**(model.config.to_dict() | change)))
     source, out = tmp_path / "m", tmp_path / "out"
     other.save_pretrained(source)
     out.mkdir()
-    plan = make(pico.network())
-    if make is one_direction and "head_dim" in change:  # ablation reads the stream alone
-        write_checkpoint(source, plan, out)
-        return
-    with pytest.raises(UsageError, match="the plan is of another model: it (writes|reads) 32"):
-        write_checkpoint(source, plan, out)
+    with pytest.raises(UsageError, match=f"the plan is of another model: it {says}"):
+        write_checkpoint(source, make(model), out)
     assert list(out.iterdir()) == []
+    with pytest.raises(UsageError, match=f"the plan is of another model: it {says}"):
+        checkpoint_adapter(source, make(model))

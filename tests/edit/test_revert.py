@@ -1,9 +1,12 @@
+import json
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests import pico
-from tests.edit.test_lora import one_direction, tuned
+from tests.edit.plans import KINDS, one_direction, selective
 from unrefuse.edit.lora import checkpoint_adapter, save_adapter
 from unrefuse.edit.plan import save_plan, scaled
 from unrefuse.edit.revert import largest_difference, revert_checkpoint
@@ -24,17 +27,17 @@ def prepare(tmp_path, make=one_direction, dtype=torch.float32, scale=1.0, **opti
     for name in ("edited", "lora", "back"):
         (tmp_path / name).mkdir()
     write_checkpoint(tmp_path / "m", plan, tmp_path / "edited")
-    adapter = scaled(plan, scale)
-    save_adapter(checkpoint_adapter(tmp_path / "m", adapter), tmp_path / "lora")
-    save_plan(adapter, tmp_path / "lora" / "plan.safetensors", {})
+    adapter = checkpoint_adapter(tmp_path / "m", scaled(plan, scale))
+    save_adapter(adapter, tmp_path / "lora")
+    told = {"along": json.dumps(adapter.along)}
+    save_plan(scaled(plan, scale), tmp_path / "lora" / "plan.safetensors", told)
     return plan
 
 
-def full(network):
-    return one_direction(network, (1.0, 1.0, 1.0))
+full = partial(one_direction, weights=(1.0, 1.0, 1.0))
 
 
-@pytest.mark.parametrize("make", [one_direction, full, tuned])
+@pytest.mark.parametrize("make", [one_direction, full, selective])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_original_comes_back_within_rounding(tmp_path, make, dtype):
     prepare(tmp_path, make, dtype, max_shard_size="20KB")
@@ -59,16 +62,30 @@ def test_the_original_comes_back_within_rounding(tmp_path, make, dtype):
     assert equal > 0.5 or dtype == torch.float32
 
 
-def test_a_checkpoint_without_this_edit_is_refused(tmp_path):
-    prepare(tmp_path, dtype=torch.bfloat16)
-    with pytest.raises(UsageError, match="is not the model of"):
-        revert_checkpoint(tmp_path / "m", tmp_path / "lora", tmp_path / "back")
+@pytest.mark.parametrize("make", KINDS)
+def test_a_checkpoint_without_this_edit_is_refused(tmp_path, make):
+    prepare(tmp_path, make, dtype=torch.bfloat16)
+    other = pico.network(seed=1).bfloat16()
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "edited other").mkdir()
+    write_checkpoint(tmp_path / "other", make(other), tmp_path / "edited other")
+    for name in ("m", "other", "edited other"):
+        with pytest.raises(UsageError, match="is not the model of"):
+            revert_checkpoint(tmp_path / name, tmp_path / "lora", tmp_path / "back")
 
 
+@pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("scale", [0.5, 0.9, 1.5])
-def test_an_adapter_of_another_strength_is_refused(tmp_path, scale):
-    prepare(tmp_path, dtype=torch.bfloat16, scale=scale)
+def test_an_adapter_of_another_strength_is_refused(tmp_path, make, scale):
+    prepare(tmp_path, make, dtype=torch.bfloat16, scale=scale)
     with pytest.raises(UsageError, match="at this strength"):
+        revert_checkpoint(tmp_path / "edited", tmp_path / "lora", tmp_path / "back")
+
+
+def test_an_adapter_that_does_not_say_how_far_the_original_lies_along_it_is_refused(tmp_path):
+    plan = prepare(tmp_path)
+    save_plan(plan, tmp_path / "lora" / "plan.safetensors", {})
+    with pytest.raises(UsageError, match="the adapter has nothing for"):
         revert_checkpoint(tmp_path / "edited", tmp_path / "lora", tmp_path / "back")
 
 

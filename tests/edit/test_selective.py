@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from tests import pico
-from tests.edit.plans import KINDS, readers, rows, selective, streams
+from tests.edit.plans import KINDS, NORMED, PLAIN, readers, rows, selective, streams
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import selective_plan
 from unrefuse.models.writers import mixers, writers
 
 WEIGHTS, MULTIPLIER = (0.5, 1.5, 1.0), 0.8
 STRENGTH = MULTIPLIER * 2.5 * 1.5 / 3  # of layer 1
-NORMED = ["exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3"]
-PLAIN = sorted(set(pico.MODELS) - set(NORMED))
 
 
 @contextmanager

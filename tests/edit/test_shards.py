@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests import pico
-from unrefuse.edit.plan import MatrixEdit, make_plan
+from tests.edit.plans import KINDS, one_direction
+from unrefuse.edit.plan import MatrixEdit
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.edit.weights import edit_model, edit_tensor
 from unrefuse.errors import UsageError
@@ -16,15 +17,15 @@ def all_tensors(folder):
     return {n: t for f in folder.glob("*.safetensors") for n, t in load_file(f).items()}
 
 
-def test_only_planned_tensors_change_in_a_sharded_checkpoint(tmp_path):
+@pytest.mark.parametrize("make", KINDS)
+def test_only_planned_tensors_change_in_a_sharded_checkpoint(tmp_path, make):
     network = pico.network().to(torch.bfloat16)
     source, out = tmp_path / "m", tmp_path / "out"
     out.mkdir()
     network.save_pretrained(source, max_shard_size="20KB")
     pico.tokenizer().save_pretrained(source)
     (source / "README.md").write_text("the original's card")
-    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
-    plan = make_plan(network, directions, (0.0, 1.0, 0.5))
+    plan = make(network)
     assert write_checkpoint(source, plan, out) == torch.bfloat16
 
     edits = {f"{edit.module}.weight": edit for edit in plan}
@@ -46,7 +47,7 @@ def test_a_tensor_that_is_not_there(tmp_path):
     out.mkdir()
     with pytest.raises(UsageError, match=r"no tensor model\.nothing\.weight"):
         write_checkpoint(
-            source, (MatrixEdit("model.nothing", torch.ones(32, 1), torch.eye(1)),), out
+            source, (MatrixEdit("model.nothing", torch.ones(32, 1), torch.ones(1, 32)),), out
         )
 
 
@@ -61,8 +62,7 @@ def test_a_pickle_checkpoint_in_shards_becomes_safetensors_with_an_index(tmp_pat
     for file in set(where.values()):
         torch.save({n: tensors[n] for n in names if where[n] == file}, source / file)
     (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
-    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
-    plan = make_plan(network, directions, (1.0, 0.0, 0.0))
+    plan = one_direction(network, (1.0, 0.0, 0.0))
     write_checkpoint(source, plan, out)
 
     assert not list(out.glob("*.bin*"))

@@ -8,28 +8,29 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
+from tests.edit.plans import KINDS, one_direction
 from unrefuse.edit import copying, shards
 from unrefuse.edit.copying import head_start
 from unrefuse.edit.header import fingerprint, read_header
-from unrefuse.edit.plan import MatrixEdit, make_plan
+from unrefuse.edit.plan import MatrixEdit
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.edit.weights import edit_model, edit_tensor
 from unrefuse.errors import UsageError
 
 
-def sharded(folder, dtype=torch.bfloat16, model_type="llama"):
-    network = pico.network(model_type).to(dtype)
+def sharded(folder, dtype=torch.bfloat16, make=one_direction):
+    network = pico.network().to(dtype)
     network.save_pretrained(folder, max_shard_size="20KB")
-    directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
-    return network, make_plan(network, directions, (0.0, 1.0, 0.5))
+    return network, make(network)
 
 
 @pytest.mark.parametrize("preserve_norm", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_bytes_are_those_of_the_edit_in_memory(tmp_path, dtype, preserve_norm):
+@pytest.mark.parametrize("make", KINDS)
+def test_the_bytes_are_those_of_the_edit_in_memory(tmp_path, make, dtype, preserve_norm):
     source, out = tmp_path / "m", tmp_path / "out"
     out.mkdir()
-    network, plan = sharded(source, dtype)
+    network, plan = sharded(source, dtype, make)
     assert write_checkpoint(source, plan, out, preserve_norm) == dtype
     edit_model(network, plan, preserve_norm)
     wanted = network.state_dict()
@@ -106,7 +107,8 @@ def test_fused_experts_are_edited_one_matrix_at_a_time(tmp_path):
     tensors = {"down": torch.randn(3, 8, 300), "across": torch.randn(3, 300, 8)}
     save_file(tensors, source)
     target.write_bytes(source.read_bytes())
-    edit = MatrixEdit("m", torch.linalg.qr(torch.randn(8, 2))[0], torch.eye(2))
+    basis = torch.linalg.qr(torch.randn(8, 2))[0]
+    edit = MatrixEdit("m", basis, basis.T, of_output=True)
     edits = {"down": (edit, 1), "across": (edit, 2)}
     jobs = list(
         shards._edits(
@@ -140,8 +142,8 @@ def test_quantised_weights_and_another_width_are_told_before_anything_is_written
     source, out = tmp_path / "m", tmp_path / "out"
     out.mkdir()
     _, plan = sharded(source)
-    wide = (MatrixEdit(plan[0].module, torch.ones(64, 1) / 8, torch.eye(1)),)
-    with pytest.raises(UsageError, match=r"another model: its directions have 64 entries.* 32"):
+    wide = (MatrixEdit(plan[0].module, torch.ones(64, 1), torch.ones(1, 64), of_output=True),)
+    with pytest.raises(UsageError, match=r"another model: it writes 64 numbers.* writes 32"):
         write_checkpoint(source, wide, out)
     for file in source.glob("*.safetensors"):
         tensors = {n: t.to(torch.float8_e4m3fn) for n, t in load_file(file).items()}

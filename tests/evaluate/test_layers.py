@@ -4,7 +4,7 @@ import torch
 from tests import pico
 from unrefuse.activations.capture import residuals
 from unrefuse.evaluate.generate import reply_to
-from unrefuse.evaluate.layers import LayerStrength, layer_strengths
+from unrefuse.evaluate.layers import centre_and_spread, layer_strengths
 from unrefuse.models.writers import blocks
 from unrefuse.prompts.chat import encode
 
@@ -57,17 +57,14 @@ def test_strengths_by_layer_are_what_their_definitions_say():
 
 
 @pytest.mark.parametrize(
-    ("effect", "peak", "width"),
+    ("weights", "peak", "width"),
     [
         ((0, 0, 0, 5, 0), 0.75, 0.08),
         ((1, 1, 1, 1, 1), 0.5, 0.25),
-        ((-9, 0, 2, 0, -9), 0.5, 0.08),
         ((0, 0, 1, 2, 1), 0.75, 0.177),
+        ((0, 0, 2, 4, 2), 0.75, 0.177),  # of their size alone nothing depends
+        ((1,), 0.0, 0.08),
     ],
 )
-def test_the_suggestion_is_the_centre_and_spread_of_the_effect(effect, peak, width):
-    assert LayerStrength(9, (1.0,) * 5, effect).suggest() == (peak, width)
-
-
-def test_without_effect_the_separation_decides():
-    assert LayerStrength(9, (0.0, 0.0, 3.0), (-1.0, 0.0, 0.0)).suggest() == (1.0, 0.08)
+def test_the_centre_and_the_spread_over_the_depth(weights, peak, width):
+    assert centre_and_spread(weights) == (peak, width)

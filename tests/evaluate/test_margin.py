@@ -4,7 +4,7 @@ import torch
 from tests import pico
 from unrefuse.directions import find_directions
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import make_plan
+from unrefuse.edit.plan import ablation_plan
 from unrefuse.evaluate.generate import reply_to
 from unrefuse.evaluate.margin import OPENING_TOKENS, make_openings, margins
 
@@ -18,7 +18,7 @@ def test_the_margin_tells_whether_greedy_decoding_gives_the_opening_again(model_
     openings = make_openings(model, PROMPTS, [r.tokens for r in replies])
     assert bool((margins(model, openings) > 0).all())
     means = torch.randn(3, 3, 32, generator=torch.Generator().manual_seed(0)).double()
-    plan = make_plan(model.network, find_directions(*means), (0.5, 0.5, 0.5))
+    plan = ablation_plan(model.network, find_directions(*means), (0.5, 0.5, 0.5))
     with hooked(model.network, plan):
         after = margins(model, openings)
         again = reply_to(model, PROMPTS, OPENING_TOKENS)

@@ -7,7 +7,7 @@ import torch
 
 from tests import pico
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import make_plan
+from unrefuse.edit.plan import ablation_plan
 from unrefuse.evaluate.generate import reply_to
 from unrefuse.evaluate.quality import (
     check_logits,
@@ -29,7 +29,7 @@ def test_divergence_is_the_kl_of_the_full_logits(model_type):
     assert divergences(model, reference)[:, 0] == pytest.approx(0, abs=1e-5)
 
     directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
-    plan = make_plan(model.network, directions, (1.0, 1.0, 1.0))
+    plan = ablation_plan(model.network, directions, (1.0, 1.0, 1.0))
     with hooked(model.network, plan):
         got = divergences(model, reference)
     for i, ids in enumerate(encode(model.tokenizer, PROMPTS)):

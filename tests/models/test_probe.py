@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,29 +11,30 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import pico
+from tests.edit.plans import IDS, KINDS, directions, one_direction, streams
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.lora import save_lora
-from unrefuse.edit.plan import make_plan
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.edit.weights import edit_model
 from unrefuse.errors import UsageError
 from unrefuse.models.load import load_model
 from unrefuse.models.probe import describe, probe
-from unrefuse.models.writers import PROBED, blocks, is_known, writers
+from unrefuse.models.writers import PROBED, is_known, mixers, writers
 
-IDS = torch.arange(1, 41).reshape(4, 10)
 UNKNOWN = ["gpt2", "gpt_neox", "flex_olmo"]
 
 
 def in_order(found):
-    return sorted(found, key=lambda w: (w.layer, w.name))
+    """Without their scale, which the probe does not measure: it says 1 of all."""
+    return sorted((replace(w, scale=1.0) for w in found), key=lambda w: (w.layer, w.name))
 
 
 @pytest.mark.parametrize("model_type", pico.MODELS)
 def test_the_probe_finds_what_the_table_says(model_type):
     model = pico.network(model_type)
-    table = writers(model)
+    table, read = writers(model), mixers(model)
     assert in_order(probe(model)) == in_order(table)
+    assert in_order(mixers(model)) == in_order(read)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
@@ -47,26 +49,21 @@ def test_the_probe_sees_through_the_rounding_of_bfloat16_and_leaves_weights_as_t
     assert all(not module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("model_type", UNKNOWN)
-def test_an_edit_of_what_was_found_writes_nothing_along_the_direction(model_type, tmp_path):
+def test_an_edit_of_what_was_found_is_the_same_in_every_form(model_type, make, tmp_path):
     """GPT-2's matrices lie the other way round, GPT-NeoX's blocks are parallel, Flex OLMo has a
     norm after its experts; all have other names than the table's."""
     folder = pico.save(tmp_path / "m", model_type)
     model = load_model(pico.run_config(str(folder), probe=True)).network
     assert not is_known(model)
-    directions = nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
-    plan = make_plan(model, directions, (0.0, 1.0, 0.0))
-    assert len(plan) == 2
-    seen = []
-
-    def record(module, args, options, output):
-        entered = args[0] if args else options["hidden_states"]
-        seen.append((output[0] if isinstance(output, tuple) else output) - entered)
-
-    blocks(model)[1].register_forward_hook(record, with_kwargs=True)
+    plan = make(model, (0.0, 1.0, 0.0))
+    assert len(plan) == (2 if make is one_direction else 1)
     original = model(IDS).logits
+    before = streams(model)[1]
     with hooked(model, plan):
         hook = model(IDS).logits
+        after = streams(model)[1]
     save_lora(model, plan, tmp_path / "lora")
     original_again = AutoModelForCausalLM.from_pretrained(folder)
     lora = PeftModel.from_pretrained(original_again, tmp_path / "lora")(IDS).logits
@@ -76,10 +73,12 @@ def test_an_edit_of_what_was_found_writes_nothing_along_the_direction(model_type
     edit_model(model, plan)
     torch.testing.assert_close(model(IDS).logits, hook, rtol=1e-4, atol=1e-4)
     assert (hook - original).abs().max() > 1e-2
-    before, *after = [(written @ directions[1].float()).abs().max() for written in seen]
-    assert max(after) < 1e-4 * before
     disk = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits
     torch.testing.assert_close(disk, hook, rtol=1e-4, atol=1e-4)
+    if make is one_direction:  # nothing is written along the direction
+        r = directions()[1].float()
+        was, now = (((left - entered) @ r).abs().max() for entered, left in (before, after))
+        assert now < 1e-4 * was
 
 
 def test_without_probe_what_was_found_is_shown_and_loading_ends(tmp_path):

@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from tests import pico
+from tests.edit.plans import selective
 from unrefuse.activations.capture import group_means
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import make_plan
+from unrefuse.edit.plan import ablation_plan
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits, reply_to
 from unrefuse.evaluate.layers import layer_strengths
@@ -44,14 +45,16 @@ def both(folder, model_type="llama", layers=3, tied=None, settings=None, **optio
 
 
 def figures(model):
-    """Directions' means, replies, margins, divergences and logits, under an edit."""
+    """Directions' means, replies, margins, divergences and logits, under edits of both kinds."""
     directions = torch.nn.functional.normalize(
         torch.randn(model.layers, 32, generator=torch.Generator().manual_seed(1)), dim=-1
     )
     replies = reply_to(model, PROMPTS, 8)
     reference = make_reference(model, PROMPTS, replies)
     openings = make_openings(model, PROMPTS, [reply.tokens for reply in replies])
-    with hooked(model.network, make_plan(model.network, directions, [0.7] * model.layers)):
+    ablation = ablation_plan(model.network, directions, [0.7] * model.layers)
+    plan = selective(model.network, [1.0] * model.layers)
+    with hooked(model.network, ablation), hooked(model.network, plan):
         means = group_means(model, PROMPTS, ["a", "b", "a", "b", "a"])
         return [
             means["a"],
@@ -120,7 +123,9 @@ def test_jobs_with_edits_of_their_own_share_the_reads(tmp_path):
     )
 
     def job(model, strength):
-        with hooked(model.network, make_plan(model.network, directions, [strength] * 3)):
+        network = model.network
+        plan = ablation_plan(network, directions, [strength] * 3)
+        with hooked(network, plan), hooked(network, selective(network, multiplier=strength)):
             tokens = torch.tensor([t for r in reply_to(model, PROMPTS, 4) for t in r.tokens])
             return torch.cat([group_means(model, PROMPTS, "aaaaa")["a"].flatten(), tokens])
 
@@ -141,7 +146,7 @@ def test_an_error_in_a_job_ends_all_and_leaves_no_hook(tmp_path):
         raise KeyboardInterrupt
 
     def hooks():
-        plan = make_plan(streamed.network, torch.eye(32)[:3], [1.0] * 3)
+        plan = ablation_plan(streamed.network, torch.eye(32)[:3], [1.0] * 3)
         with hooked(streamed.network, plan):
             reply_to(streamed, PROMPTS, 8)
 

@@ -1,4 +1,4 @@
-"""The shipped prompt files: sizes, fields, shares, and no wording shared between splits."""
+"""The shipped prompt sets: sizes, fields, shares, and no wording shared between splits."""
 
 import json
 import re
@@ -14,7 +14,7 @@ Row = dict[str, str]
 SETS = ("target", "baseline", "keep")
 SPLITS = ("train", "search", "test")
 KEYS = ["prompt", "set", "topic", "lang", "split"]
-AT_LEAST = {"target": 320, "baseline": 320, "keep": 200}
+AT_LEAST = {"target": 320, "baseline": 320, "keep": 1000}
 LANG_SHARES = {"en": (0.65, 0.75), "zh": (0.15, 0.25), "ja": (0.07, 0.13)}
 ALARMING = {
     "homonym",
@@ -63,6 +63,12 @@ TOPICS = {
         "trafficking",
         "poisoning",
         "sabotage",
+        "atrocity_praise",
+        "dehumanising",
+        "private_data",
+        "everyday_violence",
+        "sexual_exploitation",
+        "bad_advice",
     },
 }
 NEAR = 0.5  # overlap of n-grams from which two prompts of different splits are too alike

@@ -95,13 +95,13 @@ def test_decisions_in_words(kept, lost, says):
 
 
 def test_the_tables_say_the_figures_and_print_untrusted_text_safely():
-    twins = [
+    pairs = [
         replace(line(f"{set} {HOSTILE}", grade, set), pair="1", when=when)
         for when in ("before", "after")
         for set, grade in (("harmless", "answered"), ("harmful", "refused"))
     ]
     agreement = {"kappa": 0.5, "n": 9, "agreed": 7, "differences": {}}
-    made = Evaluation([*lines(topic=HOSTILE), *twins], "hf:x", agreement, PARTS)
+    made = Evaluation([*lines(topic=HOSTILE), *pairs], "hf:x", agreement, PARTS)
     made = replace(made, lines=[replace(x, topic=HOSTILE) for x in made.lines])
     text = printed(evaluation_tables(made))
     assert "\x1b" not in text

@@ -8,13 +8,18 @@ from unrefuse.errors import UsageError
 from unrefuse.evaluate.layers import LayerStrength
 from unrefuse.kernel import gaussian
 from unrefuse.report.plots import plot_front, plot_kernels, plot_layers, plot_result
+from unrefuse.search.discrimination import Analysis, Discrimination
 from unrefuse.search.score import Score
 
 KERNELS = [("a", gaussian(8, 0.6, 0.15)), ("b", gaussian(6, 0.4, 0.2))]
-STRENGTHS = {"": LayerStrength(9, (0.1, 2.0), (0.0, 3.0)), "t": LayerStrength(3, (0, 1), (1, 2))}
+FOUND = Analysis(
+    {"": LayerStrength(9, (0.1, 2.0), (0.0, 3.0)), "t": LayerStrength(3, (0, 1), (1, 2))},
+    Discrimination((0.6, 0.9), (0.1, 0.5), 0.4, 9, {"t": (0.5, 3)}),
+    {},
+)
 SCORES = {
     "optuna": [Score(0.9, 0.8, 0.0, 0.05), Score(0.4, 0.97, 0.0, 0.01)],
-    "gradient": [Score(0.7, 0.96, 0.0, 0.03), Score(0.6, 0.99, 0.0, 0.04)],
+    "grid": [Score(0.7, 0.96, 0.0, 0.03), Score(0.6, 0.99, 0.0, 0.04)],
 }
 STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
@@ -24,7 +29,7 @@ def test_pictures_are_of_the_type_named(tmp_path, ending):
     for i, draw in enumerate(
         (
             lambda file: plot_kernels(KERNELS, file),
-            lambda file: plot_layers(STRENGTHS, "m", file),
+            lambda file: plot_layers(FOUND, "m", file),
             lambda file: plot_result(result(), file),
             lambda file: plot_front(SCORES, 0.95, file),
         )
@@ -36,6 +41,15 @@ def test_pictures_are_of_the_type_named(tmp_path, ending):
         again = tmp_path / f"again{i}{ending}"
         draw(again)
         assert again.read_bytes() == file.read_bytes()
+
+
+def test_the_chart_of_layers_shows_effect_probe_and_suggestion(tmp_path):
+    plot_layers(FOUND, "some model", tmp_path / "l.svg")
+    text = (tmp_path / "l.svg").read_text(encoding="utf-8")
+    # Layer 1 alone has an effect.
+    for said in ("harm told from alarm (AUC)", "false refusals that could be freed",
+                 "some model: suggested peak 1.00, width 0.08"):  # fmt: skip
+        assert f"<!-- {said} -->" in text
 
 
 def test_svg_names_the_kernels(tmp_path):

@@ -2,12 +2,20 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from tests.results import result
-from unrefuse.report.results import example_text, examples, result_table, stage_line, write_json
+from tests.results import ANSWERED, measurement, result
+from unrefuse.report.results import (
+    example_text,
+    examples,
+    result_table,
+    stage_line,
+    weakest_topic,
+    write_json,
+)
 from unrefuse.report.terminal import layer_bars, plain
 
 
@@ -44,8 +52,63 @@ def test_the_record_has_the_promised_keys(tmp_path):
     assert sum(e["value"] * e["n"] for e in topics.values()) == pytest.approx(16)
 
 
+def test_the_record_tells_pairs_contexts_and_the_weakest_kind(tmp_path):
+    record = json.loads(json.dumps(result(tmp_path / "out").to_json()))
+    counts = {
+        when: {name: round(e["value"] * e["n"]) for name, e in found.items()}
+        for when, found in record["pairs"].items()
+    }
+    nothing = dict.fromkeys(("right", "over_refuses", "over_complies", "wrong", "broken"), 0)
+    assert counts == {
+        "before": nothing | {"over_refuses": 3},
+        "after": nothing | {"right": 1, "over_refuses": 1, "over_complies": 1},
+    }
+    assert {e["n"] for found in record["pairs"].values() for e in found.values()} == {3}
+    assert record["contexts"] == {
+        "system prompt": {
+            "target": {"before": [10, 10], "after": [0, 10]},
+            "baseline": {"before": [0, 10], "after": [0, 10]},
+            "keep": {"before": [10, 10], "after": [0, 10]},
+        }
+    }
+    assert record["weakest"]["topic"] == "topic 0"  # of equals the first
+    assert set(record["refused"]) == {"target", "baseline", "keep"}
+
+
+def test_the_weakest_kind_is_the_one_kept_least_and_of_equals_the_larger():
+    made = measurement(retention=0.6).exchanges
+    keep = [e for e in made if e.prompt.set == "keep"]
+    lost = [replace(e, after=ANSWERED) for e in keep if e.prompt.topic == "topic 1"]
+    found = weakest_topic([e for e in keep if e.prompt.topic == "topic 0"] + lost)
+    assert (found["topic"], found["value"], found["n"]) == ("topic 1", 0, 10)
+    other = [
+        replace(e, prompt=replace(e.prompt, topic="topic 2", text=f"{e.prompt.text} {i}"))
+        for e in lost
+        for i in range(2)
+    ]
+    assert weakest_topic([*keep, *lost, *other])["topic"] == "topic 2"
+    assert weakest_topic([e for e in made if e.prompt.set == "target"]) is None
+
+
+def test_a_run_without_pairs_and_contexts_says_nothing_of_them():
+    made = replace(result(), measurement=measurement())
+    record = made.to_json()
+    assert (record["pairs"], record["contexts"]) == ({}, {})
+    text = printed(result_table(made))
+    assert "matched pairs" not in text
+    assert "contexts" not in text
+
+
 def test_the_tables_say_the_figures():
     text = printed(result_table(result()))
+    rows = [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in
+            text.splitlines()]  # fmt: skip
+    assert "weakest kind of harm: topic 0, 10 of 10 still refused" in rows
+    assert "matched pairs before after" in rows
+    assert "right 0 of 3 1 of 3" in rows
+    assert "over-refuses 3 of 3 1 of 3" in rows
+    assert "over-complies 0 of 3 1 of 3" in rows
+    assert "system prompt 10 → 0 of 10 0 → 0 of 10 10 → 0 of 10" in rows
     assert "0.80 to 1.00" in text  # quality, its interval
     assert "20 of 20" in text
     assert "10 of 20" in text

@@ -6,7 +6,6 @@ from tests import pico
 from tests.results import ANSWERED, REFUSED, measurement
 from unrefuse.config import RunConfig
 from unrefuse.kernel import gaussian
-from unrefuse.search import finalists
 from unrefuse.search import stage as stage_module
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.objective import Before
@@ -38,7 +37,7 @@ def finals(monkeypatch):
             return [REFUSED if i < late else ANSWERED for i in range(len(prompts))]
 
         monkeypatch.setattr(stage_module, "measure", measure)
-        monkeypatch.setattr(finalists, "reply_to", reply_to)
+        monkeypatch.setattr(stage_module, "reply_to", reply_to)
         stages, best = hold_finals(pico.loaded(), trials, Before("search", ()), CONFIG)
         assert not queue
         return stages, best, asked
@@ -46,11 +45,12 @@ def finals(monkeypatch):
     return run
 
 
-def test_merit_is_removal_to_the_target_less_what_floors_and_divergence_cost():
+def test_merit_is_removal_to_the_target_and_half_the_pairs_less_what_the_rest_costs():
     assert (
         merit(Score(0.9, 1.0, 0.0, 0.0), CONFIG) == merit(Score(0.8, 0.95, 0.0, 0.0), CONFIG) == 0.8
     )
-    assert merit(Score(0.8, 0.85, 0.05, 0.1), CONFIG) == pytest.approx(0.8 - 0.2 - 0.05 - 0.1)
+    found = merit(Score(0.8, 0.85, 0.05, 0.1, pairs=0.4), CONFIG)
+    assert found == pytest.approx(0.8 + 0.4 / 2 - 2 * (0.95 - 0.85) - 0.05 - 0.1)
 
 
 def test_the_best_trial_by_merit_wins_and_is_confirmed_at_length(finals):

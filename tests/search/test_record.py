@@ -16,7 +16,7 @@ from unrefuse.search.record import (
     remembered,
 )
 
-CONFIG = RunConfig(model="x", tune="gradient")
+CONFIG = RunConfig(model="x", tune="optuna")
 
 
 def test_a_run_is_gone_on_with_only_when_asked(tmp_path):

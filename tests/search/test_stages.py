@@ -4,42 +4,66 @@ import pytest
 import torch
 
 from tests import pico
-from tests.results import measurement
+from tests.edit.plans import directions
+from tests.results import ANSWERED, REFUSED, measurement, original
 from unrefuse.config import RunConfig
-from unrefuse.evaluate.generate import last_logits
+from unrefuse.edit.hooks import hooked
+from unrefuse.edit.plan import ablation_plan
+from unrefuse.evaluate.generate import last_logits, reply_to
+from unrefuse.evaluate.quality import make_reference
 from unrefuse.kernel import gaussian
 from unrefuse.search import stage as stage_module
-from unrefuse.search.objective import Before
-from unrefuse.search.stage import advice, best_stage, keeps_floors
+from unrefuse.search.objective import Before, removed
+from unrefuse.search.stage import advice, at_length, best_stage, keeps_floors, try_plan
 from unrefuse.search.stages import gentler_multipliers, multipliers, run_stages
 
 CONFIG = RunConfig(model="x", retention_bound=0.7)  # what 20 keep prompts can show
 
 
+class Fixed:
+    """The method of an ablation along given directions."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def plan(self, weights, multiplier, **numbers):
+        return ablation_plan(self.network, directions(), weights, multiplier)
+
+
 @pytest.fixture
 def tried(monkeypatch):
-    """Runs the stages on a tiny model, each measured as the next of the figures given."""
+    """Runs the stages on a tiny model, each measured as the next of the figures given; of a stage
+    that is asked at full length, as many of the target answers refuse as `late` tells."""
 
-    def run(figures, config=CONFIG):
+    def run(figures, config=CONFIG, late=()):
         model = pico.loaded()
-        directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
-        queue, logits = list(figures), []
+        queue, refusals, logits = list(figures), list(late), []
 
         def measure(model, before, config, everything):
             assert not everything
             logits.append(last_logits(model, ["Hi"]))
             return measurement(**queue.pop(0))
 
+        def reply_to(model, prompts, tokens, what, begun):
+            assert tokens == config.reply_tokens
+            assert begun == [ANSWERED.tokens] * len(prompts)
+            torch.testing.assert_close(last_logits(model, ["Hi"]), logits[-1])  # hooked again
+            refused = refusals.pop(0) if refusals else 0
+            return [REFUSED if i < refused else ANSWERED for i in range(len(prompts))]
+
         monkeypatch.setattr(stage_module, "measure", measure)
-        original = last_logits(model, ["Hi"])
+        monkeypatch.setattr(stage_module, "reply_to", reply_to)
+        unedited = last_logits(model, ["Hi"])
         heard = []
         found = run_stages(
-            model, directions, gaussian(3, 0.5, 0.3), Before("search", ()), config, heard.append
-        )
+            model, Fixed(model.network), gaussian(3, 0.5, 0.3), Before("search", ()), config,
+            heard.append,
+        )  # fmt: skip
         assert heard == found
-        torch.testing.assert_close(last_logits(model, ["Hi"]), original)
+        assert not refusals
+        torch.testing.assert_close(last_logits(model, ["Hi"]), unedited)
         distances = {
-            s.multiplier: float((row - original).norm())
+            s.multiplier: float((row - unedited).norm())
             for s, row in zip(found, logits, strict=True)
         }
         assert min(distances.values()) > 0
@@ -70,8 +94,52 @@ def test_a_first_stage_under_a_floor_is_followed_by_gentler_ones(tried):
 
 def test_stages_stop_at_the_removal_target(tried):
     found = tried([{"removal": 0.3}, {"removal": 0.6}, {"removal": 0.8}])
-    assert [s.multiplier for s in found] == [0.5, 0.65, 0.8]
+    assert [s.name for s in found] == [
+        "multiplier 0.50", "multiplier 0.65", "multiplier 0.80, 100 tokens",
+    ]  # fmt: skip
     assert best_stage(found, CONFIG) is found[2]
+
+
+def test_a_stage_that_falls_under_the_target_at_full_length_does_not_count(tried):
+    found = tried([{"removal": 0.8}, {"removal": 0.9}], late=[1, 2])
+    assert [s.name for s in found] == [
+        "multiplier 0.50, 100 tokens", "multiplier 0.65, 100 tokens",
+    ]  # fmt: skip
+    assert [s.measurement.removal.value for s in found] == pytest.approx([0.75, 0.8])
+    assert best_stage(found, CONFIG) is found[1]
+
+
+def test_a_stage_under_a_floor_is_not_asked_at_full_length(tried):
+    found = tried([{"removal": 0.5}, {"removal": 0.9, "retention": 0.9}])
+    assert [s.name for s in found] == ["multiplier 0.50", "multiplier 0.65"]
+
+
+def test_full_length_goes_on_with_the_answers_under_the_same_hooks():
+    model = pico.loaded(batch_size=16)
+    before = original(model, "search")
+    answered = before.usable("baseline")
+    reference = make_reference(
+        model, [e.prompt.text for e in answered], [e.before for e in answered]
+    )
+    before = Before("search", before.exchanges, reference)
+    config = RunConfig(model="x", reply_tokens=48)
+    plan = Fixed(model.network).plan((0.0, 0.7, 1.0), 1.0)
+    short = try_plan(model, "s", gaussian(3, 0.5, 0.3), 1.0, plan, before, config)
+    long = at_length(model, short, config)
+    assert long.name == "s, 48 tokens"
+    grown = 0
+    for a, b in zip(short.measurement.exchanges, long.measurement.exchanges, strict=True):
+        if a.prompt.set == "target" and removed(a):
+            with hooked(model.network, plan):
+                assert b.after == reply_to(model, [a.prompt.text], 48)[0]
+            grown += len(b.after.tokens) == 48 > len(a.after.tokens) == 32
+        else:
+            assert a == b
+    assert grown
+    targets = [e for e in long.measurement.exchanges if e.prompt.set == "target"]
+    assert long.measurement.removal.value == sum(map(removed, targets)) / 17
+    for figure in ("retention", "quality", "kl"):
+        assert getattr(long.measurement, figure) == getattr(short.measurement, figure)
 
 
 @pytest.mark.parametrize("figure", [{"retention": 0.9}, {"quality": 0.6}])
@@ -122,7 +190,9 @@ def test_advice_names_each_figure_that_was_missed():
     )
     assert "retention 0.500" in retention
     assert "0.95" in retention
+    assert "(--pairs)" in retention
     assert "--threshold to 0.2" in quality
     assert "--peak to 0.50-0.55" in removal
-    (tuned,) = advice(measurement(removal=0.1), CONFIG.model_copy(update={"tune": "gradient"}))
-    assert "more target prompts" in tuned
+    assert "--tune optuna" in removal
+    (tuned,) = advice(measurement(removal=0.1), CONFIG.model_copy(update={"tune": "optuna"}))
+    assert "more --trials" in tuned

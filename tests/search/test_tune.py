@@ -1,20 +1,20 @@
-"""Tuning by each method on a tiny model: recorded, gone on with, and the same each time."""
+"""Tuning both methods on a tiny model: recorded, gone on with, and the same each time."""
 
 import pytest
 import torch
-from unrefuse.search.gradient import learn
 
 from tests import pico
-from tests.search.test_gradient import original
+from tests.results import original, prompts
 from unrefuse.config import RunConfig
 from unrefuse.kernel import gaussian
-from unrefuse.search.finalists import merit
+from unrefuse.search.method import Ablation, Selective
 from unrefuse.search.record import read_trials
-from unrefuse.search.score import REFUSED, Judge, usual_openings
+from unrefuse.search.score import Scorer
 from unrefuse.search.tune import tune
 
 LAYERS = 4
-KERNEL = gaussian(LAYERS, 0.6, 0.3)
+NUMBERS = {"ablate": {"protect"}, "selective": {"harmful", "ridge"}}
+PAIRS = prompts("search", 5, ("harmless", "harmful"))
 
 
 @pytest.fixture(scope="module")
@@ -24,116 +24,100 @@ def model():
 
 @pytest.fixture(scope="module")
 def before(model):
-    return {"train": original(model), "search": original(model)}
+    return original(model, "search")
 
 
 @pytest.fixture(scope="module")
-def means():
-    generator = torch.Generator().manual_seed(0)
+def methods(model):
+    train, settings = original(model), RunConfig(model="x")
     return {
-        name: torch.randn(LAYERS, 32, generator=generator).double()
-        for name in ("target", "baseline", "keep")
+        "ablate": Ablation(model, train, settings),
+        "selective": Selective(model, train, prompts("train"), settings),
     }
-
-
-def config(method, **settings):
-    return RunConfig(
-        model="x", tune=method, trials=13, steps=6, kernel_steps=4, **settings
-    )  # fmt: skip
 
 
 class Killed(Exception):
     pass
 
 
-def run(model, before, means, folder, method, kill_after=None, **settings):
-    """Tunes; with `kill_after`, the process dies after so many trials."""
-    folder.mkdir(exist_ok=True)
-    heard = []
+@pytest.fixture
+def run(model, before, methods):
+    def run(folder, tune_by, method="selective", kill_after=None, **settings):
+        """Tunes; with `kill_after`, the process dies after so many trials."""
+        folder.mkdir(exist_ok=True)
+        heard = []
 
-    def on_trial(trial):
-        heard.append(trial)
-        if len(heard) == kill_after:
-            raise Killed
+        def on_trial(trial):
+            heard.append(trial)
+            if len(heard) == kill_after:
+                raise Killed
 
-    return tune(model, means, KERNEL, before, config(method, **settings), folder, on_trial)
+        config = RunConfig(model="x", method=method, tune=tune_by, trials=13, **settings)
+        return tune(model, methods[method], before, PAIRS, config, folder, on_trial)
+
+    return run
 
 
-@pytest.mark.parametrize(("method", "count"), [("grid", 25), ("optuna", 13), ("gradient", 4)])
+@pytest.mark.parametrize("method", ["selective", "ablate"])
+@pytest.mark.parametrize(("tune_by", "count"), [("grid", 25), ("optuna", 13)])
 def test_a_killed_run_goes_on_to_what_a_whole_one_gives(
-    model, before, means, tmp_path, method, count
+    run, tmp_path, monkeypatch, tune_by, count, method
 ):
-    whole = run(model, before, means, tmp_path / "whole", method)
-    assert len(whole) == count
-    killed = tmp_path / "killed"
+    whole = run(tmp_path / "whole", tune_by, method)
+    assert [trial.number for trial in whole] == list(range(count))
+    killed, scored = tmp_path / "killed", []
+    score = Scorer.score
+    monkeypatch.setattr(Scorer, "score", lambda *args: scored.append(args) or score(*args))
     with pytest.raises(Killed):
-        run(model, before, means, killed, method, kill_after=3)
+        run(killed, tune_by, method, kill_after=3)
     assert len(read_trials(killed)) == 3
-    resumed = run(model, before, means, killed, method)
+    resumed = run(killed, tune_by, method)
+    assert len(scored) == count  # none of them twice
     for a, b in zip(whole, sorted(resumed, key=lambda trial: trial.number), strict=True):
         assert a.number == b.number
         assert a.parameters == b.parameters
+        assert a.kernel == b.kernel
         assert vars(a.score) == pytest.approx(vars(b.score), abs=1e-6)
         for x, y in zip(a.plan, b.plan, strict=True):
-            assert torch.equal(x.core, y.core)
-            assert torch.equal(x.basis, y.basis)
+            assert torch.equal(x.write, y.write)
+            assert torch.equal(x.read, y.read)
     rows = read_trials(killed)
     assert sorted(row["trial"] for row in rows) == list(range(count))
-    assert {row["method"] for row in rows} == {method}
-    assert rows[0]["parameters"]
+    assert {row["method"] for row in rows} == {tune_by}
+    numbers = NUMBERS[method] if tune_by == "optuna" else set()
+    assert {frozenset(row["parameters"]) for row in rows} == {
+        frozenset({"peak", "width", "multiplier"} | numbers)
+    }
+    assert len({str(row["score"]) for row in rows}) > 2
 
 
-def test_what_ran_already_is_not_run_again(model, before, means, tmp_path, monkeypatch):
-    first = run(model, before, means, tmp_path, "grid")
-    monkeypatch.delattr(Judge, "score")
-    again = run(model, before, means, tmp_path, "grid")
-    assert [t.parameters for t in again] == [t.parameters for t in first]
+def test_what_ran_already_is_not_run_again(run, tmp_path, monkeypatch):
+    first = {by: run(tmp_path / by, by) for by in ("grid", "optuna")}
+    monkeypatch.delattr(Scorer, "score")
+    for by, trials in first.items():
+        again = run(tmp_path / by, by)
+        assert [t.parameters for t in again] == [t.parameters for t in trials]
+        assert [t.score for t in again] == [t.score for t in trials]
 
 
-def test_the_grid_is_the_documented_one(model, before, means, tmp_path):
-    trials = run(model, before, means, tmp_path, "grid", strength=0.8)
-    found = {(t.parameters["peak"], t.parameters["width"]) for t in trials}
+@pytest.mark.parametrize("method", ["selective", "ablate"])
+def test_the_grid_is_the_documented_one(run, methods, tmp_path, method):
+    trials = run(tmp_path, "grid", method, strength=0.8)
+    found = [(t.parameters["peak"], t.parameters["width"]) for t in trials]
     peaks, widths = (0.45, 0.5, 0.55, 0.6, 0.65), (0.1, 0.12, 0.15, 0.18, 0.2)
-    assert found == {(p, w) for p in peaks for w in widths}
+    assert sorted(found) == [(p, w) for p in peaks for w in widths]
     for t in trials:
-        assert t.kernel.weights == gaussian(LAYERS, t.kernel.peak, t.kernel.width).weights
-        assert {round(float(e.core), 5) for e in t.plan} == {
-            round(0.8 * w, 5) for w in t.kernel.weights if w
-        }
+        weights = gaussian(LAYERS, t.kernel.peak, t.kernel.width).weights
+        assert t.kernel.weights == weights
+        for x, y in zip(t.plan, methods[method].plan(weights, 0.8), strict=True):
+            assert torch.equal(x.write, y.write)
 
 
-def test_a_gradient_of_the_kernel_alone_or_of_the_cores_alone(model, before, means, tmp_path):
-    directions = torch.nn.functional.normalize(means["target"], dim=-1)
-    alone = config("gradient").model_copy(update={"steps": 0, "shape": "free"})
-    (found,) = learn(model, directions, KERNEL, before["train"], alone)
-    assert all(edit.core.shape == (1, 1) for edit in found.plan)
-    assert set(found.numbers) == {"weight"}
-    cores = config("gradient").model_copy(update={"kernel_steps": 0})
-    assert [c.phase for c in learn(model, directions, KERNEL, before["train"], cores)] == [
-        "cores"
-    ] * 3
-
-
-def test_a_score_counts_openings_and_an_empty_plan_changes_none(model, before):
-    judge = Judge(model, before["search"], 0)
-    score = judge.score(())
-    assert (score.removal, score.retention, score.refused) == (0, 1, 0)
-    assert score.kl == pytest.approx(0, abs=1e-5)
-    assert merit(score, config("grid")) == pytest.approx(0, abs=1e-5)
-
-
-def test_a_margin_is_the_highest_over_the_known_refusals(model, before):
-    """Each prompt is held to its own opening and to the most usual one of its language."""
-    judge = Judge(model, before["search"], 0)
-    refusals = [e for name in ("target", "keep") for e in before["search"].usable(name)]
-    usual = usual_openings(refusals)(refusals[0])
-    counts = [e.before.tokens[:4] for e in refusals]
-    assert counts.count(usual) == max(map(counts.count, counts))
-    rows = judge.rows["keep"]
-    for e, ways in zip(before["search"].usable("keep"), rows.ways, strict=True):
-        known = [tuple(rows.openings[way]) for way in ways]
-        assert known == list(dict.fromkeys([e.before.tokens[:4], usual]))
-    assert bool((judge.all_margins("keep") > 0).all())
-    everyday = judge.rows[REFUSED]
-    assert {tuple(opening) for opening in everyday.openings} == {usual}
-    assert everyday.ways == [[i] for i in range(len(before["search"].usable("baseline")))]
+def test_a_plan_of_optuna_is_that_of_its_parameters(run, methods, tmp_path):
+    for trial in run(tmp_path, "optuna"):
+        numbers = dict(trial.parameters)
+        kernel = gaussian(LAYERS, numbers.pop("peak"), numbers.pop("width"))
+        plan = methods["selective"].plan(kernel.weights, numbers.pop("multiplier"), **numbers)
+        assert [edit.module for edit in trial.plan] == [edit.module for edit in plan] != []
+        for x, y in zip(trial.plan, plan, strict=True):
+            assert torch.equal(x.read, y.read)

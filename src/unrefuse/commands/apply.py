@@ -44,6 +44,7 @@ def apply(
         revision=revision,
         device=device or "cpu",
         preserve_norm=preserve_norm,
+        method="ablate" if preserve_norm else None,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from unrefuse.evaluate.pairs import OUTCOMES
 from unrefuse.report.results import Result, retention_line
 from unrefuse.report.terminal import plain
 
@@ -14,6 +15,12 @@ MEANINGS = {
     "retention": "of the harmful prompts that the original refused, the share still refused",
     "quality": "how much the model is itself on everyday prompts, 0 to 1",
     "kl": "mean token-level KL divergence from the original there, nats",
+}
+EDITS = {
+    "selective": "a probe was built into the output projection of attention: it reads whether a "
+    "prompt only sounds harmful, and there alone refusal is written against",
+    "ablate": "the direction of refusal was projected out of the matrices that write into the "
+    "residual stream (`o_proj`, `down_proj`)",
 }
 SHOWN = 20  # of the prompts that stay refused
 
@@ -46,10 +53,25 @@ def write_card(result: Result, folder: Path) -> None:
         title=_code(result.config.out.name if result.config.out else base),
         base=_code(base),
         version=record["versions"]["unrefuse"],
-        edit="a direction was projected out"
-        if result.config.tune is None
-        else "a few directions were turned, as a gradient found it, in the output",
+        edit=EDITS[result.config.method],
         norm=", whose rows kept their length" if result.config.preserve_norm else "",
+        weakest=record["weakest"] and _code(_weakest(record["weakest"])),
+        pairs=[
+            {"name": name.replace("_", "-"), **{w: _count(e[name]) for w, e in pairs.items()}}
+            for name in (*OUTCOMES.values(), "broken")
+        ]
+        if (pairs := record["pairs"])
+        else [],
+        contexts=[
+            {
+                "name": name,
+                **{
+                    s: f"{c['before'][0]} to {c['after'][0]} of {c['after'][1]}"
+                    for s, c in sets.items()
+                },
+            }
+            for name, sets in record["contexts"].items()
+        ],
         layers=len(result.kernel.weights),
         layers_edited=sum(weight > 0 for weight in result.kernel.weights),
         figures=[_row(name, record[name]) for name in MEANINGS],
@@ -75,6 +97,14 @@ def write_card(result: Result, folder: Path) -> None:
         reply_tokens=result.config.reply_tokens,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _count(e: dict[str, Any]) -> str:
+    return f"{round(e['value'] * e['n'])} of {e['n']}"
+
+
+def _weakest(e: dict[str, Any]) -> str:
+    return f"{e['topic']}, {_count(e)} still refused"
 
 
 def _metadata(result: Result, base: str) -> str:

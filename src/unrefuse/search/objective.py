@@ -19,7 +19,7 @@ from unrefuse.prompts.pairs import PAIR_SETS
 from unrefuse.prompts.sets import SETS, Prompt, select
 from unrefuse.search.record import remembered
 
-CONTEXT_PROMPTS = 24  # of each set, in each context
+CONTEXT_PROMPTS = 16  # of each set, in each context
 SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly."
 MINIMUM = 16  # prompts of each set below which no share says anything
 EXPECTED = {
@@ -150,11 +150,13 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
 
     A context that the model's chat template has no form for is left out.
     """
-    some = [e.prompt for name in SETS for e in before.usable(name)[:CONTEXT_PROMPTS]]
-    first = {
-        kind: before.usable(name)[0]
-        for kind, name in (("answered", "baseline"), ("refused", "keep"))
-    }
+    usable = {name: before.usable(name) for name in SETS}
+    first = {"answered": usable["baseline"][0], "refused": usable["keep"][0]}
+    some = []
+    for exchanges in usable.values():  # spread evenly, so that topics stay mixed
+        rest = exchanges[1:]
+        size = min(CONTEXT_PROMPTS, len(rest))
+        some += [rest[i * len(rest) // size].prompt for i in range(size)]
     contexts = {"system prompt": [{"role": "system", "content": SYSTEM_PROMPT}]} | {
         f"after a turn that was {kind}": [
             {"role": "user", "content": e.prompt.text},

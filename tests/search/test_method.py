@@ -1,0 +1,161 @@
+"""The two methods: what they capture of the train split, and the plans that they make of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests import pico
+from tests.results import ANSWERED, REFUSED, original, prompts
+from unrefuse.config import RunConfig
+from unrefuse.directions import find_directions
+from unrefuse.edit.plan import ablation_plan, selective_plan
+from unrefuse.errors import UsageError
+from unrefuse.evaluate.generate import Reply
+from unrefuse.prompts.chat import encode
+from unrefuse.prompts.sets import select
+from unrefuse.search.method import (
+    ALARM,
+    ANSWER,
+    EVERYDAY,
+    HARM,
+    Ablation,
+    Selective,
+    training_tokens,
+)
+from unrefuse.search.objective import Before, Exchange
+
+WEIGHTS = (0.0, 0.5, 1.0)
+CONFIG = RunConfig(model="x", harmful=-0.6, ridge=0.1, protect=0.7)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pico.loaded(batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def before(model):
+    return original(model)
+
+
+@pytest.fixture(scope="module")
+def method(model, before):
+    return Selective(model, before, prompts("train"), CONFIG)
+
+
+def same(first, second):
+    assert [edit.module for edit in first] == [edit.module for edit in second]
+    for a, b in zip(first, second, strict=True):
+        assert a.of_output == b.of_output
+        torch.testing.assert_close(a.write, b.write)
+        torch.testing.assert_close(a.read, b.read)
+
+
+def test_what_is_captured_are_the_last_prompt_tokens_and_some_of_the_answers(model):
+    asked = [*prompts("train", 3), *prompts("search", 3)]
+    long = Reply("x" * 20, tuple(range(40, 60)), "answered")
+    replies = {
+        "target": (REFUSED, ANSWERED, Reply("", (), "broken")),
+        "baseline": (long, ANSWERED, REFUSED),
+    }
+    exchanges = tuple(
+        Exchange(p, reply)
+        for name, given in replies.items()
+        for p, reply in zip(select(asked, name, "train"), given, strict=True)
+    )
+    tokens, places = training_tokens(model, Before("train", exchanges), asked)
+    assert {place.prompt.split for place in places} == {"train"}
+    kinds = {"target": ALARM, "harmless": ALARM, "keep": HARM, "harmful": HARM}
+    found = iter(places)
+    groups = {}
+    for sequence in tokens:
+        own = [next(found) for _ in sequence.places]
+        prompt = own[0].prompt
+        ids = encode(model.tokenizer, [prompt.text])[0]
+        assert {place.prompt for place in own} == {prompt}
+        assert own[0].kind == kinds.get(prompt.set, EVERYDAY)
+        assert {place.kind for place in own[1:]} <= {ANSWER}
+        assert sequence.places[0] == len(ids) - 1
+        reply = next((e.before for e in exchanges if e.prompt == prompt), None)
+        usable = prompt.set == "baseline" and reply.grade == "answered"
+        assert sequence.ids == ids + (list(reply.tokens) if usable else [])
+        read = [sequence.ids[place] for place in sequence.places[1:]]
+        if reply is long:
+            assert read == list(range(40, 60, 3))  # spread over all of the answer
+        else:
+            assert read == (list(reply.tokens) if usable else [])
+        groups.setdefault(sequence.group, []).append(prompt.set)
+    assert next(found, None) is None
+    assert len(tokens) == 5 * 3
+    assert groups["refused"] == ["target", "baseline"]
+    assert groups["answered"] == ["target", "baseline", "baseline"]
+    assert len(groups[""]) == 10  # broken, and all of keep and the pairs
+
+
+def test_a_reader_weighs_the_classes_the_same(method):
+    """Against the normal equations, written out."""
+    x, classes = method.inputs.rows[1].double(), method.classes
+    goals = torch.tensor([1.0, -0.6, 0.0, 0.0]).double()[classes]
+    counts = torch.bincount(classes)
+    assert len(set(counts.tolist())) > 1
+    w = (len(classes) / counts.double())[classes]
+    spread = x.std(dim=0)
+    rho = 0.1 * float((w.unsqueeze(1) * (x / spread).square()).sum()) / len(x)
+    gram = x.T @ (w.unsqueeze(1) * x) + rho * torch.diag(spread.square())
+    wanted = torch.linalg.solve(gram, x.T @ (w * goals))
+    torch.testing.assert_close(method.reader(1, -0.6, 0.1).double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_reader_is_fitted_once_per_layer_and_numbers(method):
+    first = method.reader(1, -0.6, 0.1)
+    assert method.reader(1, -0.6, 0.1) is first
+    for key in ((2, -0.6, 0.1), (1, -0.7, 0.1), (1, -0.6, 0.2)):
+        assert not torch.equal(method.reader(*key), first)
+
+
+def test_a_selective_plan_takes_the_numbers_it_is_given(model, method):
+    def expected(harmful, ridge):
+        readers = {layer: method.reader(layer, harmful, ridge) for layer in (1, 2)}
+        sizes = method.inputs.sizes
+        return selective_plan(
+            model.network, method.differences, readers, sizes, WEIGHTS, 0.8
+        )  # fmt: skip
+
+    same(method.plan(WEIGHTS, 0.8), expected(-0.6, 0.1))
+    same(method.plan(WEIGHTS, 0.8, harmful=-1.2), expected(-1.2, 0.1))
+    same(method.plan(WEIGHTS, 0.8, harmful=-1.2, ridge=0.3), expected(-1.2, 0.3))
+    with pytest.raises(UsageError, match="3 layers, the edit is for 2"):
+        method.plan(WEIGHTS[:2], 0.8)
+
+
+def test_what_is_written_is_the_mean_difference_of_refused_and_answered(model, before, method):
+    states = Ablation(model, before, CONFIG).means
+    torch.testing.assert_close(
+        method.differences, states["target"] - states["baseline"], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_an_ablation_is_that_of_its_directions(model, before):
+    method = Ablation(model, before, CONFIG)
+    means = [method.means[name] for name in ("target", "baseline", "keep")]
+    for numbers, protect in (({}, 0.7), ({"protect": 0.0}, 0.0), ({"protect": 1.0}, 1.0)):
+        directions = find_directions(*means, protect)
+        torch.testing.assert_close(method.directions(numbers.get("protect")), directions)
+        same(
+            method.plan(WEIGHTS, 0.8, **numbers),
+            ablation_plan(model.network, directions, WEIGHTS, 0.8),
+        )
+    assert not torch.allclose(method.directions(0.0), method.directions(1.0))
+
+
+@pytest.mark.parametrize("grade", ["refused", "answered"])
+def test_without_a_harmless_prompt_that_is_refused_or_answered_there_is_nothing(
+    model, before, grade
+):
+    exchanges = [
+        replace(e, before=replace(e.before, grade=grade)) if e.prompt.set != "keep" else e
+        for e in before.exchanges
+    ]
+    with pytest.raises(UsageError, match="no refused, or no answered"):
+        Selective(model, Before("train", tuple(exchanges)), prompts("train"), CONFIG)
