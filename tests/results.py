@@ -34,11 +34,19 @@ WORDS = {
 def prompts(split, count=17, sets=tuple(WORDS), lang="en"):
     """`count` prompts of each set; those of the pairs are two a pair."""
     return [
-        Prompt(WORDS[name].format(f"{i} {split}"), name, f"topic {i % 2}", lang, split, "made-up", i,
-               f"{split} {i}" if name in ("harmless", "harmful") else "")
+        Prompt(
+            WORDS[name].format(f"{i} {split}"),
+            name,
+            topic=f"topic {i % 2}",
+            lang=lang,
+            split=split,
+            source="made-up",
+            line=i,
+            pair=f"{split} {i}" if name in ("harmless", "harmful") else "",
+        )
         for name in sets
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def original(model, split="train", count=17, tokens=6):

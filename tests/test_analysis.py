@@ -1,4 +1,4 @@
-"""`unrefuse analyze`: every figure from a real run on a tiny model, and the kernel that it writes."""
+"""`unrefuse analyze`: its figures from a run on a tiny model, and the kernel that it writes."""
 
 import json
 import sys

@@ -9,7 +9,17 @@ import unrefuse
 
 ROOT = Path(unrefuse.__file__).parent
 ROOMS = (
-    *("errors", "progress", "config", "prompts", "models", "activations", "directions", "readers", "kernel"),
+    *(
+        "errors",
+        "progress",
+        "config",
+        "prompts",
+        "models",
+        "activations",
+        "directions",
+        "readers",
+        "kernel",
+    ),
     *("edit", "evaluate", "search", "report", "save", "pipeline", "analysis"),
     *("evaluation", "commands", "cli"),
 )

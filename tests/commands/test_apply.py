@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests import pico
-from tests.edit.plans import KINDS, one_direction
+from tests.edit.plans import KINDS, one_direction, selective
 from unrefuse.cli import app
 from unrefuse.edit.header import fingerprint
 from unrefuse.edit.plan import load_plan, save_plan
@@ -96,6 +96,16 @@ def test_rows_that_keep_their_length_are_said_to_be_unmeasured(made, tmp_path):
     # The plan in the folder says its form, so applying that one is measured as it was.
     written = apply_plan(out, config(model, tmp_path / "again"))
     assert written["preserve_norm"] is True
+
+
+def test_rows_of_a_selective_edit_do_not_keep_their_length(tmp_path):
+    model, run, _ = saved(tmp_path, selective)
+    there = sorted(tmp_path.iterdir())
+    words = ["apply", str(run), str(model), "--out", str(tmp_path / "out"), "--preserve-norm"]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, UsageError)
+    assert "--preserve-norm is for an ablation" in str(done.exception)
+    assert sorted(tmp_path.iterdir()) == there
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):

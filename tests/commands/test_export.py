@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import gguf
 import pytest
@@ -99,6 +100,22 @@ def test_diff_tells_what_an_edit_changed(each):
     same = unrefuse("diff", model, model)
     assert same.exit_code == 0
     assert "0 tensors differ" in same.stdout
+
+
+@pytest.mark.parametrize("what", ["empty", "no number", "another rank"])
+def test_a_plan_that_is_empty_or_damaged_is_refused(tmp_path, run, what):
+    _, model, plan = run
+    spoiled = {
+        "empty": (),
+        "no number": tuple(replace(edit, write=edit.write * torch.nan) for edit in plan),
+        "another rank": tuple(replace(edit, write=torch.ones(32, 2)) for edit in plan),
+    }
+    file, out = tmp_path / "plan.safetensors", tmp_path / "out"
+    save_plan(spoiled[what], file, {"model": "m"})
+    done = unrefuse("export", file, model, "--lora", out)
+    assert isinstance(done.exception, UsageError)
+    assert str(file) in str(done.exception)
+    assert not out.exists()
 
 
 def test_a_selective_edit_has_both_adapters_and_no_control_vector(tmp_path):

@@ -88,9 +88,7 @@ def test_no_verb_and_no_frame_stands_in_two_splits(field):
     assert [word for word, splits in where.items() if len(splits) > 1] == []
 
 
-@pytest.mark.parametrize(
-    ("own", "others"), [("test", ("train", "search")), ("search", ("train",))]
-)
+@pytest.mark.parametrize(("own", "others"), [("test", ("train", "search")), ("search", ("train",))])
 def test_no_english_verb_is_a_word_of_a_pair_that_is_learned_from_before(own, others):
     words = {row["verb"].lower() for row in split(own) if row["lang"] == "en"}
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(words)))})\b")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -112,18 +113,28 @@ def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:
 
 
 def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
-    """A plan of `save_plan` and its metadata. Raises UsageError for a file that is none."""
+    """A plan of `save_plan` and its metadata. Raises UsageError for a file that is none, and for a
+    plan that is empty or damaged."""
     try:
         with safe_open(file, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             metadata = dict(stored.metadata() or {})
-        matrices = json.loads(metadata.pop("matrices", "{}"))
+        matrices = json.loads(metadata.pop("matrices"))
         plan = tuple(
-            MatrixEdit(n, tensors[f"{n}.write"], tensors[f"{n}.read"], *how)
+            MatrixEdit(n, tensors.pop(f"{n}.write"), tensors.pop(f"{n}.read"), *how)
             for n, how in matrices.items()
         )
+        if tensors:
+            raise ValueError(f"{next(iter(tensors))} is no part of a plan")
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"cannot read the plan {file}: {first_line(error)}") from None
+    for edit in plan:
+        shaped = edit.write.ndim == edit.read.ndim == 2 and edit.write.shape[1] == len(edit.read)
+        finite = bool(torch.isfinite(edit.write).all() and torch.isfinite(edit.read).all())
+        if not (shaped and finite and edit.write.numel()):
+            raise UsageError(f"the plan {file} is damaged at {edit.module}")
+    if not plan:
+        raise UsageError(f"the plan {file} is empty: it edits nothing")
     return plan, metadata
 
 

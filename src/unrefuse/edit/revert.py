@@ -28,7 +28,12 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
     """
     factors = load_factors(adapter)
     plan, metadata = read_plan(adapter)
-    along: dict[str, float] = json.loads(metadata.get("along", "{}"))
+    try:
+        along = {module: float(value) for module, value in json.loads(metadata["along"]).items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise UsageError(
+            f"the plan beside {adapter} does not know the original: export the adapter again"
+        ) from None
     files = tensor_files(edited)
     edits = planned_tensors(plan, files)
     for file in sorted(edited.iterdir()):
@@ -38,8 +43,10 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
     for name, (edit, axis) in track(edits.items(), "reverting", len(edits)):
         tensor = read_tensor(files[name], name)
         check_fits(name, tensor.shape, edit, axis)
-        if edit.module not in factors or edit.module not in along:
+        if edit.module not in factors:
             raise UsageError(f"the adapter has nothing for {edit.module}, which its plan edits")
+        if edit.module not in along:
+            raise UsageError(f"{edit.module} is stored transposed, which `revert` cannot take back")
         a, b = factors[edit.module]
         added = b @ a
         if tensor.shape != added.shape:
