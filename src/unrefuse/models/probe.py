@@ -7,7 +7,7 @@ to a factor per token; if it only feeds other modules, these are held and the ou
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -81,9 +81,9 @@ def probe(model: PreTrainedModel) -> list[Writer]:
             "its logits are more than the head's",
         )
         found = [
-            writer_of(model, int(layer), matrix)
+            replace(writer_of(model, int(layer), matrix), scale=scale)
             for layer, (call,) in calls.items()
-            for matrix in _matrices(call, int(layer))
+            for matrix, scale in _matrices(call, int(layer))
         ]
     except Exception as error:  # code that a model ships raises anything
         raise UsageError(
@@ -106,17 +106,19 @@ def describe(model: PreTrainedModel, found: list[Writer]) -> str:
     return "; ".join(f"{text} in {count} of {layers} blocks" for text, count in counts.items())
 
 
-def _matrices(call: Call, layer: int) -> list[Matrix]:
+def _matrices(call: Call, layer: int) -> list[tuple[Matrix, float]]:
+    """The matrices of a block, and the number that the output of each is multiplied by."""
     block, output = call.module, _first(call.output)
     generator = torch.Generator().manual_seed(layer)
     step = torch.randn(output.shape, generator=generator).to(output) * output.abs().max()
     inside = _inside(call)
     held = {name: inner.output for name, inner in inside.items()}
-    ends = []
+    ends: dict[str, float] = {}
     for name, given in held.items():
         with _giving(block, held | {name: given + step.view(given.shape)}):
-            if _parallel(call.again() - output, step):
-                ends.append(name)
+            moved = call.again() - output
+            if _parallel(moved, step):
+                ends[name] = float((moved * step).sum() / step.square().sum())
     with _giving(block, held | {name: torch.zeros_like(held[name]) for name in ends}):
         rest = call.again()
     whole = _parallel(rest, call.stream)
@@ -131,12 +133,12 @@ def _matrices(call: Call, layer: int) -> list[Matrix]:
         others = {name: held[name] for name in ends if name != end}
         earlier = step.clone()
         earlier[:, -1] = 0
-        with _giving(block, others), _recorded({path: block.get_submodule(path)}) as moved:
+        with _giving(block, others), _recorded({path: block.get_submodule(path)}) as again:
             call.again(call.stream + earlier)
-        last = [y.reshape(-1, y.shape[-1])[-1] for y in (held[path], moved[path][0].output)]
+        last = [y.reshape(-1, y.shape[-1])[-1] for y in (held[path], again[path][0].output)]
         component: Component = "mlp" if _near(*last) else "attention"
-        found.append(Matrix(path, component, norm, *matrix))
-    components = {matrix.component for matrix in found}
+        found.append((Matrix(path, component, norm, *matrix), ends[end]))
+    components = {matrix.component for matrix, _ in found}
     _expect(len(components) == 2, f"block {layer} has no attention or no MLP")
     return found
 
