@@ -69,7 +69,7 @@ def by_substring(row: dict[str, Any]) -> str:
 
 
 def by_second_reader(row: dict[str, Any]) -> str:
-    return str(row["second"])
+    return str(row.get("second", "none"))
 
 
 def _plain(row: dict[str, Any]) -> str:
