@@ -1,4 +1,4 @@
-"""What the learned detector sees of a reply: n-grams of its sentences, hashed, and where they stand.
+"""What the learned detector sees of a reply: hashed n-grams of its sentences, and their places.
 
 Two linear layers: one reads each sentence by itself and one the whole reply; a second one reads
 what these say of the first, the second, the last and the strongest sentence, and what is around it.
