@@ -40,31 +40,10 @@ _FORMS = (
     *(("it's", "it is"), ("that's", "that is"), ("unable to", "not able to")),
 )
 _COMMON = frozenset(
-    [
-        "the",
-        "and",
-        "for",
-        "how",
-        "what",
-        "why",
-        "can",
-        "you",
-        "tell",
-        "does",
-        "are",
-        "was",
-        "with",
-        "that",
-        "who",
-        "should",
-        "get",
-        "make",
-        "give",
-        "not",
-        "from",
-        "did",
-        "this",
-    ]
+    (
+        *("the", "and", "for", "how", "what", "why", "can", "you", "tell", "does", "are", "was"),
+        *("with", "that", "who", "should", "get", "make", "give", "not", "from", "did", "this"),
+    )
 )
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _STEPS = tuple(np.uint64(n) for n in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93))
