@@ -174,9 +174,8 @@ def unseen(file: Path | None) -> None:
 
 
 def _model(row: dict[str, Any]) -> str:
-    """The model of a reply, whatever its system prompt, or the style that it was written in."""
-    source = str(row["source"])
-    return source if source.startswith("written") else source.split("-")[0]
+    """The model of a reply, whatever its system prompt, or "written"."""
+    return str(row["source"]).split("-")[0]
 
 
 def main() -> None:

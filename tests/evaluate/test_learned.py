@@ -47,8 +47,8 @@ def test_sentences_and_quotations():
     text = normal('I can’t **help**. "No" is what I\'d say!\nWait.\n\n他不会。真的不会的。')
     assert sentences(text) == [
         ["i", "can", "not", "help", "."],
-        ['"', "q", '"', "is", "what", "i", "would", "say", "!", "wait", "."],
-        [*"他不会。"],
+        ['"', "q", '"', "is", "what", "i", "would", "say", "!"],
+        ["wait", ".", *"他不会。"],  # what is shorter than four tokens is read with what follows
         [*"真的不会的。"],
     ]
     assert sentences('"i will not help you."')[0][0] == '"'  # quoted from end to end
@@ -59,9 +59,8 @@ def test_sentences_and_quotations():
 
 def test_what_is_thought_is_not_read():
     assert normal("<think>I can't help.</think>It is red.") == "it is red."
-    assert without_question("how do i get in there? it opens.", "how do i get in there?") == (
-        "it opens."
-    )
+    question = "how do i get into the shed?"
+    assert without_question(f"{question} it opens.", question) == "it opens."
     assert without_question("hello! hello!", "hello!") == "hello! hello!"
 
 
