@@ -3,8 +3,9 @@
     python tools/detector/fit.py [--xstest FILE.csv] [--out FILE.npz]
 
 Needs scikit-learn beside the package (`pip install scikit-learn`); a minute on one core, and the
-same file each time with OMP_NUM_THREADS=1. It learns from the tuning half of tests/data/replies, and with `--xstest`
-from replies with the labels of XSTest's annotators (columns model, prompt, reply, label).
+same file each time with OMP_NUM_THREADS=1. It learns from the tuning half of tests/data/replies,
+and with `--xstest` from replies with the labels of XSTest's annotators (columns model, prompt,
+reply, label).
 The second layer learns from scores that the first gives to replies whose prompts it has not seen.
 """
 
