@@ -22,7 +22,9 @@ def analyze(config: RunConfig) -> Analysis:
     that could be answered from the search split.
     """
     if config.method != "selective":
-        raise UsageError("analyze reads with the probe of the selective edit: leave out --method")
+        raise UsageError(
+            "analyze reads with the probe of the selective edit: take the method out of the settings"
+        )
     prepared = prepare(config, SPLITS[:2])
     method, search = prepared.method, prepared.before["search"]
     assert isinstance(method, Selective)

@@ -61,15 +61,17 @@ class RunConfig(BaseModel):
     languages: tuple[str, ...] = Field((), description="only prompts in these languages")
     pairs: Path | None = Field(None, description="matched pairs of one's own, beside the shipped")
     limit: int | None = Field(
-        None, ge=16, description="at most this many per set and split; keep: twice as many"
+        None,
+        ge=16,
+        description="at most this many per set and split (keep: twice, train: 4 times)",
     )
 
     method: Method = Field(
         "selective", description="selective: write where a probe reads alarm; ablate: everywhere"
     )
     kernel: KernelConfig = KernelConfig()
-    harmful: float = Field(-0.8, ge=-2, le=0, description="what the probe is to read from harm")
-    ridge: float = Field(0.05, gt=0, le=10, description="strength of the probe's ridge penalty")
+    harmful: float = Field(-0.6, ge=-2, le=0, description="what the probe is to read from harm")
+    ridge: float = Field(0.02, gt=0, le=10, description="strength of the probe's ridge penalty")
     protect: float = Field(
         1.0, ge=0, le=1, description="ablate: share of keep's direction left in place"
     )

@@ -33,7 +33,7 @@ from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
 from unrefuse.prompts.imports import read_import
 from unrefuse.prompts.pairs import load_pairs
-from unrefuse.prompts.sets import SETS, Prompt, find_problems, load_prompts, prompts_hash, select
+from unrefuse.prompts.sets import SETS, Prompt, check_prompts, load_prompts, prompts_hash, select
 from unrefuse.report.evaluation import WHENS, Evaluation
 from unrefuse.report.results import LIBRARIES, peak_rss_mib
 from unrefuse.save import check_out, new_folder
@@ -244,12 +244,11 @@ def _prompts(config: RunConfig, imports: Sequence[str]) -> list[Prompt]:
         if getattr(config, name) not in ("shipped", "planted"):
             raise UsageError(f"{name} prompts come from --{name} and an import: leave out one")
     prompts = [p for p in prompts if p.set not in given] + imported
-    problems = find_problems(prompts)
-    if problems:
-        raise UsageError(problems[0])
     if not prompts:
         raise UsageError("no test prompts are left in these languages")
-    return prompts + [p for p in load_pairs(config) if p.split == "test"]
+    prompts += [p for p in load_pairs(config) if p.split == "test"]
+    check_prompts(prompts)
+    return prompts
 
 
 def _reference(

@@ -28,7 +28,14 @@ from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.models.writers import text_config
 from unrefuse.progress import stderr
 from unrefuse.prompts.pairs import load_pairs
-from unrefuse.prompts.sets import SETS, SPLITS, Prompt, load_prompts, prompts_hash
+from unrefuse.prompts.sets import (
+    SETS,
+    SPLITS,
+    Prompt,
+    check_prompts,
+    load_prompts,
+    prompts_hash,
+)
 from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_front, plot_result
 from unrefuse.report.results import Result, stage_line, write_json
@@ -185,6 +192,7 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
     seconds: dict[str, float] = {}
     with clock(seconds, "load"):
         prompts = [*load_prompts(config), *load_pairs(config)]
+        check_prompts(prompts)
         folder = find_checkpoint(config)
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         model = load_folder(folder, config, config.model)

@@ -1,8 +1,10 @@
 """The model card: the hub's form, the figures, and untrusted text that can't act in Markdown."""
 
+from dataclasses import replace
+
 from huggingface_hub import ModelCard
 
-from tests.results import result
+from tests.results import measurement, result
 from unrefuse.report.card import write_card
 
 
@@ -18,6 +20,23 @@ def test_the_card_has_metadata_and_the_figures(tmp_path):
     assert "20 of 20 harmful test prompts that the original refused are still refused" in card.text
     assert "still does not answer 4, among them" in card.text
     assert "multiplier 0.65" in card.text
+    assert "weakest kind of harm: topic 0, 10 of 10 still refused." in card.text
+    assert "| over-refuses | 3 of 3 | 1 of 3 |" in card.text
+    assert "| system prompt | 10 to 0 of 10 | 0 to 0 of 10 | 10 to 0 of 10 |" in card.text
+
+
+def test_a_card_names_its_method_and_says_nothing_of_what_was_not_asked(tmp_path):
+    made = result(tmp_path / "out", removal=0.8)
+    texts = {}
+    for method in ("selective", "ablate"):
+        config = made.config.model_copy(update={"method": method})
+        bare = replace(made, config=config, measurement=measurement(removal=0.8))
+        write_card(bare, tmp_path)
+        texts[method] = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert "Matched pairs" not in texts[method]
+        assert "other contexts, before" not in texts[method]
+    assert "a probe was built into" in texts["selective"]
+    assert "the direction of refusal was projected out" in texts["ablate"]
 
 
 def test_a_local_folder_is_named_but_is_no_hub_model(tmp_path):

@@ -79,14 +79,15 @@ def test_the_weakest_kind_is_the_one_kept_least_and_of_equals_the_larger():
     made = measurement(retention=0.6).exchanges
     keep = [e for e in made if e.prompt.set == "keep"]
     lost = [replace(e, after=ANSWERED) for e in keep if e.prompt.topic == "topic 1"]
-    found = weakest_topic([e for e in keep if e.prompt.topic == "topic 0"] + lost)
+    kept = [e for e in keep if e.prompt.topic == "topic 0"]
+    found = weakest_topic(kept + lost)
     assert (found["topic"], found["value"], found["n"]) == ("topic 1", 0, 10)
     other = [
         replace(e, prompt=replace(e.prompt, topic="topic 2", text=f"{e.prompt.text} {i}"))
         for e in lost
         for i in range(2)
     ]
-    assert weakest_topic([*keep, *lost, *other])["topic"] == "topic 2"
+    assert weakest_topic(kept + lost + other)["topic"] == "topic 2"
     assert weakest_topic([e for e in made if e.prompt.set == "target"]) is None
 
 

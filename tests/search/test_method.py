@@ -14,6 +14,7 @@ from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import Reply
 from unrefuse.prompts.chat import encode
 from unrefuse.prompts.sets import select
+from unrefuse.readers import fit_reader
 from unrefuse.search.method import (
     ALARM,
     ANSWER,
@@ -94,17 +95,22 @@ def test_what_is_captured_are_the_last_prompt_tokens_and_some_of_the_answers(mod
 
 
 def test_a_reader_weighs_the_classes_the_same(method):
-    """Against the normal equations, written out."""
-    x, classes = method.inputs.rows[1].double(), method.classes
-    goals = torch.tensor([1.0, -0.6, 0.0, 0.0]).double()[classes]
-    counts = torch.bincount(classes)
-    assert len(set(counts.tolist())) > 1
-    w = (len(classes) / counts.double())[classes]
-    spread = x.std(dim=0)
-    rho = 0.1 * float((w.unsqueeze(1) * (x / spread).square()).sum()) / len(x)
-    gram = x.T @ (w.unsqueeze(1) * x) + rho * torch.diag(spread.square())
-    wanted = torch.linalg.solve(gram, x.T @ (w * goals))
-    torch.testing.assert_close(method.reader(1, -0.6, 0.1).double(), wanted, rtol=1e-3, atol=1e-4)
+    goal = {ALARM: 1.0, HARM: -0.6, EVERYDAY: 0.0, ANSWER: 0.0}
+    kinds = [place.kind for place in method.places]
+    counts = {kind: kinds.count(kind) for kind in goal}
+    assert counts[ANSWER] > counts[ALARM] == counts[HARM] == 34 > counts[EVERYDAY] == 17
+
+    def by_hand(rows):
+        own = [kinds[i] for i in rows]
+        goals = torch.tensor([goal[kind] for kind in own])
+        weights = torch.tensor([len(own) / own.count(kind) for kind in own])
+        return fit_reader(method.inputs.rows[1][rows], goals, weights, 0.1)
+
+    near = {"rtol": 1e-2, "atol": 1e-3}
+    torch.testing.assert_close(method.reader(1, -0.6, 0.1), by_hand(range(len(kinds))), **near)
+    some = torch.tensor([i % 3 > 0 for i in range(len(kinds))])
+    wanted = by_hand([i for i in range(len(kinds)) if i % 3])
+    torch.testing.assert_close(method.fit(1, some, -0.6, 0.1), wanted, **near)
 
 
 def test_a_reader_is_fitted_once_per_layer_and_numbers(method):

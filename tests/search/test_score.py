@@ -8,9 +8,12 @@ from tests.edit.plans import one_direction
 from tests.results import original, prompts
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
+from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.margin import make_openings, margins
 from unrefuse.evaluate.quality import divergences, make_reference
+from unrefuse.prompts.sets import Prompt
 from unrefuse.search.finalists import merit
+from unrefuse.search.objective import Exchange
 from unrefuse.search.score import Scorer, opening_of, usual_openings
 
 PAIRS = prompts("search", 5, ("harmless", "harmful"))
@@ -39,12 +42,19 @@ def test_an_empty_plan_changes_nothing(model, before):
     assert score.to_json() == vars(score)
 
 
-def test_the_usual_opening_is_the_most_frequent_of_the_language(before, usual):
-    refused = [*before.usable("target"), *before.usable("keep")]
-    openings = [opening_of(e) for e in refused]
-    assert openings.count(usual(PAIRS[0])) == max(map(openings.count, openings)) > 1
-    chinese = prompts("search", 1, ("keep",), "zh")[0]
-    assert usual(chinese) == usual(PAIRS[0])  # none in that language: of all
+def test_the_usual_opening_is_the_most_frequent_of_the_language():
+    def refusal(lang, *tokens):
+        return Exchange(Prompt("Hi", "keep", lang=lang), Reply("No.", tokens, "refused"))
+
+    known = [
+        *[refusal("en", 1, 2, 3, 4, 5), refusal("en", 6), refusal("en", 1, 2, 3, 4, 7)],
+        *[refusal("zh", 8, 9), refusal("zh", 6), refusal("zh", 6), refusal("zh", 6)],
+        *[refusal("ja", 9), refusal("ja", 8, 9)],
+    ]
+    usual = usual_openings(known)
+    found = {lang: usual(Prompt("Hi", "keep", lang=lang)) for lang in ("en", "zh", "ja", "fr")}
+    # Four tokens count; of equals the first; all languages together for one that has none.
+    assert found == {"en": (1, 2, 3, 4), "zh": (6,), "ja": (9,), "fr": (6,)}
 
 
 def test_a_margin_is_the_highest_over_the_known_refusals(model, before, usual):

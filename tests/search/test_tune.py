@@ -88,6 +88,7 @@ def test_a_killed_run_goes_on_to_what_a_whole_one_gives(
     assert {frozenset(row["parameters"]) for row in rows} == {
         frozenset({"peak", "width", "multiplier"} | numbers)
     }
+    assert len({str(row["parameters"]) for row in rows}) == count
     assert len({str(row["score"]) for row in rows}) > 2
 
 

@@ -26,7 +26,8 @@ Column = Annotated[str | None, typer.Option(help="Column of a file or data set. 
 DataSplit = Annotated[str | None, typer.Option("--split", help="Split of a data set by name.")]
 Lang = Annotated[list[str] | None, typer.Option(help="Only this language; may be repeated.")]
 Limit = Annotated[
-    int | None, typer.Option(help="At most so many prompts per set and split (keep: twice).")
+    int | None,
+    typer.Option(help="At most so many per set and split (keep: twice; train: 4 times)."),
 ]
 Method = Annotated[
     str | None,

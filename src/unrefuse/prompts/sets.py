@@ -54,10 +54,7 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
 
     main = {name: read(getattr(config, name), name) for name in SETS}
     tests = {name: read(file, name) for name in SETS if (file := getattr(config, f"test_{name}"))}
-    problems = find_problems([p for part in (main, tests) for own in part.values() for p in own])
-    if problems:
-        more = f" (and {len(problems) - 1} more: `unrefuse prompts check`)" if problems[1:] else ""
-        raise UsageError(problems[0] + more)
+    check_prompts([p for part in (main, tests) for own in part.values() for p in own])
     prompts: list[Prompt] = []
     for name, own in main.items():
         if name in tests:
@@ -126,6 +123,13 @@ def find_problems(prompts: list[Prompt]) -> list[str]:
         elif first is not prompt:
             problems.append(f"{prompt.place}: the same prompt as {first.place}")
     return problems
+
+
+def check_prompts(prompts: list[Prompt]) -> None:
+    """Raises UsageError, for the first of `find_problems`."""
+    if problems := find_problems(prompts):
+        more = f" (and {len(problems) - 1} more: `unrefuse prompts check`)" if problems[1:] else ""
+        raise UsageError(problems[0] + more)
 
 
 def select(prompts: Sequence[Prompt], set: str, split: str) -> list[Prompt]:
@@ -225,13 +229,15 @@ def _dataset_rows(name: str, data_split: str) -> Iterator[tuple[int, Any]]:
 def limited(prompts: list[Prompt], limit: int) -> list[Prompt]:
     """At most `limit` per set and split, spread evenly over the file so that topics stay mixed.
 
-    Of keep twice as many: a floor of 0.95 can't be told from one prompt more or less on few.
+    Of keep twice as many: a floor of 0.95 can't be told from one prompt more or less on few. Of
+    the train split four times as many: a probe learns from it, and one pass is all it costs.
     """
     groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         groups[prompt.set, prompt.split].append(prompt)
     limited = []
-    for (name, _), group in groups.items():
-        size = min(2 * limit if name == "keep" else limit, len(group))
+    for (name, split), group in groups.items():
+        most = limit * (2 if name == "keep" else 1) * (4 if split == "train" else 1)
+        size = min(most, len(group))
         limited += [group[i * len(group) // size] for i in range(size)]
     return limited

@@ -21,6 +21,9 @@ from unrefuse.search.objective import Before, Exchange
 
 ANSWER_PLACES = 6  # tokens of each everyday answer that the reader learns to leave alone
 ALARM, HARM, EVERYDAY, ANSWER = range(4)  # classes of what a reader is fitted on
+# How much each source weighs in the fit, whatever its number of rows. The original's own answers
+# weigh most: it is they that an edit must leave alone, token by token.
+SHARES = {"target": 0.5, "harmless": 0.5, "keep": 0.5, "harmful": 0.5, "baseline": 1, "answer": 3}
 
 
 class Method(Protocol):
@@ -67,6 +70,7 @@ class Selective:
             raise UsageError("the train split has no refused, or no answered, harmless prompt")
         self.inputs: Inputs = capture(model, tokens)
         self.classes = torch.tensor([place.kind for place in self.places])
+        self.sources = torch.tensor([list(SHARES).index(place.source) for place in self.places])
         self.differences = self.inputs.means["refused"] - self.inputs.means["answered"]
         self._readers: dict[tuple[int, float, float], Tensor] = {}
 
@@ -79,11 +83,13 @@ class Selective:
         return self._readers[key]
 
     def fit(self, layer: int, rows: Tensor, harmful: float, ridge: float) -> Tensor:
-        """A reader from the captured `rows` alone, a mask `(places,)`. Classes weigh the same."""
-        classes = self.classes[rows]
-        goals = torch.tensor([1.0, harmful, 0.0, 0.0])
-        weights = len(classes) / torch.bincount(classes, minlength=len(goals)).clamp(min=1)
-        return fit_reader(self.inputs.rows[layer][rows], goals[classes], weights[classes], ridge)
+        """A reader from the captured `rows` alone, a mask `(places,)`. Sources weigh as SHARES
+        says."""
+        goals = torch.tensor([1.0, harmful, 0.0, 0.0])[self.classes[rows]]
+        sources = self.sources[rows]
+        counts = torch.bincount(sources, minlength=len(SHARES)).clamp(min=1)
+        weights = len(sources) * torch.tensor(list(SHARES.values())) / counts
+        return fit_reader(self.inputs.rows[layer][rows], goals, weights[sources], ridge)
 
     def plan(self, weights: Sequence[float], multiplier: float, **numbers: float) -> Plan:
         """With `harmful` and `ridge` in place of the configured ones, where they are given."""
@@ -105,6 +111,10 @@ class Place:
 
     kind: int
     prompt: Prompt
+
+    @property
+    def source(self) -> str:
+        return "answer" if self.kind == ANSWER else self.prompt.set
 
 
 def training_tokens(
