@@ -23,7 +23,7 @@ def analyze(config: RunConfig) -> Analysis:
     """
     if config.method != "selective":
         raise UsageError(
-            "analyze reads with the probe of the selective edit: take the method out of the settings"
+            "analyze reads with the probe of the selective edit: set method to selective"
         )
     prepared = prepare(config, SPLITS[:2])
     method, search = prepared.method, prepared.before["search"]
