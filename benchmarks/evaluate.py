@@ -24,7 +24,6 @@ from collections import Counter
 from functools import partial
 
 import torch
-from unrefuse.evaluate.twins import HARMFUL, HARMLESS, shipped_twins
 
 from unrefuse.config import load_config
 from unrefuse.evaluate.generate import Reply, reply_to
@@ -32,6 +31,7 @@ from unrefuse.evaluate.refusal import grade
 from unrefuse.models.load import Model, load_model
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import encode, left_pad
+from unrefuse.prompts.pairs import load_pairs
 from unrefuse.prompts.sets import SETS, load_prompts, select
 
 
@@ -52,8 +52,8 @@ def main() -> None:
     for name in SETS:
         texts = [p.text for p in select(load_prompts(config), name, "test")]
         prompts += choice.sample(texts, min(options.limit, len(texts)))
-    for twins in shipped_twins(config.languages, options.limit):
-        prompts += [getattr(twins, HARMLESS), getattr(twins, HARMFUL)]
+    pairs = [p.text for p in load_pairs(config) if p.split == "test"]
+    prompts += pairs[: 2 * options.limit]
     choice.shuffle(prompts)  # every slice has its share of each set
     model = load_model(config)
     ours: list[Reply] = []

@@ -8,11 +8,13 @@ import pytest
 from tests import pico
 from unrefuse import cli
 from unrefuse.analysis import analyze, write_kernel
+from unrefuse.config import KernelConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.layers import LayerStrength
 from unrefuse.kernel import read_kernel
 from unrefuse.prompts.sets import load_prompts, select
 from unrefuse.search.discrimination import Analysis, Discrimination
+from unrefuse.search.objective import TooFew
 
 
 @pytest.fixture
@@ -64,8 +66,11 @@ def test_a_kernel_file_is_one_that_a_run_takes(tmp_path):
     assert kept == [0.0, 0.0, 0.56, 1.0]
     assert read_kernel(file, 4).weights == tuple(kept)
     assert json.loads(file.read_text())["topic"] == "homonym"
-    write_kernel(found, "", 0.1, file)
-    assert read_kernel(file, 4).weights == pytest.approx(found.weights())
+    write_kernel(found, "", 0.1, tmp_path / "new folder" / "k.json")
+    whole = read_kernel(tmp_path / "new folder" / "k.json", 4)
+    assert whole.weights == pytest.approx(found.weights())
+    with pytest.raises(UsageError, match="exists"):
+        write_kernel(found, "", 0.1, file)
 
 
 def test_a_topic_that_is_not_there_is_told_in_one_line_with_those_that_are(tmp_path):
@@ -121,6 +126,34 @@ def test_the_command_says_the_verdict_and_how_to_go_on(small, monkeypatch, capsy
     assert "--kernel-out FILE" in told
 
 
-def test_an_analysis_is_of_the_selective_method(small):
-    with pytest.raises(UsageError, match="leave out --method"):
-        analyze(small.model_copy(update={"method": "ablate"}))
+def test_mistakes_are_told_before_the_model_is_loaded(small, monkeypatch):
+    monkeypatch.setattr("unrefuse.analysis.prepare", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(UsageError, match=r"no target prompt has the topic 'homonim'; .*homonym"):
+        analyze(small, "homonim")
+    kernel = KernelConfig(file="k.json")
+    with pytest.raises(UsageError, match="leave out the kernel file"):
+        analyze(small.model_copy(update={"kernel": kernel}))
+
+
+def test_the_method_of_a_configuration_does_not_matter(small):
+    ablate = small.model_copy(update={"method": "ablate", "retention_bound": 0.99})
+    assert analyze(ablate).told == analyze(small).told
+
+
+def test_a_topic_without_an_effect_makes_no_kernel(tmp_path):
+    with pytest.raises(UsageError, match="no layer has an effect on the refusals of 'homonym'"):
+        write_kernel(made(homonym=(-1.0,) * 4), "homonym", 0.1, tmp_path / "k.json")
+
+
+def test_a_model_that_refuses_too_little_has_a_verdict_too(small, monkeypatch, capsys, tmp_path):
+    def few(*_):
+        raise TooFew("too few target prompts: the model has refused 3 of 290")
+
+    monkeypatch.setattr("unrefuse.analysis.prepare", few)
+    settings = tmp_path / "s.json"
+    settings.write_text(small.model_dump_json())
+    monkeypatch.setattr(sys, "argv", ["unrefuse", "analyze", "--config", str(settings)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert "Nothing to gain that could be measured" in capsys.readouterr().out

@@ -9,23 +9,27 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.layers import layer_strengths
 from unrefuse.pipeline import clock, prepare
-from unrefuse.prompts.sets import SPLITS
+from unrefuse.prompts.sets import SPLITS, load_prompts
+from unrefuse.save import new_file
 from unrefuse.search.discrimination import Analysis, discrimination
 from unrefuse.search.method import Selective
-from unrefuse.search.record import write_whole
 
 
-def analyze(config: RunConfig) -> Analysis:
-    """Measures the model; edits nothing. Raises UsageError for a mistake in usage or input.
+def analyze(config: RunConfig, topic: str = "") -> Analysis:
+    """Measures the model; edits nothing. Raises UsageError for a mistake in usage or input, such as
+    a `topic` that no target prompt has, and TooFew where the model refuses too little to tell.
 
     Directions and probes come from the train split, the strengths and the share of false refusals
     that could be answered from the search split.
     """
-    if config.method != "selective":
-        raise UsageError(
-            "analyze reads with the probe of the selective edit: set method to selective"
-        )
-    prepared = prepare(config, SPLITS[:2])
+    # Nothing is edited here: the probe is that of the selective edit, and no floor applies.
+    if config.kernel.file:
+        raise UsageError("analyze measures where an edit acts: leave out the kernel file")
+    topics = {p.topic for p in load_prompts(config) if p.set == "target" and p.topic}
+    if topic and topic not in topics:
+        raise UsageError(f"no target prompt has the topic {topic!r}; there: {', '.join(topics)}")
+    settings = {"method": "selective", "preserve_norm": False, "retention_bound": 0.0}
+    prepared = prepare(config.model_copy(update=settings), SPLITS[:2])
     method, search = prepared.method, prepared.before["search"]
     assert isinstance(method, Selective)
     targets = search.usable("target")
@@ -45,7 +49,10 @@ def analyze(config: RunConfig) -> Analysis:
 
 def write_kernel(found: Analysis, topic: str, threshold: float, file: Path) -> list[float]:
     """Writes the weights of a topic's own layers ("": of all topics) as a custom kernel, which
-    `edit --kernel` takes. Weights under `threshold` become 0."""
+    `edit --kernel` takes. Weights under `threshold` become 0. Raises UsageError where `file`
+    exists or can't be written, and where no layer of the topic has an effect."""
     weights = [round(w, 4) if w >= threshold else 0.0 for w in found.weights(topic)]
-    write_whole(file, json.dumps({"weights": weights, "topic": topic}, indent=2) + "\n")
+    text = json.dumps({"weights": weights, "topic": topic}, indent=2) + "\n"
+    with new_file(file) as new:
+        new.write_text(text, encoding="utf-8")
     return weights

@@ -54,15 +54,17 @@ from unrefuse.search.tune import tune
 class Prepared:
     """A loaded model with all that is measured on it before an edit.
 
-    `method` makes plans of what was captured on the train split, `run` is the folder of a tuning.
+    `method` makes plans of what was captured on the train split, or is None where `plan` was found
+    before, by a tuning; `run` is the folder of a tuning.
     """
 
     config: RunConfig
     model: Model
     prompts: list[Prompt]
     before: dict[str, Before]
-    method: Method
+    method: Method | None
     kernel: Kernel
+    plan: Plan | None = None
     run: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -191,7 +193,8 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         check_run(run, config.resume)
     seconds: dict[str, float] = {}
     with clock(seconds, "load"):
-        prompts = [*load_prompts(config), *load_pairs(config)]
+        prompts = load_prompts(config)
+        prompts += load_pairs(config, prompts)
         check_prompts(prompts)
         folder = find_checkpoint(config)
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
@@ -207,6 +210,9 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
     kernel = choose_kernel(
         config.kernel, model.layers, network.num_parameters(), model.name, text_config(network)
     )
+    plan: Plan | None = None
+    if kernel.plan is not None:
+        plan, config = plan_for(kernel.plan, config)
     stderr.print(
         f"{config.model}: {model.layers} layers, {network.num_parameters() / 1e6:.0f} M "
         f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}",
@@ -223,23 +229,24 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         ):
             before[split] = asked
             stderr.print(f"refused before, {split}: {_counts(before[split])}", highlight=False)
+    method: Method | None = None
     with clock(seconds, "capture"):
-        method: Method = (
-            Ablation(model, before["train"], config)
-            if config.method == "ablate"
-            else Selective(model, before["train"], prompts, config)
-        )
-    return Prepared(config, model, prompts, before, method, kernel, run, seconds)
+        if plan is None and config.method == "ablate":
+            method = Ablation(model, before["train"], config)
+        elif plan is None:
+            method = Selective(model, before["train"], prompts, config)
+    return Prepared(config, model, prompts, before, method, kernel, plan, run, seconds)
 
 
 def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     model, config, kernel = prepared.model, prepared.config, prepared.kernel
     before = prepared.before["search"]
-    if kernel.plan is None:
+    if prepared.method is not None:
         stages = run_stages(model, prepared.method, kernel, before, config, _tell)
     else:
-        plan, strength = plan_for(kernel.plan, config), config.strength or 1.0
-        found = scaled(plan, strength)
+        assert prepared.plan is not None
+        strength = config.strength or 1.0
+        found = scaled(prepared.plan, strength)
         stages = [try_plan(model, "tuned plan", kernel, strength, found, before, config)]
         _tell(stages[0])
     return stages, best_stage(stages, config)
@@ -248,6 +255,7 @@ def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
 def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     model, config, before = prepared.model, prepared.config, prepared.before
     assert prepared.run is not None
+    assert prepared.method is not None  # a tuning takes no kernel file
     pairs = [p for p in prepared.prompts if p.pair and p.split == "search"]
     trials = tune(
         model, prepared.method, before["search"], pairs, config, prepared.run, _tell_trial

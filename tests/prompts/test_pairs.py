@@ -17,7 +17,7 @@ from tests.prompts.test_data import (
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.prompts.pairs import PAIR_SETS, load_pairs
-from unrefuse.prompts.sets import SPLITS, select
+from unrefuse.prompts.sets import SPLITS, check_prompts, load_prompts, select
 
 KEYS = ["id", "harmless", "harmful", "topic", "lang", "split", "verb", "frame"]
 AT_LEAST = {"train": 600, "search": 150, "test": 97}
@@ -131,9 +131,16 @@ def test_languages_and_a_limit_choose_pairs():
     for name in SPLITS:
         harmless, harmful = (select(found, kind, name) for kind in PAIR_SETS)
         assert [p.pair for p in harmless] == [p.pair for p in harmful]
-        assert len(harmless) == 16
+        assert len(harmless) == (64 if name == "train" else 16)
         assert len({p.topic for p in harmless}) >= 8  # spread over the file
     assert load_pairs(config(limit=10_000)) == load_pairs(config())
+
+
+def load(**settings):
+    """Pairs as a run loads them: checked together with the sets."""
+    found = load_pairs(config(**settings))
+    check_prompts([*load_prompts(config(**settings)), *found])
+    return found
 
 
 OWN = [
@@ -166,16 +173,16 @@ def test_own_pairs_come_beside_the_shipped_ones_for_train_and_search_alone(tmp_p
         assert a.place == b.place == f"{file}:{i + first}"
     assert len({p.pair for p in own}) == 8
     assert load_pairs(config(pairs=file)) == both
+    assert load_pairs(config(pairs=file, limit=16))[-16:] == own  # a limit leaves them all
     other = load_pairs(config(pairs=file, seed=3))
     assert [p.split for p in other] != [p.split for p in both]
 
 
-def test_own_pairs_keep_their_topic_language_split_and_id(tmp_path):
-    own = [row | {"topic": "rooms", "lang": "en", "split": "search"} for row in OWN]
-    own[0]["id"] = "mine-1"
+def test_own_pairs_keep_their_topic_language_and_split_and_have_ids_of_their_own(tmp_path):
+    own = [row | {"topic": "rooms", "lang": "en", "split": "search", "id": "en-01"} for row in OWN]
     found = load_pairs(config(pairs=write(tmp_path / "p.jsonl", own), languages=("zh",)))[-16:]
     assert {(p.topic, p.lang, p.split) for p in found} == {("rooms", "en", "search")}
-    assert [p.pair for p in found[:2]] == ["mine-1", "mine-1"]
+    assert len({p.pair for p in found} - {"en-01"}) == 8
 
 
 @pytest.mark.parametrize(
@@ -184,6 +191,7 @@ def test_own_pairs_keep_their_topic_language_split_and_id(tmp_path):
         ("p.jsonl", '{"harmless": "a", "harmful": "b"}\n{"harmless": "c"}\n', ":2: a pair needs"),
         ("p.jsonl", '{"harmless": "a", "harmful": " "}\n', ":1: a pair needs"),
         ("p.jsonl", '["a", "b"]\n', ":1: a pair needs"),
+        ("p.jsonl", '{"harmless": 5, "harmful": ["x"]}\n', ":1: a pair needs text"),
         ("p.jsonl", '{"harmless": "a", "harmful": "b"}\n{\n', ":2: not JSON"),
         ("p.jsonl", '{"harmless": "a", "harmful": "b", "split": "dev"}\n', ":1: split 'dev'"),
         ("p.csv", "harmless,harmful\na,b\nc\n", ":3: a pair needs"),
@@ -201,14 +209,18 @@ def test_own_pairs_keep_their_topic_language_split_and_id(tmp_path):
 def test_bad_pairs_are_named_by_file_and_line(tmp_path, name, text, says):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=says) as caught:
-        load_pairs(config(pairs=tmp_path / name))
+        load(pairs=tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_shipped_pair_is_no_pair_of_ones_own(tmp_path):
+def test_a_shipped_prompt_is_in_no_pair_of_ones_own(tmp_path):
     row = {name: PAIRS[0][name] for name in PAIR_SETS}
     with pytest.raises(UsageError, match=r"p\.jsonl:1: the same prompt as shipped pairs:1"):
-        load_pairs(config(pairs=write(tmp_path / "p.jsonl", [row])))
+        load(pairs=write(tmp_path / "p.jsonl", [row]))
+    # A prompt of the test split would be learned from.
+    test = [p.text for p in select(load_prompts(config()), "keep", "test")]
+    with pytest.raises(UsageError, match=r"p\.jsonl:1: this harmful prompt is a keep prompt too"):
+        load(pairs=write(tmp_path / "p.jsonl", [{"harmless": "A vase", "harmful": test[0]}]))
     with pytest.raises(UsageError, match=r"cannot read .*missing\.jsonl"):
         load_pairs(config(pairs=tmp_path / "missing.jsonl"))

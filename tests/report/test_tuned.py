@@ -34,7 +34,13 @@ def test_the_kernel_file_is_one_that_a_run_takes_with_its_plan(saved):
     record = json.loads(file.read_text())
     assert (record["model"], record["multiplier"], record["peak"]) == ("some/model", 0.9, 0.6)
     assert record["figures"]["split"] == "test"
-    again = {edit.module: edit for edit in plan_for(kernel.plan, config)}
+    found, resolved = plan_for(kernel.plan, config)
+    assert resolved.method == ("ablate" if plan[0].of_output else "selective")
+    if not plan[0].of_output:
+        lengths = config.model_copy(update={"preserve_norm": True})
+        with pytest.raises(UsageError, match="cannot keep the rows' length"):
+            plan_for(kernel.plan, lengths)
+    again = {edit.module: edit for edit in found}
     assert again.keys() == {edit.module for edit in plan}
     for edit in plan:
         other = again[edit.module]

@@ -94,16 +94,19 @@ def test_what_is_captured_are_the_last_prompt_tokens_and_some_of_the_answers(mod
     assert len(groups[""]) == 10  # broken, and all of keep and the pairs
 
 
-def test_a_reader_weighs_the_classes_the_same(method):
+def test_a_reader_weighs_sources_alike_whatever_their_rows_and_answers_most(method):
     goal = {ALARM: 1.0, HARM: -0.6, EVERYDAY: 0.0, ANSWER: 0.0}
     kinds = [place.kind for place in method.places]
     counts = {kind: kinds.count(kind) for kind in goal}
     assert counts[ANSWER] > counts[ALARM] == counts[HARM] == 34 > counts[EVERYDAY] == 17
 
+    share = {"target": 0.5, "harmless": 0.5, "keep": 0.5, "harmful": 0.5, "baseline": 1}
+    sources = ["answer" if p.kind == ANSWER else p.prompt.set for p in method.places]
+
     def by_hand(rows):
-        own = [kinds[i] for i in rows]
-        goals = torch.tensor([goal[kind] for kind in own])
-        weights = torch.tensor([len(own) / own.count(kind) for kind in own])
+        goals = torch.tensor([goal[kinds[i]] for i in rows])
+        own = [sources[i] for i in rows]
+        weights = torch.tensor([len(own) * share.get(s, 3) / own.count(s) for s in own])
         return fit_reader(method.inputs.rows[1][rows], goals, weights, 0.1)
 
     near = {"rtol": 1e-2, "atol": 1e-3}

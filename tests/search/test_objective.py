@@ -76,7 +76,7 @@ def test_reply_tokens_rule_the_final_test_and_up_to_32_of_them_the_search(
         found = measure(model, before, settings, everything)
         assert max(len(e.after.tokens) for e in found.exchanges) == tokens
     in_contexts = [e for c in before.contexts for e in c.exchanges]
-    assert max(len(e.before.tokens) for e in in_contexts) == search
+    assert max(len(e.before.tokens) for e in in_contexts) == final
 
 
 def test_a_context_comes_before_some_prompts_of_each_set(model):

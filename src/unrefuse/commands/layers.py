@@ -80,6 +80,7 @@ def analyze(
     from unrefuse.report.plots import check_image, plot_layers
     from unrefuse.report.terminal import layer_bars
     from unrefuse.save import check_new
+    from unrefuse.search.objective import TooFew
 
     if plot:
         check_image(plot)
@@ -87,7 +88,12 @@ def analyze(
         check_new(kernel_out)
     if topic and not kernel_out:
         raise UsageError("where to write the kernel of this topic? --kernel-out FILE")
-    found = run(settings)
+    try:
+        found = run(settings, topic or "")
+    except TooFew as few:
+        verdict = f"Nothing to gain that could be measured: {few}"
+        print_json({"verdict": verdict}) if as_json else typer.echo(verdict)
+        return
     peak, width = found.suggest()
     command = f"unrefuse edit {settings.model} --peak {peak:.2f} --width {width:.2f}"
     if kernel_out:

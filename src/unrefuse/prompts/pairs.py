@@ -2,29 +2,37 @@
 as far as they go. Shipped ones, and those of a user's file beside them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
-from unrefuse.prompts.sets import SPLITS, Prompt, file_rows, limited, split
+from unrefuse.prompts.sets import SPLITS, Prompt, file_rows, limited, same_text, split
 
 PAIR_SETS = ("harmless", "harmful")
 
 
-def load_pairs(config: RunConfig) -> list[Prompt]:
+def load_pairs(config: RunConfig, prompts: Sequence[Prompt] = ()) -> list[Prompt]:
     """The prompts of all pairs, two a pair: the harmless one, then the harmful one.
 
     The shipped pairs in `config.languages`, at most `config.limit` a split, and beside them all of
     the file `config.pairs`: rows with the columns harmless and harmful, and where they have them
-    topic, lang and split. Rows without a split go to train and search. Raises UsageError that
-    names the file and the line.
+    topic, lang and split. Rows without a split go to train and search. A shipped pair that is
+    learned from gives way to one of `prompts` in the same words. Raises UsageError that names the
+    file and the line.
     """
     data = (files("unrefuse.prompts") / "data" / "pairs.jsonl").read_text(encoding="utf-8")
     rows = (json.loads(line) for line in data.splitlines())
-    pairs = [_pair(row, "shipped", n, row["id"]) for n, row in enumerate(rows, start=1)]
+    pairs = [_pair(row, "shipped pairs", n, row["id"]) for n, row in enumerate(rows, start=1)]
     pairs = [p for p in pairs if not config.languages or p[0].lang in config.languages]
+    given = {same_text(p.text) for p in prompts}
+    pairs = [
+        pair
+        for pair in pairs
+        if pair[0].split == "test" or not any(same_text(p.text) in given for p in pair)
+    ]
     if config.limit:
         taken = {p.pair for p in limited([harmless for harmless, _ in pairs], config.limit)}
         pairs = [p for p in pairs if p[0].pair in taken]

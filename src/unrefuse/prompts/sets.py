@@ -111,7 +111,7 @@ def find_problems(prompts: list[Prompt]) -> list[str]:
     problems: list[str] = []
     seen: dict[str, Prompt] = {}
     for prompt in prompts:
-        key = " ".join(unicodedata.normalize("NFKC", prompt.text).casefold().split())
+        key = same_text(prompt.text)
         first = seen.setdefault(key, prompt)
         if not key:
             problems.append(f"{prompt.place}: the prompt is empty")
@@ -125,10 +125,15 @@ def find_problems(prompts: list[Prompt]) -> list[str]:
     return problems
 
 
+def same_text(text: str) -> str:
+    """One form for texts that differ in case, white space or width alone."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def check_prompts(prompts: list[Prompt]) -> None:
     """Raises UsageError, for the first of `find_problems`."""
     if problems := find_problems(prompts):
-        more = f" (and {len(problems) - 1} more: `unrefuse prompts check`)" if problems[1:] else ""
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise UsageError(problems[0] + more)
 
 

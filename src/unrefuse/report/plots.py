@@ -7,6 +7,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from unrefuse.edit.plan import UNIT
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.statistics import share
 from unrefuse.kernel import Kernel
@@ -71,9 +72,11 @@ def plot_result(result: Result, file: Path) -> None:
     left.set_xticks(range(len(names)), names)
     left.set(ylim=(0, 1.05), ylabel=f"share refused, {result.split} split")
     left.legend()
-    strengths = [weight * result.multiplier for weight in result.kernel.weights]
+    selective, weights = result.config.method == "selective", result.kernel.weights
+    unit = UNIT / sum(weights) if selective else 1.0
+    strengths = [weight * result.multiplier * unit for weight in weights]
     right.bar(range(len(strengths)), strengths, color=COLOURS[1])
-    right.set(xlabel="layer", ylabel="strength of the edit")
+    right.set(xlabel="layer", ylabel="mean differences written" if selective else "strength")
     _write(figure, file)
 
 

@@ -93,7 +93,8 @@ class Result:
             "saved": self.saved,
             "out": str(self.config.out) if self.saved else None,
             "reasons": self.reasons,
-            "config": self.config.model_dump(mode="json"),
+            # To go on with a run is not to repeat it.
+            "config": self.config.model_dump(mode="json") | {"resume": False},
             "versions": {name: version(name) for name in LIBRARIES}
             | {"python": platform.python_version(), "machine": platform.machine()},
         }
@@ -201,7 +202,9 @@ def retention_line(test: dict[str, Any]) -> str:
 def result_table(result: Result) -> RenderableType:
     """The figures with their intervals, the refusals before and after, and removal by topic."""
     measured = result.measurement
-    figures = Table(title=f"{result.split} split", title_justify="left")
+    config = result.config
+    tokens = config.reply_tokens if result.split == "test" else config.search_tokens
+    figures = Table(title=f"{result.split} split, replies of {tokens} tokens", title_justify="left")
     for column in ("figure", "value", "95 % interval", "n"):
         figures.add_column(column, justify="left" if column == "figure" else "right")
     for name in ("removal", "retention", "quality", "kl"):

@@ -40,12 +40,16 @@ def keep_record(run: Path, folder: Path) -> None:
         shutil.copyfile(run / name, folder / name)
 
 
-def plan_for(file: Path, config: RunConfig) -> Plan:
-    """The plan in `file`. Raises UsageError where it was made for other weights than these."""
+def plan_for(file: Path, config: RunConfig) -> tuple[Plan, RunConfig]:
+    """The plan in `file`, and the configuration with its method. Raises UsageError where it was
+    made for other weights than these, or cannot keep the rows' length though it is to."""
     plan, made_for = load_plan(file)
     if made_for.get("model_sha256") != config.model_sha256:
         raise UsageError(
             f"{file} was tuned on other weights ({made_for.get('model')}): tune on these, or take "
             "the line 'plan' out of the kernel file to use its weights alone"
         )
-    return plan
+    method = "ablate" if all(edit.of_output for edit in plan) else "selective"
+    if config.preserve_norm and method != "ablate":
+        raise UsageError(f"{file} is a selective edit, which cannot keep the rows' length")
+    return plan, config.model_copy(update={"method": method})

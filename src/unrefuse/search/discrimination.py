@@ -82,6 +82,8 @@ class Analysis:
         effect = torch.tensor(self.strengths[topic].effect).clamp(min=0)
         useful = effect * (2 * torch.tensor(self.told.auc) - 1).clamp(min=0)
         highest = float(useful.max())
+        if topic and not highest > 0:
+            raise UsageError(f"no layer has an effect on the refusals of {topic!r}")
         return (useful / highest).tolist() if highest > 0 else [1.0] * len(useful)
 
     def to_json(self) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def hold_finals(
     def run(trial: Trial, share: float) -> Stage:
         name = f"trial {trial.number}" + ("" if share == 1 else f", {share:g} of it")
         plan = scaled(trial.plan, share)
-        stages.append(try_plan(model, name, trial.kernel, share, plan, before, config))
+        multiplier = share * trial.parameters.get("multiplier", 1.0)
+        stages.append(try_plan(model, name, trial.kernel, multiplier, plan, before, config))
         on_stage(stages[-1])
         return stages[-1]
 

@@ -31,6 +31,10 @@ EXPECTED = {
 }
 
 
+class TooFew(UsageError):
+    """The model did too seldom what a set is for: nothing can be measured on it."""
+
+
 @dataclass(frozen=True)
 class Exchange:
     """A prompt, the original's reply, and the edited model's where it was asked."""
@@ -123,7 +127,7 @@ def ask_before(
         usable = before.usable(name)
         if len(usable) < MINIMUM:
             total = sum(p.set == name for p in asked)
-            raise UsageError(
+            raise TooFew(
                 f"too few {name} prompts: the model has {EXPECTED[name]} {len(usable)} of {total} "
                 f"in the {split} split, and {MINIMUM} are needed; give it more with --{name} FILE"
             )
@@ -171,7 +175,7 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
         except (TemplateError, ValueError):
             stderr.print(f"the chat template has no form for this context: {name}", highlight=False)
             continue
-        replies = reply_to(model, [p.text for p in some], config.search_tokens, f"before: {name}",
+        replies = reply_to(model, [p.text for p in some], config.reply_tokens, f"before: {name}",
                            before=messages)  # fmt: skip
         pairs = zip(some, replies, strict=True)
         found.append(Context(name, messages, tuple(Exchange(p, r) for p, r in pairs)))
@@ -199,7 +203,7 @@ def measure(model: Model, before: Before, config: RunConfig, everything: bool) -
     contexts = []
     for context in before.contexts if everything else ():
         texts = [e.prompt.text for e in context.exchanges]
-        after = reply_to(model, texts, config.search_tokens, f"after: {context.name}",
+        after = reply_to(model, texts, config.reply_tokens, f"after: {context.name}",
                          before=context.messages)  # fmt: skip
         contexts.append(replace(context, exchanges=_with_replies(context.exchanges, after)))
     return Measurement(

@@ -9,7 +9,7 @@ from unrefuse.models.forward import together
 from unrefuse.models.load import Model
 from unrefuse.search.method import Method
 from unrefuse.search.objective import Before
-from unrefuse.search.stage import Stage, at_length, try_plan
+from unrefuse.search.stage import Stage, try_plan
 
 
 def multipliers(config: RunConfig) -> list[float]:
@@ -45,17 +45,14 @@ def run_stages(
 ) -> list[Stage]:
     """Every stage that was tried, by exact hooks; `on_stage` hears of each as it ends.
 
-    Stops at the removal target, which replies of full length have to reach too, or when quality
-    or retention falls under its floor. Where the first stage does already, gentler ones are tried
-    until one keeps both.
+    Stops at the removal target, or when quality or retention falls under its floor. Where the
+    first stage does already, gentler ones are tried until one keeps both.
     """
 
     def run(multiplier: float) -> Stage:
         plan = method.plan(kernel.weights, multiplier)
         name = f"multiplier {multiplier:.2f}"
-        stage = try_plan(model, name, kernel, multiplier, plan, before, config)
-        reached = stage.measurement.removal.value >= config.removal_target
-        return at_length(model, stage, config) if reached and stage.keeps_floors else stage
+        return try_plan(model, name, kernel, multiplier, plan, before, config)
 
     def run_until(enough: Callable[[Stage], bool], multipliers: Sequence[float]) -> list[Stage]:
         stages: list[Stage] = []

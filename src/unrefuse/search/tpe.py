@@ -41,7 +41,8 @@ def search(
 ) -> None:
     """Runs trials until the study in `folder` has `trials` of them, whoever ran the others.
 
-    Removal and retention are to rise, the divergence to fall. A killed run goes on, and further
+    Removal and right pairs are to rise, and retention; the divergence and new refusals to fall,
+    as in `finalists.merit`. A killed run goes on, and further
     workers join, by the journal in the folder; with one worker the same seed gives the same study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -55,7 +56,7 @@ def search(
 
     def finish(number: int, parameters: dict[str, Any]) -> None:
         score = evaluate(parameters, number)
-        values = (score.removal, score.retention, score.kl)
+        values = (score.removal + score.pairs / 2, score.retention, score.kl + score.refused)
         study.tell(number, values, skip_if_finished=True)
 
     # Of a killed process, or of a worker beside this one: then it is scored twice, to the same.
