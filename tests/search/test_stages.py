@@ -5,7 +5,7 @@ import torch
 
 from tests import pico
 from tests.edit.plans import directions
-from tests.results import ANSWERED, REFUSED, measurement, original
+from tests.results import measurement, original
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import ablation_plan
@@ -32,27 +32,18 @@ class Fixed:
 
 @pytest.fixture
 def tried(monkeypatch):
-    """Runs the stages on a tiny model, each measured as the next of the figures given; of a stage
-    that is asked at full length, as many of the target answers refuse as `late` tells."""
+    """Runs the stages on a tiny model, each measured as the next of the figures given."""
 
-    def run(figures, config=CONFIG, late=()):
+    def run(figures, config=CONFIG):
         model = pico.loaded()
-        queue, refusals, logits = list(figures), list(late), []
+        queue, logits = list(figures), []
 
         def measure(model, before, config, everything):
             assert not everything
             logits.append(last_logits(model, ["Hi"]))
             return measurement(**queue.pop(0))
 
-        def reply_to(model, prompts, tokens, what, begun):
-            assert tokens == config.reply_tokens
-            assert begun == [ANSWERED.tokens] * len(prompts)
-            torch.testing.assert_close(last_logits(model, ["Hi"]), logits[-1])  # hooked again
-            refused = refusals.pop(0) if refusals else 0
-            return [REFUSED if i < refused else ANSWERED for i in range(len(prompts))]
-
         monkeypatch.setattr(stage_module, "measure", measure)
-        monkeypatch.setattr(stage_module, "reply_to", reply_to)
         unedited = last_logits(model, ["Hi"])
         heard = []
         found = run_stages(
@@ -60,7 +51,6 @@ def tried(monkeypatch):
             heard.append,
         )  # fmt: skip
         assert heard == found
-        assert not refusals
         torch.testing.assert_close(last_logits(model, ["Hi"]), unedited)
         distances = {
             s.multiplier: float((row - unedited).norm())
@@ -94,24 +84,8 @@ def test_a_first_stage_under_a_floor_is_followed_by_gentler_ones(tried):
 
 def test_stages_stop_at_the_removal_target(tried):
     found = tried([{"removal": 0.3}, {"removal": 0.6}, {"removal": 0.8}])
-    assert [s.name for s in found] == [
-        "multiplier 0.50", "multiplier 0.65", "multiplier 0.80, 100 tokens",
-    ]  # fmt: skip
+    assert [s.name for s in found] == ["multiplier 0.50", "multiplier 0.65", "multiplier 0.80"]
     assert best_stage(found, CONFIG) is found[2]
-
-
-def test_a_stage_that_falls_under_the_target_at_full_length_does_not_count(tried):
-    found = tried([{"removal": 0.8}, {"removal": 0.9}], late=[1, 2])
-    assert [s.name for s in found] == [
-        "multiplier 0.50, 100 tokens", "multiplier 0.65, 100 tokens",
-    ]  # fmt: skip
-    assert [s.measurement.removal.value for s in found] == pytest.approx([0.75, 0.8])
-    assert best_stage(found, CONFIG) is found[1]
-
-
-def test_a_stage_under_a_floor_is_not_asked_at_full_length(tried):
-    found = tried([{"removal": 0.5}, {"removal": 0.9, "retention": 0.9}])
-    assert [s.name for s in found] == ["multiplier 0.50", "multiplier 0.65"]
 
 
 def test_full_length_goes_on_with_the_answers_under_the_same_hooks():
