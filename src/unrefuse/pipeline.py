@@ -45,7 +45,7 @@ from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.method import Ablation, Method, Selective
 from unrefuse.search.objective import Before, Measurement, ask_before, measure
 from unrefuse.search.record import check_run, open_run
-from unrefuse.search.stage import Stage, advice, best_stage, keeps_floors, try_plan
+from unrefuse.search.stage import Stage, advice, confirm, keeps_floors, try_plan
 from unrefuse.search.stages import run_stages
 from unrefuse.search.tune import tune
 
@@ -249,7 +249,8 @@ def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
         found = scaled(prepared.plan, strength)
         stages = [try_plan(model, "tuned plan", kernel, strength, found, before, config)]
         _tell(stages[0])
-    return stages, best_stage(stages, config)
+    confirmed, best = confirm(model, stages, config, _tell)
+    return stages + confirmed, best
 
 
 def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
@@ -263,9 +264,10 @@ def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     scores = {str(config.tune): [trial.score for trial in trials]}
     plot_front(scores, config.retention_floor, prepared.run / FRONT)
     if config.tune == "grid" and config.strength is None:
-        best = max(trials, key=lambda trial: merit(trial.score, config))
-        stages = run_stages(model, prepared.method, best.kernel, before["search"], config, _tell)
-        return stages, best_stage(stages, config)
+        top = max(trials, key=lambda trial: merit(trial.score, config))
+        stages = run_stages(model, prepared.method, top.kernel, before["search"], config, _tell)
+        confirmed, best = confirm(model, stages, config, _tell)
+        return stages + confirmed, best
     return hold_finals(model, trials, before["search"], config, _tell)
 
 

@@ -10,7 +10,7 @@ from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before
 from unrefuse.search.score import Score
-from unrefuse.search.stage import Stage, at_length, best_stage, keeps_retention, try_plan
+from unrefuse.search.stage import Stage, confirm, keeps_retention, try_plan
 
 FINALISTS = 3  # trials that generate
 GENTLER = (0.85, 0.7, 0.5)  # shares of the best trial, where none keeps the floors
@@ -74,9 +74,5 @@ def hold_finals(
         for part in GENTLER:
             if run(ranked[0], part).keeps_floors:
                 break
-    running, confirmed = list(stages), list[Stage]()
-    while (best := best_stage(running, config)) and all(best is not c for c in confirmed):
-        confirmed.append(at_length(model, best, config))
-        on_stage(confirmed[-1])
-        running = [confirmed[-1] if stage is best else stage for stage in running]
+    confirmed, best = confirm(model, stages, config, on_stage)
     return stages + confirmed, best

@@ -1,6 +1,6 @@
 """One edit that is tried: measured by hooks, held to the floors, compared with the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from unrefuse.config import RunConfig
@@ -89,6 +89,23 @@ def best_stage(stages: Sequence[Stage], config: RunConfig) -> Stage | None:
         return min(measured.removal.value, config.removal_target), -measured.kl.value
 
     return max(kept, key=merit, default=None)
+
+
+def confirm(
+    model: Model,
+    stages: Sequence[Stage],
+    config: RunConfig,
+    on_stage: Callable[[Stage], None] = lambda stage: None,
+) -> tuple[list[Stage], Stage | None]:
+    """The best stage, answered at full length, if it is then still the best; else the next one,
+    likewise. Returns the stages at full length, and the winner, None where no stage keeps the
+    floors."""
+    running, confirmed = list(stages), list[Stage]()
+    while (best := best_stage(running, config)) and all(best is not c for c in confirmed):
+        confirmed.append(at_length(model, best, config))
+        on_stage(confirmed[-1])
+        running = [confirmed[-1] if stage is best else stage for stage in running]
+    return confirmed, best
 
 
 def advice(measured: Measurement, config: RunConfig) -> list[str]:
