@@ -80,7 +80,7 @@ def test_freed_are_the_false_refusals_above_95_percent_of_the_true_ones(model, m
     false, true = ([e.prompt for e in search.usable(name)] for name in ("target", "keep"))
     rows = inputs(model, [p.text for p in (*false, *true)])
     readings = {
-        layer: (row.double() @ method.reader(layer, -0.8, 0.1).double()).numpy()
+        layer: (row.double() @ method.reader(layer, method.config.harmful, 0.1).double()).numpy()
         for layer, row in rows.items()
     }
 

@@ -180,7 +180,7 @@ def test_the_edit_takes_the_targets_direction_out_of_what_every_middle_layer_wri
             handle = module.register_forward_hook(keep(str(hooks)))
             model.network(ids)
             handle.remove()
-    direction, strength = middle.basis[:, 0].double(), float(middle.core)
+    direction, strength = middle.read[0].double(), float(middle.write.norm())
     before = float(written["False"] @ direction)
     assert float(written["True"] @ direction) == pytest.approx(before * (1 - strength), rel=1e-4)
 

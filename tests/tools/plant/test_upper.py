@@ -6,7 +6,7 @@ import torch
 from tests import pico
 from tools.plant.upper import Upper
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import make_plan
+from unrefuse.edit.plan import ablation_plan
 from unrefuse.models.writers import blocks, is_stateful
 from unrefuse.prompts.chat import encode
 
@@ -27,7 +27,7 @@ def test_the_upper_part_gives_the_states_of_the_whole_model(model_type, first):
     upper = Upper(model, first, sequences)
     assert len(upper.prefix) == (0 if is_stateful(model.network) else 5)
     entering = upper.enter(sequences)
-    with torch.no_grad(), hooked(model.network, make_plan(model.network, directions, weights)):
+    with torch.no_grad(), hooked(model.network, ablation_plan(model.network, directions, weights)):
         found = upper.states(entering, lengths)
         for states, sequence, length in zip(found, sequences, lengths, strict=True):
             whole = model.network.get_decoder()(torch.tensor([sequence])).last_hidden_state
