@@ -27,7 +27,9 @@ def analyze(config: RunConfig, topic: str = "") -> Analysis:
         raise UsageError("analyze measures where an edit acts: leave out the kernel file")
     topics = {p.topic for p in load_prompts(config) if p.set == "target" and p.topic}
     if topic and topic not in topics:
-        raise UsageError(f"no target prompt has the topic {topic!r}; there: {', '.join(topics)}")
+        raise UsageError(
+            f"no target prompt has the topic {topic!r}; there: {', '.join(sorted(topics))}"
+        )
     settings = {"method": "selective", "preserve_norm": False, "retention_bound": 0.0}
     prepared = prepare(config.model_copy(update=settings), SPLITS[:2])
     method, search = prepared.method, prepared.before["search"]
