@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,8 +15,7 @@ from unrefuse.models.stream import own
 def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
     """Within the block the model computes as if edited: `y <- y - D A z` after each matrix."""
     handles = [
-        model.get_submodule(edit.module).register_forward_hook(own(edit_hook(edit, model)))
-        for edit in plan
+        model.get_submodule(edit.module).register_forward_hook(own(_hook(edit))) for edit in plan
     ]
     try:
         yield
@@ -24,13 +24,12 @@ def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
             handle.remove()
 
 
-def edit_hook(edit: MatrixEdit, model: nn.Module) -> Callable[..., Tensor]:
-    """The hook of one edit, computed in float32; `model` is where its factors go first."""
-    device = next(model.parameters()).device
-    kept = {device: (edit.write.to(device), edit.read.to(device))}
+def _hook(edit: MatrixEdit) -> Callable[..., Tensor]:
+    """The hook of one edit, computed in float32; its factors go to the device of the output."""
+    kept: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def subtract(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if output.device not in kept:  # a spread model has several devices
+        if output.device not in kept:
             kept[output.device] = edit.write.to(output.device), edit.read.to(output.device)
         write, read = kept[output.device]
         z = output if edit.of_output else args[0]

@@ -60,7 +60,7 @@ def opening_margins(
     """`(prompts,)`: the least, over an opening's tokens, of its logit less the highest other.
 
     `hidden` holds, per prompt, the states after the final norm that predict its opening,
-    `(opening tokens, d_model)`. Differentiable.
+    `(opening tokens, d_model)`.
     """
     lengths = [len(opening) for opening in openings]
     logits = logits_of(model.network, torch.cat(list(hidden)))

@@ -74,7 +74,7 @@ def token_divergences(
 ) -> Tensor:
     """KL(before || after) in nats, `(tokens,)`, of two sets of final states `(tokens, d_model)`.
 
-    `head` is that of `before`; None: the model's own. Differentiable in `after`.
+    `head` is that of `before`; None: the model's own.
     """
     first = head(before) if head else logits_of(model.network, before)
     second = logits_of(model.network, after)
