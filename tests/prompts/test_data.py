@@ -149,11 +149,11 @@ def test_every_split_is_there_in_every_language(name: str) -> None:
     assert found == {(lang, split) for lang in LANG_SHARES for split in SPLITS}
 
 
-def test_half_of_the_target_prompts_are_alarming() -> None:
+def test_more_than_half_of_the_target_prompts_are_alarming() -> None:
     topics = Counter(row["topic"] for row in rows("target"))
     assert topics.keys() >= ALARMING
     share = sum(topics[topic] for topic in ALARMING) / topics.total()
-    assert 0.45 <= share <= 0.55
+    assert 0.55 <= share <= 0.65
 
 
 def test_no_prompt_occurs_twice() -> None:
