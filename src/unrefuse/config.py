@@ -70,7 +70,7 @@ class RunConfig(BaseModel):
         "selective", description="selective: write where a probe reads alarm; ablate: everywhere"
     )
     kernel: KernelConfig = KernelConfig()
-    harmful: float = Field(-0.6, ge=-2, le=0, description="what the probe is to read from harm")
+    harmful: float = Field(-0.4, ge=-2, le=0, description="what the probe is to read from harm")
     ridge: float = Field(0.02, gt=0, le=10, description="strength of the probe's ridge penalty")
     protect: float = Field(
         1.0, ge=0, le=1, description="ablate: share of keep's direction left in place"

@@ -19,11 +19,11 @@ from unrefuse.prompts.sets import SETS, Prompt, select
 from unrefuse.readers import fit_reader
 from unrefuse.search.objective import Before, Exchange
 
-ANSWER_PLACES = 6  # tokens of each everyday answer that the reader learns to leave alone
+ANSWER_ROWS = 3000  # tokens of everyday answers that the reader learns to leave alone, in all
 ALARM, HARM, EVERYDAY, ANSWER = range(4)  # classes of what a reader is fitted on
 # How much each source weighs in the fit, whatever its number of rows. The original's own answers
-# weigh most: it is they that an edit must leave alone, token by token.
-SHARES = {"target": 0.5, "harmless": 0.5, "keep": 0.5, "harmful": 0.5, "baseline": 1, "answer": 3}
+# weigh most: it is they that an edit must leave alone, token by token. Harm weighs more than alarm.
+SHARES = {"target": 0.5, "harmless": 0.5, "keep": 1, "harmful": 1, "baseline": 1, "answer": 2}
 
 
 class Method(Protocol):
@@ -136,6 +136,8 @@ def training_tokens(
         "baseline": EVERYDAY,
     }
     asked = [p for name in wanted for p in select(prompts, name, "train")]
+    answered = sum(e.as_expected for e in train.exchanges if e.prompt.set == "baseline")
+    each = max(1, ANSWER_ROWS // max(1, answered))
     tokens, found = [], []
     for prompt, ids in zip(asked, encode(model.tokenizer, [p.text for p in asked]), strict=True):
         exchange = replies.get(prompt)
@@ -143,7 +145,7 @@ def training_tokens(
         found.append(Place(wanted[prompt.set], prompt))
         if prompt.set == "baseline" and exchange and exchange.as_expected:
             answer = list(exchange.before.tokens)
-            some = range(0, len(answer), max(1, len(answer) // ANSWER_PLACES))
+            some = range(0, len(answer), max(1, len(answer) // each))
             places += [len(ids) + i for i in some]
             found += [Place(ANSWER, prompt)] * len(some)
             ids = ids + answer

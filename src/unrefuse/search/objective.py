@@ -19,7 +19,7 @@ from unrefuse.prompts.pairs import PAIR_SETS
 from unrefuse.prompts.sets import SETS, Prompt, select
 from unrefuse.search.record import remembered
 
-CONTEXT_PROMPTS = 16  # of each set, in each context
+CONTEXT_PROMPTS = 16  # of each set at most, in each context; at most a third of the set
 SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly."
 MINIMUM = 16  # prompts of each set below which no share says anything
 EXPECTED = {
@@ -159,7 +159,7 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
     some = []
     for exchanges in usable.values():  # spread evenly, so that topics stay mixed
         rest = exchanges[1:]
-        size = min(CONTEXT_PROMPTS, len(rest))
+        size = min(CONTEXT_PROMPTS, -(-len(rest) // 3))
         some += [rest[i * len(rest) // size].prompt for i in range(size)]
     contexts = {"system prompt": [{"role": "system", "content": SYSTEM_PROMPT}]} | {
         f"after a turn that was {kind}": [
