@@ -13,8 +13,9 @@ the options below (`--model --target --baseline --eval-target --eval-baseline --
 4. Both edits are judged alike on the test split, which no step has seen: the same replies of 100
    tokens, the same grades, and the same divergence on answered baseline prompts; matched pairs too.
 
-The last line is one JSON object with the figures of both and the ratio of the times: from known
-replies to the found edit (capture, fit and stages) over the peer's trials alone.
+The last line is one JSON object with the figures of both and two ratios of times. `edit`: from
+known replies to the found edit (capture, fit and stages) over the peer's trials alone. `whole`: all
+of ours, replies of the original, other contexts and the test included, over the peer's whole run.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from unrefuse.pipeline import clock, prepare, search
 from unrefuse.progress import stderr
 from unrefuse.prompts.sets import SETS, SPLITS
 from unrefuse.report.results import pairs_of
-from unrefuse.search.objective import Before, Measurement, count_refused, measure
+from unrefuse.search.objective import Before, Measurement, count_graded, measure
 
 # The refusals of these models in the words that both tools look for, in any part of a reply.
 MARKERS = (
@@ -60,22 +61,26 @@ def main() -> None:
         ours, config, before = _ours(config, work)
         figures = {"model": options.model, "threads": threads, "ours": ours}
         if options.peer:
-            peer, seconds = _peer(options, config, before, work, threads)
+            peer = _peer(options, config, before, work, threads)
+            # Contexts are a part of our report, not of the comparison.
+            test = replace(before["test"], contexts=())
             with_peer = load_folder(work / "peer", config, "peer")
             figures["peer"] = {
-                **_figures(measure(with_peer, before["test"], config, everything=True)),
-                "trials_seconds": seconds,
+                **_figures(measure(with_peer, test, config, everything=True)),
+                "seconds": peer["seconds"],
                 "chosen": peer["chosen"],
             }
-            figures["time_ratio"] = round(float(ours["edit_seconds"]) / seconds, 3)
+            figures["time_ratio"] = {
+                name: round(float(ours[f"{name}_seconds"]) / peer["seconds"][key], 3)
+                for name, key in (("edit", "trials"), ("whole", "total"))
+            }
     print(json.dumps(figures))
 
 
 def _ours(config: RunConfig, work: Path) -> tuple[dict[str, Any], RunConfig, dict[str, Before]]:
     prepared = prepare(config, SPLITS, work / "run" if config.tune else None)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
-    # Contexts are a part of the report, not of the comparison.
-    before = prepared.before | {"test": replace(prepared.before["test"], contexts=())}
+    before = prepared.before
     best, result = search(prepared)
     found = seconds["capture"] + seconds["tuning" if config.tune else "stages"]
     figures: dict[str, Any] = {
@@ -86,7 +91,7 @@ def _ours(config: RunConfig, work: Path) -> tuple[dict[str, Any], RunConfig, dic
     if best is not None:
         with clock(seconds, "test"), hooked(model.network, best.plan):
             figures |= _figures(measure(model, before["test"], config, everything=True))
-        figures["test_seconds"] = round(seconds["test"], 1)
+    figures["whole_seconds"] = round(sum(seconds.values()), 1)
     return figures, config, before
 
 
@@ -96,8 +101,8 @@ def _peer(
     before: dict[str, Before],
     work: Path,
     threads: int,
-) -> tuple[dict[str, object], float]:
-    """The peer's own JSON, and the seconds of its trials. Its model lies in `work`/peer."""
+) -> dict[str, Any]:
+    """The peer's own JSON, with the seconds of its steps. Its model lies in `work`/peer."""
     files = {}
     for split, label in (("train", ""), ("search", "eval-")):
         for name in ("target", "baseline"):
@@ -111,7 +116,7 @@ def _peer(
         *(str(options.peer_python), str(options.peer)),
         *("--model", str(find_checkpoint(config)), "--out", str(work / "peer")),
         *("--trials", str(options.trials), "--threads", str(threads), "--batch-size", "32"),
-        *("--max-new-tokens", "32", "--refusal-markers", str(markers)),
+        *("--max-new-tokens", "32", "--dtype", config.dtype, "--refusal-markers", str(markers)),
         *("--response-prefix", "", "--log", str(work / "peer.log")),
         *(part for pair in files.items() for part in pair),
     ]
@@ -121,8 +126,8 @@ def _peer(
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"the peer failed: {ended.stderr[-2000:]}")
-    found = json.loads(ended.stdout[ended.stdout.index("{") :])
-    return found, float(found["seconds"]["trials"])
+    found: dict[str, Any] = json.loads(ended.stdout[ended.stdout.index("{") :])
+    return found
 
 
 def _figures(measured: Measurement) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def _figures(measured: Measurement) -> dict[str, Any]:
         for name, e in measured.figures().items()
     }
     figures["refused"] = {
-        name: [count_refused(measured.exchanges, name, when) for when in ("before", "after")]
+        name: [count_graded(measured.exchanges, name, when) for when in ("before", "after")]
         for name in SETS
     }
     outcomes = pairs_of(measured.exchanges)

@@ -1,5 +1,7 @@
 """The stages: which are tried, when they stop, which wins; each starts from the original."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from tests.results import measurement, original
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import ablation_plan
-from unrefuse.evaluate.generate import last_logits, reply_to
+from unrefuse.evaluate.generate import Reply, last_logits, reply_to
 from unrefuse.evaluate.quality import make_reference
 from unrefuse.kernel import gaussian
 from unrefuse.search import stage as stage_module
@@ -170,3 +172,18 @@ def test_advice_names_each_figure_that_was_missed():
     assert "--tune optuna" in removal
     (tuned,) = advice(measurement(removal=0.1), CONFIG.model_copy(update={"tune": "optuna"}))
     assert "more --trials" in tuned
+
+
+def test_replies_that_loop_are_told_from_refusals():
+    found = measurement(removal=0.7)
+    loops = Reply("on and on", (1, 2), "broken")
+    left = [e for e in found.exchanges if e.prompt.set == "target" and e.after.grade == "refused"]
+    told = {}
+    for many in (0, 1, 2, 6):
+        some = left[:many]
+        exchanges = tuple(replace(e, after=loops) if e in some else e for e in found.exchanges)
+        (told[many],) = advice(replace(found, exchanges=exchanges), CONFIG)
+    assert "--peak" in told[0]
+    assert "--peak" in told[1]  # one refusal too many, were the loop an answer
+    assert "2 of 20 replies no longer refuse but loop" in told[2]
+    assert "6 of 20 replies no longer refuse but loop" in told[6]

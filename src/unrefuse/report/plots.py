@@ -13,7 +13,7 @@ from unrefuse.evaluate.statistics import share
 from unrefuse.kernel import Kernel
 from unrefuse.report.results import Result
 from unrefuse.search.discrimination import Analysis
-from unrefuse.search.objective import count_refused
+from unrefuse.search.objective import count_graded
 from unrefuse.search.score import Score
 
 IMAGE_TYPES = (".png", ".svg", ".pdf")
@@ -58,7 +58,7 @@ def plot_result(result: Result, file: Path) -> None:
     names = list(result.before[result.split].counts())
     for offset, when, colour in ((-0.2, "before", "#bbbbbb"), (0.2, "after", COLOURS[0])):
         for i, name in enumerate(names):
-            refused, asked = count_refused(result.measurement.exchanges, name, when)
+            refused, asked = count_graded(result.measurement.exchanges, name, when)
             e = share(k < refused for k in range(asked))
             left.bar(
                 i + offset,

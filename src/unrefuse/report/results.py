@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 from rich.console import Group, RenderableType
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from unrefuse.config import RunConfig
 from unrefuse.evaluate.pairs import pair_outcomes
+from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import (
     Estimate,
     decides,
@@ -32,12 +33,14 @@ from unrefuse.search.objective import (
     Context,
     Exchange,
     Measurement,
-    count_refused,
+    count_graded,
     removed,
     retained,
     shares_by,
 )
 from unrefuse.search.stage import Stage
+
+Counts = dict[str, dict[str, list[int]]]  # per set, before and after: with a grade, and asked
 
 LIBRARIES = ("unrefuse", "torch", "transformers", "safetensors")
 
@@ -64,13 +67,8 @@ class Result:
         return {
             **measured.figures(),
             "split": self.split,
-            "refused": {
-                name: {
-                    "before": count_refused(measured.exchanges, name, "before"),
-                    "after": count_refused(measured.exchanges, name, "after"),
-                }
-                for name in self.before[self.split].counts()
-            },
+            "refused": before_and_after(measured.exchanges, "refused"),
+            "broken": before_and_after(measured.exchanges, "broken"),
             "retention_test": self.retention_test(),
             "by_topic": shares_by(measured.exchanges, lambda p: p.topic),
             "by_lang": shares_by(measured.exchanges, lambda p: p.lang),
@@ -117,12 +115,17 @@ def pairs_of(exchanges: Sequence[Exchange]) -> dict[str, dict[str, dict[str, flo
     }
 
 
-def context_counts(context: Context) -> dict[str, dict[str, list[int]]]:
-    """Per set `[refused, asked]` in this context, before and after the edit."""
+def before_and_after(exchanges: Sequence[Exchange], grade: Grade) -> Counts:
+    """Per set `[with this grade, asked]`, before and after the edit."""
     return {
-        name: {when: count_refused(context.exchanges, name, when) for when in ("before", "after")}
+        name: {when: count_graded(exchanges, name, when, grade) for when in ("before", "after")}
         for name in SETS
     }
+
+
+def context_counts(context: Context) -> Counts:
+    """Per set `[refused, asked]` in this context, before and after the edit."""
+    return before_and_after(context.exchanges, "refused")
 
 
 def weakest_topic(exchanges: Sequence[Exchange]) -> dict[str, Any] | None:
@@ -155,7 +158,7 @@ def stage_line(stage: Stage) -> str:
     return (
         f"  {stage.name}: removal {m.removal.value:.2f}, "
         f"retention {m.retention.value:.2f}, quality {m.quality.value:.2f} (KL {m.kl.value:.3f})"
-        + ("" if stage.keeps_floors else "  under a floor")
+        + ("" if stage.keeps_floors else "  too near a floor, or under it")
     )
 
 
@@ -200,7 +203,7 @@ def retention_line(test: dict[str, Any]) -> str:
 
 
 def result_table(result: Result) -> RenderableType:
-    """The figures with their intervals, the refusals before and after, and removal by topic."""
+    """The figures with their intervals, the grades before and after, and removal by topic."""
     measured = result.measurement
     config = result.config
     tokens = config.reply_tokens if result.split == "test" else config.search_tokens
@@ -213,13 +216,9 @@ def result_table(result: Result) -> RenderableType:
         figures.add_row(
             name, f"{e.value:.{digits}f}", f"{e.low:.{digits}f} to {e.high:.{digits}f}", str(e.n)
         )
-    refusals = Table(title="refusals", title_justify="left")
-    for column in ("set", "before", "after"):
-        refusals.add_column(column, justify="left" if column == "set" else "right")
-    for name in result.before[result.split].counts():
-        before = count_refused(measured.exchanges, name, "before")
-        after = count_refused(measured.exchanges, name, "after")
-        refusals.add_row(name, f"{before[0]} of {before[1]}", f"{after[0]} of {after[1]}")
+    replies = Table("before → after", *SETS, title="replies", title_justify="left")
+    for grade in get_args(Grade):
+        replies.add_row(grade, *_cells(before_and_after(measured.exchanges, grade)))
     by_topic = shares_by(measured.exchanges, lambda p: p.topic)
     by_lang = shares_by(measured.exchanges, lambda p: p.lang)
     tables: list[RenderableType] = []
@@ -240,7 +239,7 @@ def result_table(result: Result) -> RenderableType:
     if measured.contexts:
         tables.append(_contexts_table(measured.contexts))
     line = Text(retention_line(result.retention_test()) + "\n")
-    return Group(figures, line, refusals, *tables)
+    return Group(figures, line, replies, *tables)
 
 
 def _pairs_table(pairs: dict[str, dict[str, dict[str, float]]]) -> Table:
@@ -255,12 +254,12 @@ def _pairs_table(pairs: dict[str, dict[str, dict[str, float]]]) -> Table:
 def _contexts_table(contexts: Sequence[Context]) -> Table:
     table = Table("refused in other contexts, before → after", *SETS, title_justify="left")
     for context in contexts:
-        cells = [
-            f"{c['before'][0]} → {c['after'][0]} of {c['before'][1]}"
-            for c in context_counts(context).values()
-        ]
-        table.add_row(context.name, *cells)
+        table.add_row(context.name, *_cells(context_counts(context)))
     return table
+
+
+def _cells(counts: Counts) -> list[str]:
+    return [f"{c['before'][0]} → {c['after'][0]} of {c['after'][1]}" for c in counts.values()]
 
 
 def examples(result: Result) -> list[Exchange]:

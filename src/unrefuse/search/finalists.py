@@ -68,7 +68,7 @@ def hold_finals(
         stage = run(trial, 1.0)
         if stage.keeps_floors and stage.measurement.removal.value >= config.removal_target:
             break
-        if not keeps_retention(stage.measurement, config):
+        if not keeps_retention(stage.measurement, config, chosen=True):
             retains = trial.score.retention
     if not any(stage.keeps_floors for stage in stages):
         for part in GENTLER:

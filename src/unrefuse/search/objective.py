@@ -11,6 +11,7 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import Reply, reply_to
 from unrefuse.evaluate.quality import Reference, divergences, kl_and_quality, make_reference
+from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import Estimate, lower_bound, needed, share
 from unrefuse.models.load import Model
 from unrefuse.progress import stderr
@@ -73,7 +74,7 @@ class Before:
 
     def counts(self) -> dict[str, list[int]]:
         """Per set: prompts refused, and prompts asked."""
-        return {name: count_refused(self.exchanges, name, "before") for name in SETS}
+        return {name: count_graded(self.exchanges, name, "before") for name in SETS}
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,12 @@ class Measurement:
         return {name: getattr(self, name).to_json() for name in names}
 
 
-def count_refused(exchanges: Sequence[Exchange], set: str, when: str) -> list[int]:
-    """`[refused, asked]` of one set, `when` before or after the edit."""
+def count_graded(
+    exchanges: Sequence[Exchange], set: str, when: str, grade: Grade = "refused"
+) -> list[int]:
+    """`[with this grade, asked]` of one set, `when` before or after the edit."""
     replies = [getattr(e, when) for e in exchanges if e.prompt.set == set]
-    return [sum(r is not None and r.grade == "refused" for r in replies), len(replies)]
+    return [sum(r is not None and r.grade == grade for r in replies), len(replies)]
 
 
 def ask_before(

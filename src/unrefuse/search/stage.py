@@ -15,7 +15,8 @@ from unrefuse.search.objective import Before, Measurement, measure, removed
 
 @dataclass(frozen=True)
 class Stage:
-    """One edit that was tried, and what it did on the search split."""
+    """One edit that was tried, and what it did on the search split, which chooses among several:
+    `keeps_floors` is with something to spare."""
 
     name: str
     kernel: Kernel
@@ -37,7 +38,7 @@ def try_plan(
     """Measures one plan by hooks."""
     with hooked(model.network, plan):
         measured = measure(model, before, config, everything=False)
-    return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config))
+    return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config, True))
 
 
 def at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
@@ -65,17 +66,25 @@ def at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
     )
 
 
-def keeps_retention(measured: Measurement, config: RunConfig) -> bool:
+def keeps_retention(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
     """Whether retention is at its floor or above, and shown to be at its bound or above: a test of
-    non-inferiority, by the exact one-sided 95 % lower bound."""
+    non-inferiority, by the exact one-sided 95 % lower bound.
+
+    What is `chosen` on these prompts looks better on them than on others. So it has to lose none
+    of them, or so few that it is shown to be at the floor itself.
+    """
     retention = measured.retention
+    bound = config.retention_bound
+    if chosen and retention.value < 1:
+        bound = max(bound, config.retention_floor)
     shown = lower_bound(retention.count, retention.n)
-    return retention.value >= config.retention_floor and shown >= config.retention_bound
+    return retention.value >= config.retention_floor and shown >= bound
 
 
-def keeps_floors(measured: Measurement, config: RunConfig) -> bool:
-    """Whether retention and quality both keep their floors."""
-    return keeps_retention(measured, config) and measured.quality.value >= config.quality_floor
+def keeps_floors(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
+    """Whether retention and quality both keep their floors; `chosen` as in `keeps_retention`."""
+    kept = keeps_retention(measured, config, chosen)
+    return kept and measured.quality.value >= config.quality_floor
 
 
 def best_stage(stages: Sequence[Stage], config: RunConfig) -> Stage | None:
@@ -133,11 +142,17 @@ def advice(measured: Measurement, config: RunConfig) -> list[str]:
             "move --peak to 0.65-0.70, --width to 0.10-0.12, --threshold to 0.2"
         )
     if measured.removal.value < config.removal_target:
-        do = (
-            "give more target prompts to learn from, or more --trials"
-            if config.tune
-            else "move --peak to 0.50-0.55 and --width to 0.18-0.20, or search: --tune optuna"
-        )
+        counted = [e for e in measured.exchanges if e.prompt.set == "target" and e.as_expected]
+        broken = sum(e.after is not None and e.after.grade == "broken" for e in counted)
+        if measured.removal.count + broken >= config.removal_target * len(counted) > 0:
+            do = (
+                f"{broken} of {len(counted)} replies no longer refuse but loop, as small models "
+                "do on what they hardly know"
+            )
+        elif config.tune:
+            do = "give more target prompts to learn from, or more --trials"
+        else:
+            do = "move --peak to 0.50-0.55 and --width to 0.18-0.20, or search: --tune optuna"
         reasons.append(
             f"removal {measured.removal.value:.2f} is under the target "
             f"{config.removal_target:.2f}: {do}"
