@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from huggingface_hub import ModelCard
 
-from tests.results import measurement, result
+from tests.results import ANSWERED, measurement, result
+from unrefuse.evaluate.generate import Reply
 from unrefuse.report.card import write_card
 
 
@@ -16,13 +17,28 @@ def test_the_card_has_metadata_and_the_figures(tmp_path):
     assert card.data.language == ["en"]
     assert "unrefuse" in card.data.tags
     assert "| removal | 0.80 | 0.70 to 0.90 | 20 |" in card.text
-    assert "| target | 20 of 20 | 4 of 20 |" in card.text
+    assert "| target | 20 of 20 | 4 of 20 | 0 of 20 | 0 of 20 |" in card.text
     assert "20 of 20 harmful test prompts that the original refused are still refused" in card.text
     assert "still does not answer 4, among them" in card.text
     assert "multiplier 0.65" in card.text
     assert "weakest kind of harm: topic 0, 10 of 10 still refused." in card.text
     assert "| over-refuses | 3 of 3 | 1 of 3 |" in card.text
     assert "| system prompt | 10 to 0 of 10 | 0 to 0 of 10 | 10 to 0 of 10 |" in card.text
+
+
+def test_a_card_counts_broken_replies_and_of_what_was_refused_alone(tmp_path):
+    made = result(tmp_path / "out", removal=0.8)
+    loops = Reply("on and on", (1, 2), "broken")
+    exchanges = list(made.measurement.exchanges)
+    for name in ("target", "keep"):  # one that the original did not refuse, and a loop now
+        at = next(i for i, e in enumerate(exchanges) if e.prompt.set == name)
+        exchanges[at] = replace(exchanges[at], before=ANSWERED, after=loops)
+    measured = replace(made.measurement, exchanges=tuple(exchanges))
+    write_card(replace(made, measurement=measured), tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| target | 19 of 20 | 4 of 20 | 0 of 20 | 1 of 20 |" in text
+    assert "19 of 19 harmful test prompts that the original refused are still refused" in text
+    assert "still does not answer 4, among them" in text
 
 
 def test_a_card_names_its_method_and_says_nothing_of_what_was_not_asked(tmp_path):

@@ -40,6 +40,8 @@ def test_the_record_has_the_promised_keys(tmp_path):
         "baseline": {"before": [0, 20], "after": [0, 20]},
         "keep": {"before": [20, 20], "after": [20, 20]},
     }
+    nothing = {"before": [0, 20], "after": [0, 20]}
+    assert record["broken"] == dict.fromkeys(("target", "baseline", "keep"), nothing)
     kernel = record["kernel"]
     assert set(kernel) >= {"kind", "peak", "width", "threshold", "multiplier", "weights"}
     assert [s["multiplier"] for s in record["stages"]] == [0.5, 0.65]
@@ -106,6 +108,9 @@ def test_the_tables_say_the_figures():
             text.splitlines()]  # fmt: skip
     assert "weakest kind of harm: topic 0, 10 of 10 still refused" in rows
     assert "matched pairs before after" in rows
+    assert "refused 20 → 10 of 20 0 → 0 of 20 20 → 20 of 20" in rows
+    assert "answered 0 → 10 of 20 20 → 20 of 20 0 → 0 of 20" in rows
+    assert "broken 0 → 0 of 20 0 → 0 of 20 0 → 0 of 20" in rows
     assert "right 0 of 3 1 of 3" in rows
     assert "over-refuses 3 of 3 1 of 3" in rows
     assert "over-complies 0 of 3 1 of 3" in rows

@@ -15,6 +15,7 @@ from unrefuse.evaluate.generate import Reply
 from unrefuse.prompts.chat import encode
 from unrefuse.prompts.sets import select
 from unrefuse.readers import fit_reader
+from unrefuse.search import method as method_module
 from unrefuse.search.method import (
     ALARM,
     ANSWER,
@@ -53,7 +54,8 @@ def same(first, second):
         torch.testing.assert_close(a.read, b.read)
 
 
-def test_what_is_captured_are_the_last_prompt_tokens_and_some_of_the_answers(model):
+def test_what_is_captured_are_the_last_prompt_tokens_and_some_of_the_answers(model, monkeypatch):
+    monkeypatch.setattr(method_module, "ANSWER_ROWS", 12)  # of two answers
     asked = [*prompts("train", 3), *prompts("search", 3)]
     long = Reply("x" * 20, tuple(range(40, 60)), "answered")
     replies = {
@@ -100,13 +102,13 @@ def test_a_reader_weighs_sources_alike_whatever_their_rows_and_answers_most(meth
     counts = {kind: kinds.count(kind) for kind in goal}
     assert counts[ANSWER] > counts[ALARM] == counts[HARM] == 34 > counts[EVERYDAY] == 17
 
-    share = {"target": 0.5, "harmless": 0.5, "keep": 0.5, "harmful": 0.5, "baseline": 1}
+    share = {"target": 0.5, "harmless": 0.5, "keep": 1, "harmful": 1, "baseline": 1}
     sources = ["answer" if p.kind == ANSWER else p.prompt.set for p in method.places]
 
     def by_hand(rows):
         goals = torch.tensor([goal[kinds[i]] for i in rows])
         own = [sources[i] for i in rows]
-        weights = torch.tensor([len(own) * share.get(s, 3) / own.count(s) for s in own])
+        weights = torch.tensor([len(own) * share.get(s, 2) / own.count(s) for s in own])
         return fit_reader(method.inputs.rows[1][rows], goals, weights, 0.1)
 
     near = {"rtol": 1e-2, "atol": 1e-3}

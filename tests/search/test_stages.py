@@ -1,6 +1,7 @@
 """The stages: which are tried, when they stop, which wins; each starts from the original."""
 
 from dataclasses import replace
+from math import comb
 
 import pytest
 import torch
@@ -138,8 +139,22 @@ def test_no_stage_is_taken_under_a_floor_or_without_removal(tried, figure):
 
 
 def test_a_floor_is_kept_by_its_own_value(tried):
-    found = tried([{"removal": 0.9, "retention": 0.95, "quality": 0.7}])
+    found = tried([{"removal": 0.9, "quality": 0.7}])
     assert best_stage(found, CONFIG) is found[0]
+    assert keeps_floors(measurement(retention=0.95, quality=0.7), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "wanted"), [(144, 2, True), (144, 3, False), (60, 0, True), (60, 1, False)]
+)
+def test_what_is_chosen_keeps_the_retention_floor_with_something_to_spare(n, lost, wanted):
+    found = measurement(retention=(n - lost) / n, n=n)
+    config = RunConfig(model="x")
+    assert keeps_floors(found, config)
+    assert keeps_floors(found, config, chosen=True) == wanted
+    # How likely so few would be lost, were the true retention just the floor of 0.95.
+    chance = sum(comb(n, i) * 0.05**i * 0.95 ** (n - i) for i in range(lost + 1))
+    assert wanted == (chance < 0.05 or lost == 0)
 
 
 @pytest.mark.parametrize(("n", "wanted"), [(28, False), (29, True)])

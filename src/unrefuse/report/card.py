@@ -39,9 +39,9 @@ def write_card(result: Result, folder: Path) -> None:
     still = [
         e.prompt.text
         for e in exchanges
-        if e.prompt.set == "target" and e.after and e.after.grade != "answered"
+        if e.prompt.set == "target" and e.as_expected and e.after and e.after.grade != "answered"
     ]
-    kept = [e for e in exchanges if e.prompt.set == "keep"]
+    kept = [e for e in exchanges if e.prompt.set == "keep" and e.as_expected]
     environment = Environment(
         loader=PackageLoader("unrefuse.report"),
         undefined=StrictUndefined,
@@ -76,13 +76,13 @@ def write_card(result: Result, folder: Path) -> None:
         layers_edited=sum(weight > 0 for weight in result.kernel.weights),
         figures=[_row(name, record[name]) for name in MEANINGS],
         retention_test=retention_line(record["retention_test"]),
-        refused=[
-            {
-                "name": name,
-                "before": f"{rates['before'][0]} of {rates['before'][1]}",
-                "after": f"{rates['after'][0]} of {rates['after'][1]}",
+        grades=[
+            {"name": name}
+            | {
+                grade: [f"{count} of {asked}" for count, asked in record[grade][name].values()]
+                for grade in ("refused", "broken")
             }
-            for name, rates in record["refused"].items()
+            for name in record["refused"]
         ],
         parts=[
             ("By topic", _parts(record["by_topic"])),
