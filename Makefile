@@ -6,7 +6,7 @@ PY = .venv/bin/python
 
 demo: .venv/ready
 	rm -rf demo-output
-	.venv/bin/unrefuse edit demo --out demo-output --limit 28
+	.venv/bin/unrefuse edit demo --out demo-output --limit 32
 
 test: .venv/ready
 	$(PY) -m pytest
