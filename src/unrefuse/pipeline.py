@@ -165,7 +165,7 @@ def search(prepared: Prepared) -> tuple[Stage | None, Result]:
         split="search",
         seconds=prepared.seconds,
         saved=False,
-        reasons=advice(chosen.measurement, config),
+        reasons=advice(chosen.measurement, config, chosen=True),
     )
     return best, result
 

@@ -152,6 +152,8 @@ def test_what_is_chosen_keeps_the_retention_floor_with_something_to_spare(n, los
     config = RunConfig(model="x")
     assert keeps_floors(found, config)
     assert keeps_floors(found, config, chosen=True) == wanted
+    assert any("too near its floor" in r for r in advice(found, config, chosen=True)) != wanted
+    assert not any("too near its floor" in r for r in advice(found, config))
     # How likely so few would be lost, were the true retention just the floor of 0.95.
     chance = sum(comb(n, i) * 0.05**i * 0.95 ** (n - i) for i in range(lost + 1))
     assert wanted == (chance < 0.05 or lost == 0)

@@ -117,8 +117,9 @@ def confirm(
     return confirmed, best
 
 
-def advice(measured: Measurement, config: RunConfig) -> list[str]:
-    """What was not reached, and what to try: the troubleshooting table of DESIGN.md."""
+def advice(measured: Measurement, config: RunConfig, chosen: bool = False) -> list[str]:
+    """What was not reached, and what to try: the troubleshooting table of DESIGN.md. `chosen` as
+    in `keeps_retention`."""
     reasons = []
     retention = measured.retention
     if retention.value < config.retention_floor:
@@ -135,6 +136,12 @@ def advice(measured: Measurement, config: RunConfig) -> list[str]:
             f"{retention.n} keep prompts do not show that retention is {config.retention_bound:g} "
             f"or more (lower bound {lower_bound(retention.count, retention.n):.3f}): "
             f"{more} at this rate, or lower --retention-bound"
+        )
+    elif not keeps_retention(measured, config, chosen):
+        reasons.append(
+            f"retention {retention.value:.3f} (n {retention.n}) is too near its floor "
+            f"{config.retention_floor:.3f} to hold on other prompts: give more keep prompts "
+            "(--keep), or less --strength"
         )
     if measured.quality.value < config.quality_floor:
         reasons.append(
