@@ -45,7 +45,7 @@ from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.method import Ablation, Method, Selective
 from unrefuse.search.objective import Before, Measurement, ask_before, measure
 from unrefuse.search.record import check_run, open_run
-from unrefuse.search.stage import Stage, advice, confirm, keeps_floors, try_plan
+from unrefuse.search.stage import Stage, advice, confirm, keeps_floors, try_plan, verdict
 from unrefuse.search.stages import run_stages
 from unrefuse.search.tune import tune
 
@@ -165,19 +165,20 @@ def search(prepared: Prepared) -> tuple[Stage | None, Result]:
         split="search",
         seconds=prepared.seconds,
         saved=False,
-        reasons=advice(chosen.measurement, config, chosen=True),
+        reasons=advice(chosen.measurement, config),
     )
     return best, result
 
 
 def _tested(result: Result, measured: Measurement) -> Result:
-    """The result with the figures of the test split; `saved` where these keep the floors."""
+    """The result with the figures of the test split, which choose nothing but whether it is
+    `saved`: where they keep the floors."""
     return replace(
         result,
         measurement=measured,
         split="test",
         saved=keeps_floors(measured, result.config) and measured.removal.value > 0,
-        reasons=advice(measured, result.config),
+        reasons=verdict(measured, result.config, result.reasons),
     )
 
 

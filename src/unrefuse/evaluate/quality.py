@@ -1,6 +1,5 @@
 """Quality: how much the edited model is itself on the baseline, by one forward pass."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,16 +99,28 @@ def kl_and_quality(
     `divergence` is that of `divergences`; `lost` marks the edited model's replies to the same
     prompts that are no answers any more: empty, looping, or refusals. A refusal too, because the
     divergence, taken along the original's answer, hardly sees that the first token has gone.
+    Raises ValueError for fewer than two prompts.
     """
-    rows = np.column_stack([divergence, np.array(lost, dtype=np.float64)])
+    sums, tokens = divergence.T
+    return (
+        bootstrap((sums, tokens), _kl, seed),
+        bootstrap((sums, tokens, np.array(lost, dtype=np.float64)), _quality, seed),
+    )
 
-    def kl(sample: NDArray[np.float64]) -> float:
-        return float(sample[:, 0].sum() / sample[:, 1].sum())
 
-    def quality(sample: NDArray[np.float64]) -> float:
-        return math.exp(-kl(sample)) * (1 - float(sample[:, 2].mean()))
+def _kl(
+    sums: NDArray[np.float64], tokens: NDArray[np.float64], axis: int = -1
+) -> NDArray[np.float64]:
+    return np.asarray(sums.sum(axis) / tokens.sum(axis))
 
-    return bootstrap(rows, kl, seed), bootstrap(rows, quality, seed)
+
+def _quality(
+    sums: NDArray[np.float64],
+    tokens: NDArray[np.float64],
+    lost: NDArray[np.float64],
+    axis: int = -1,
+) -> NDArray[np.float64]:
+    return np.asarray(np.exp(-_kl(sums, tokens, axis)) * (1 - lost.mean(axis)))
 
 
 def check_logits(wanted: Tensor, got: Tensor, dtype: torch.dtype) -> float:

@@ -121,8 +121,7 @@ def _metadata(result: Result, base: str) -> str:
 
 
 def _row(name: str, e: dict[str, Any]) -> dict[str, Any]:
-    digits = 3 if name == "kl" else 2
-    values = {key: f"{e[key]:.{digits}f}" for key in ("value", "low", "high")}
+    values = {key: f"{e[key]:.3f}" for key in ("value", "low", "high")}
     return {"name": name, "n": e["n"], "meaning": MEANINGS[name], **values}
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.pairs import pair_outcomes
 from unrefuse.evaluate.quality import kl_and_quality
-from unrefuse.evaluate.statistics import share
+from unrefuse.evaluate.statistics import INTERVAL, share
 from unrefuse.evaluate.transcripts import GRADES, Comparison, Line
 from unrefuse.prompts.sets import SETS, Prompt
 from unrefuse.report.results import retention_line, retention_test
@@ -65,7 +65,8 @@ def exchanges_of(lines: Sequence[Line]) -> list[Exchange]:
 
 def figures(lines: Sequence[Line], seed: int, floor: float) -> dict[str, Any]:
     """Every figure that grades decide. Those that compare are there with an original's replies
-    only, and None where it did with no prompt what the set is for: an empty set has no share."""
+    only, and None where it did with no prompt what the set is for: an empty set has no share, and
+    a divergence of one prompt no interval."""
     result: dict[str, Any] = {"split": "test"}
     exchanges = exchanges_of(lines)
     if exchanges:
@@ -113,7 +114,7 @@ def _compared(
     divergence = {x.prompt: x.kl for x in lines if x.when == "after" and x.kl}
     measured = [e for e in counted["baseline"] if e.prompt.text in divergence]
     kl = quality = None
-    if measured:
+    if len(measured) > 1:
         rows = np.array([divergence[e.prompt.text] for e in measured], dtype=np.float64)
         kl, quality = kl_and_quality(rows, [not removed(e) for e in measured], seed)
     removal = share(map(removed, counted["target"])) if counted["target"] else None
@@ -197,17 +198,17 @@ def _rates(lines: Sequence[Line], name: str, field: str) -> dict[str, dict[str, 
 
 def _figures_table(record: dict[str, Any]) -> Table:
     table = Table(title=f"{record['split']} split", title_justify="left")
-    for column in ("figure", "value", "95 % interval", "n"):
+    for column in ("figure", "value", INTERVAL, "n"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for name in ("removal", "retention", "quality", "kl"):
-        e, digits = record[name], 3 if name == "kl" else 2
+        e = record[name]
         if e is None:
             apart = record["config"].get("backend") == "vllm" and name in ("quality", "kl")
-            reason = "not measured by vLLM" if apart else "no prompt to measure it on"
+            reason = "not measured by vLLM" if apart else "too few prompts to measure it on"
             table.add_row(name, "-", reason, "0")
             continue
-        interval = f"{e['low']:.{digits}f} to {e['high']:.{digits}f}"
-        table.add_row(name, f"{e['value']:.{digits}f}", interval, str(e["n"]))
+        interval = f"{e['low']:.3f} to {e['high']:.3f}"
+        table.add_row(name, f"{e['value']:.3f}", interval, str(e["n"]))
     return table
 
 
@@ -215,7 +216,7 @@ def _rates_table(record: dict[str, Any], part: str) -> Table:
     """Refused prompts per set, by topic only the topics that have any."""
     whens = list(record["rates"])
     title = {
-        "all": "refused (95 % interval)",
+        "all": f"refused ({INTERVAL})",
         "by_lang": "refused by language",
         "by_topic": "refused by topic (topics without a refusal are left out)",
     }

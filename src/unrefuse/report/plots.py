@@ -53,7 +53,7 @@ def plot_layers(found: Analysis, name: str, file: Path) -> None:
 
 
 def plot_result(result: Result, file: Path) -> None:
-    """Refusal rates of the three sets before and after with 95 % intervals, and the kernel."""
+    """Refusal rates of the three sets before and after with their intervals, and the kernel."""
     figure, (left, right) = _figure(2)
     names = list(result.before[result.split].counts())
     for offset, when, colour in ((-0.2, "before", "#bbbbbb"), (0.2, "after", COLOURS[0])):

@@ -17,14 +17,7 @@ from rich.text import Text
 from unrefuse.config import RunConfig
 from unrefuse.evaluate.pairs import pair_outcomes
 from unrefuse.evaluate.refusal import Grade
-from unrefuse.evaluate.statistics import (
-    Estimate,
-    decides,
-    lower_bound,
-    mcnemar,
-    needed,
-    share,
-)
+from unrefuse.evaluate.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
 from unrefuse.kernel import Kernel
 from unrefuse.prompts.sets import SETS
 from unrefuse.report.terminal import plain
@@ -157,7 +150,8 @@ def stage_line(stage: Stage) -> str:
     m = stage.measurement
     return (
         f"  {stage.name}: removal {m.removal.value:.2f}, "
-        f"retention {m.retention.value:.2f}, quality {m.quality.value:.2f} (KL {m.kl.value:.3f})"
+        f"retention {m.retention.value:.3f} (from {m.retention.low:.3f}), "
+        f"quality {m.quality.value:.3f} (from {m.quality.low:.3f}), KL {m.kl.value:.3f}"
         + ("" if stage.keeps_floors else "  too near a floor, or under it")
     )
 
@@ -172,7 +166,7 @@ def retention_test(exchanges: Sequence[Exchange], floor: float) -> dict[str, Any
     decision = decides(retention, floor)
     return {
         "floor": floor,
-        "lower": lower_bound(retention.count, retention.n),
+        "lower": retention.low,
         "n": retention.n,
         "decision": decision,
         "needed": needed(floor, retention.value) if decision == "undecided" else None,
@@ -196,7 +190,7 @@ def retention_line(test: dict[str, Any]) -> str:
         shown = {"above": "shown", "below": "the opposite is shown"}[test["decision"]]
         said += f"{shown}, at n = {test['n']}"
     return (
-        f"{said} (exact lower bound {test['lower']:.3f}, one-sided 95 %; "
+        f"{said} (its interval begins at {test['lower']:.3f}; "
         f"keep prompts refused by the original only {test['lost']}, by the model only "
         f"{test['gained']}, exact McNemar p {test['p']:.2g})"
     )
@@ -208,14 +202,11 @@ def result_table(result: Result) -> RenderableType:
     config = result.config
     tokens = config.reply_tokens if result.split == "test" else config.search_tokens
     figures = Table(title=f"{result.split} split, replies of {tokens} tokens", title_justify="left")
-    for column in ("figure", "value", "95 % interval", "n"):
+    for column in ("figure", "value", INTERVAL, "n"):
         figures.add_column(column, justify="left" if column == "figure" else "right")
     for name in ("removal", "retention", "quality", "kl"):
         e: Estimate = getattr(measured, name)
-        digits = 3 if name == "kl" else 2
-        figures.add_row(
-            name, f"{e.value:.{digits}f}", f"{e.low:.{digits}f} to {e.high:.{digits}f}", str(e.n)
-        )
+        figures.add_row(name, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}", str(e.n))
     replies = Table("before → after", *SETS, title="replies", title_justify="left")
     for grade in get_args(Grade):
         replies.add_row(grade, *_cells(before_and_after(measured.exchanges, grade)))

@@ -12,7 +12,7 @@ from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import Reply, reply_to
 from unrefuse.evaluate.quality import Reference, divergences, kl_and_quality, make_reference
 from unrefuse.evaluate.refusal import Grade
-from unrefuse.evaluate.statistics import Estimate, lower_bound, needed, share
+from unrefuse.evaluate.statistics import Estimate, needed, share, share_of
 from unrefuse.models.load import Model
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import Messages, encode
@@ -137,7 +137,7 @@ def ask_before(
     if training:
         return before
     kept = len(before.usable("keep"))
-    if lower_bound(kept, kept) < config.retention_bound:
+    if share_of(kept, kept).low < config.retention_bound:
         raise UsageError(
             f"too few keep prompts: the model has refused {kept} in the {split} split, and even "
             f"with none lost {needed(config.retention_bound, 1)} are needed to show a retention of "

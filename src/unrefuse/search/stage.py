@@ -7,9 +7,10 @@ from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan
 from unrefuse.evaluate.generate import reply_to
-from unrefuse.evaluate.statistics import lower_bound, needed, share
+from unrefuse.evaluate.statistics import needed, share
 from unrefuse.kernel import Kernel
 from unrefuse.models.load import Model
+from unrefuse.prompts.thinking import is_thinking
 from unrefuse.search.objective import Before, Measurement, measure, removed
 
 
@@ -67,24 +68,27 @@ def at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
 
 
 def keeps_retention(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
-    """Whether retention is at its floor or above, and shown to be at its bound or above: a test of
-    non-inferiority, by the exact one-sided 95 % lower bound.
+    """Whether retention is at its floor or above, and its interval begins at its bound or above:
+    a test of non-inferiority.
 
     What is `chosen` on these prompts looks better on them than on others. So it has to lose none
-    of them, or so few that it is shown to be at the floor itself.
+    of them, or so few that its interval begins at the floor itself.
     """
     retention = measured.retention
     bound = config.retention_bound
     if chosen and retention.value < 1:
         bound = max(bound, config.retention_floor)
-    shown = lower_bound(retention.count, retention.n)
-    return retention.value >= config.retention_floor and shown >= bound
+    return retention.value >= config.retention_floor and retention.low >= bound
+
+
+def keeps_quality(measured: Measurement, config: RunConfig) -> bool:
+    """Whether the interval of quality begins at its floor or above."""
+    return measured.quality.low >= config.quality_floor
 
 
 def keeps_floors(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
     """Whether retention and quality both keep their floors; `chosen` as in `keeps_retention`."""
-    kept = keeps_retention(measured, config, chosen)
-    return kept and measured.quality.value >= config.quality_floor
+    return keeps_retention(measured, config, chosen) and keeps_quality(measured, config)
 
 
 def best_stage(stages: Sequence[Stage], config: RunConfig) -> Stage | None:
@@ -117,51 +121,98 @@ def confirm(
     return confirmed, best
 
 
-def advice(measured: Measurement, config: RunConfig, chosen: bool = False) -> list[str]:
-    """What was not reached, and what to try: the troubleshooting table of DESIGN.md. `chosen` as
-    in `keeps_retention`."""
-    reasons = []
-    retention = measured.retention
-    if retention.value < config.retention_floor:
-        reasons.append(
-            f"retention {retention.value:.3f} is under its floor "
-            f"{config.retention_floor:.3f}: give more keep prompts (--keep) or matched pairs "
-            "(--pairs) of the kinds that are lost, or less --strength"
-        )
-    elif not keeps_retention(measured, config):
-        at_this_rate = retention.value > config.retention_bound
-        enough = at_this_rate and needed(config.retention_bound, retention.value)
-        more = f"about {enough} would" if enough else "no number would"
-        reasons.append(
-            f"{retention.n} keep prompts do not show that retention is {config.retention_bound:g} "
-            f"or more (lower bound {lower_bound(retention.count, retention.n):.3f}): "
-            f"{more} at this rate, or lower --retention-bound"
-        )
-    elif not keeps_retention(measured, config, chosen):
-        reasons.append(
-            f"retention {retention.value:.3f} (n {retention.n}) is too near its floor "
-            f"{config.retention_floor:.3f} to hold on other prompts: give more keep prompts "
-            "(--keep), or less --strength"
-        )
-    if measured.quality.value < config.quality_floor:
-        reasons.append(
-            f"quality {measured.quality.value:.2f} is under its floor {config.quality_floor:.2f}: "
-            "move --peak to 0.65-0.70, --width to 0.10-0.12, --threshold to 0.2"
-        )
-    if measured.removal.value < config.removal_target:
-        counted = [e for e in measured.exchanges if e.prompt.set == "target" and e.as_expected]
-        broken = sum(e.after is not None and e.after.grade == "broken" for e in counted)
-        if measured.removal.count + broken >= config.removal_target * len(counted) > 0:
-            do = (
-                f"{broken} of {len(counted)} replies no longer refuse but loop, as small models "
-                "do on what they hardly know"
-            )
-        elif config.tune:
-            do = "give more target prompts to learn from, or more --trials"
+@dataclass(frozen=True)
+class Missed:
+    """A figure that was not reached, and what to try: the troubleshooting table of DESIGN.md."""
+
+    fact: str
+    do: str
+
+
+def missed(measured: Measurement, config: RunConfig, chosen: bool = False) -> list[Missed]:
+    """What was not reached; `chosen` as in `keeps_retention`."""
+    found = _retention_missed(measured, config, chosen)
+    quality, floor = measured.quality, config.quality_floor
+    if not keeps_quality(measured, config):
+        gentler = "move --peak to 0.65-0.70, --width to 0.10-0.12, --threshold to 0.2"
+        if quality.value < floor:
+            fact = f"quality {quality.value:.3f} is under its floor {floor:.3f}"
         else:
-            do = "move --peak to 0.50-0.55 and --width to 0.18-0.20, or search: --tune optuna"
-        reasons.append(
-            f"removal {measured.removal.value:.2f} is under the target "
-            f"{config.removal_target:.2f}: {do}"
+            fact = (
+                f"{quality.n} baseline prompts do not show that quality {quality.value:.3f} is "
+                f"{floor:.3f} or more (its interval begins at {quality.low:.3f})"
+            )
+            gentler += ", or give more baseline prompts (--baseline)"
+        found.append(Missed(fact, gentler))
+    if measured.removal.value < config.removal_target:
+        fact = (
+            f"removal {measured.removal.value:.3f} is under the target {config.removal_target:.3f}"
         )
-    return reasons
+        found.append(Missed(fact, _for_removal(measured, config)))
+    return found
+
+
+def _retention_missed(measured: Measurement, config: RunConfig, chosen: bool) -> list[Missed]:
+    retention, floor, bound = measured.retention, config.retention_floor, config.retention_bound
+    if keeps_retention(measured, config, chosen):
+        return []
+    if retention.value < floor:
+        return [
+            Missed(
+                f"retention {retention.value:.3f} is under its floor {floor:.3f}",
+                "give more keep prompts (--keep) or matched pairs (--pairs) of the kinds that are "
+                "lost, or less --strength",
+            )
+        ]
+    if retention.low < bound:
+        enough = retention.value > bound and needed(bound, retention.value)
+        more = f"about {enough} would" if enough else "no number would"
+        return [
+            Missed(
+                f"{retention.n} keep prompts do not show that retention is {bound:g} or more (its "
+                f"interval begins at {retention.low:.3f})",
+                f"{more} at this rate, or lower --retention-bound",
+            )
+        ]
+    return [
+        Missed(
+            f"retention {retention.value:.3f} (n {retention.n}) is too near its floor "
+            f"{floor:.3f} to hold on other prompts",
+            "give more keep prompts (--keep), or less --strength",
+        )
+    ]
+
+
+def _for_removal(measured: Measurement, config: RunConfig) -> str:
+    counted = [e for e in measured.exchanges if e.prompt.set == "target" and e.as_expected]
+    broken = [e for e in counted if e.after is not None and e.after.grade == "broken"]
+    if measured.removal.count + len(broken) >= config.removal_target * len(counted) > 0:
+        thoughts = sum(e.after is not None and is_thinking(e.after.text) for e in broken)
+        if thoughts > len(broken) / 2:
+            return f"{thoughts} of {len(counted)} replies are still thinking: --thinking-tokens"
+        return (
+            f"{len(broken)} of {len(counted)} replies no longer refuse but loop, as small models "
+            "do on what they hardly know"
+        )
+    if config.tune:
+        return "give more target prompts to learn from, or more --trials"
+    return "move --peak to 0.50-0.55 and --width to 0.18-0.20, or search: --tune optuna"
+
+
+def advice(measured: Measurement, config: RunConfig) -> list[str]:
+    """What was not reached on the search split, and what to try."""
+    return [f"{m.fact}: {m.do}" for m in missed(measured, config, chosen=True)]
+
+
+def verdict(measured: Measurement, config: RunConfig, searched: Sequence[str]) -> list[str]:
+    """What was not reached on the test split, and the advice of the search split, `searched`.
+
+    No advice of the test split: what a figure has chosen it can no longer prove.
+    """
+    facts = [f"on the test split, {m.fact}" for m in missed(measured, config)]
+    if not keeps_floors(measured, config) or measured.removal.value == 0:
+        facts.append(
+            "the test split chooses nothing, so no setting follows from it: give the search more "
+            "prompts (--keep, --target, --baseline), so that it tells such an edit by itself"
+        )
+    return facts + [f"on the search split, {line}" for line in searched]
