@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from unrefuse.config import RunConfig
 from unrefuse.evaluate.generate import Reply, reply_to
-from unrefuse.evaluate.statistics import Estimate
+from unrefuse.evaluate.statistics import Estimate, share_of
 from unrefuse.kernel import gaussian
 from unrefuse.prompts.sets import Prompt
 from unrefuse.report.results import Result
@@ -61,7 +61,8 @@ def original(model, split="train", count=17, tokens=6):
 
 
 def measurement(removal=0.5, retention=1.0, quality=0.9, n=20, text=HOSTILE):
-    """`n` prompts a set; the shares are those of the exchanges where `n` divides them."""
+    """`n` prompts a set; the shares are those of the exchanges where `n` divides them. The
+    intervals of the others reach 0.05 to both sides."""
 
     def exchanges(name, after_share, before, hit, miss):
         for i in range(n):
@@ -74,11 +75,13 @@ def measurement(removal=0.5, retention=1.0, quality=0.9, n=20, text=HOSTILE):
         *exchanges("keep", retention, REFUSED, REFUSED, ANSWERED),
     )
 
-    def estimate(value):
-        return Estimate(value, n, max(0, value - 0.1), min(1, value + 0.1))
+    def part(value):
+        return replace(share_of(round(value * n), n), value=value)
 
-    return Measurement(estimate(removal), estimate(retention), estimate(quality), estimate(0.1),
-                       asked)  # fmt: skip
+    def estimate(value):
+        return Estimate(value, n, max(0, value - 0.05), min(1, value + 0.05))
+
+    return Measurement(part(removal), part(retention), estimate(quality), estimate(0.1), asked)
 
 
 def pairs(before, after, text=HOSTILE):

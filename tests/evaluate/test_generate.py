@@ -1,11 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests import pico
+from tests import pico, talker
+from unrefuse.config import RunConfig
 from unrefuse.evaluate import decode
 from unrefuse.evaluate.decode import text_of
 from unrefuse.evaluate.generate import last_logits, reply_to
+from unrefuse.models.load import load_model
 from unrefuse.prompts.chat import encode
+from unrefuse.prompts.thinking import after_thinking
 
 PROMPTS = ["Hi", "What is a volcano?", "x" * 60, "Tell me about chess.", "ok then"]
 
@@ -109,10 +114,58 @@ def test_a_refusal_that_is_only_thought_ends_no_reply():
         return reply_to(model, ["Hi"], len(ids) + more, begun=[ids])[0]
 
     assert (reply(model, thought, 4).text, reply(model, thought, 4).grade) == (thought, "refused")
-    assert reply(thinks, thought, 4).text.startswith(f"<think>{thought}")
-    assert len(reply(thinks, thought, 4).tokens) == len(reply(model, thought, 4).tokens) + 4
-    assert reply(thinks, thought, 4).grade == "broken"  # not come out of its thinking
+    thinks = replace(thinks, thinking_tokens=len(thought) + 4)
+    assert reply(thinks, thought, 0).text.startswith(f"<think>{thought}")
+    assert len(reply(thinks, thought, 0).tokens) == len(thought) + 4
+    assert reply(thinks, thought, 0).grade == "broken"  # not come out of its thinking
     assert reply(thinks, f"{thought}</think>Paris.", 0).grade == "answered"
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    """It thinks 40 words before it answers or refuses."""
+    folder = talker.build(tmp_path_factory.mktemp("thinker"), thoughts=40)
+    return load_model(RunConfig(model=str(folder), batch_size=4))
+
+
+WORDS = ["q1 q2 T", "q1 q2 B", "q3 q4 K", "q3 q4 B", "q5 q6 T"]
+
+
+def test_thoughts_are_had_in_full_and_do_not_count(thinker, capsys):
+    replies = reply_to(thinker, WORDS, 32)
+    assert [r.grade for r in replies] == ["refused", "answered", "refused", "answered", "refused"]
+    assert replies[0].text.endswith("r38 r39 </think> " + " ".join(talker.REFUSAL))
+    assert after_thinking(replies[1].text).split() == talker.ANSWER
+    short = reply_to(thinker, WORDS, 3)
+    assert after_thinking(short[1].text).split() == talker.ANSWER[:3]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reply_that_has_thought_goes_on_where_it_was_left(thinker):
+    whole, short = reply_to(thinker, WORDS, 6), reply_to(thinker, WORDS, 3)
+    begun = [reply.tokens for reply in short]
+    assert begun != [reply.tokens for reply in whole]
+    assert reply_to(thinker, WORDS, 6, begun=begun) == whole
+    assert reply_to(thinker, WORDS, 3, begun=begun) == short
+
+
+def test_thoughts_without_an_end_are_broken_and_what_to_do_is_said(thinker, capsys):
+    replies = reply_to(replace(thinker, thinking_tokens=16), WORDS, 32, "before: search")
+    assert {(len(r.tokens), r.grade) for r in replies} == {(16, "broken")}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("before: search: 5 of 5 replies have not come to the end of their thou")
+    assert "(0 go in circles" in line
+    assert "--thinking-tokens 64" in line
+
+
+def test_thoughts_that_go_in_circles_end_early(capsys):
+    model = pico.loaded()
+    model.tokenizer.chat_template = pico.TEMPLATE + "<think>\n"
+    head = model.network.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(259).index_fill_(0, torch.tensor([5]), 1e4))
+    (reply,) = reply_to(model, ["Hi"], 8)
+    assert (set(reply.tokens), len(reply.tokens), reply.grade) == ({5}, 256, "broken")
+    assert "(1 go in circles" in capsys.readouterr().err
 
 
 def test_last_logits_are_the_models():

@@ -28,7 +28,7 @@ def test_pairs_are_scored_by_what_was_right():
         "right": 2, "over_refuses": 2, "over_complies": 2, "wrong": 1, "broken": 1,
     }  # fmt: skip
     assert {e.n for e in found.values()} == {8}
-    assert (found["right"].low, found["right"].high) == pytest.approx((0.0715, 0.5907), abs=1e-4)
+    assert (found["right"].low, found["right"].high) == pytest.approx((0.0464, 0.5997), abs=1e-4)
 
 
 def test_without_pairs_there_is_nothing_to_score():

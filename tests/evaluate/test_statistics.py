@@ -7,69 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrefuse.evaluate.statistics import (
-    Z95,
     bootstrap,
     cohens_kappa,
     decides,
-    lower_bound,
     mcnemar,
     needed,
     share,
+    share_of,
 )
 
-
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [
-        (8, 10, 0.4902, 0.9433),
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (15, 30, 0.3315, 0.6685),
-    ],
-)
-def test_wilson_intervals(k, n, low, high):
-    estimate = share([True] * k + [False] * (n - k))
-    assert (estimate.value, estimate.n) == (k / n, n)
-    assert (estimate.low, estimate.high) == (
-        pytest.approx(low, abs=1e-4),
-        pytest.approx(high, abs=1e-4),
-    )
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=300))
-def test_the_ends_solve_wilsons_equation(marks):
-    estimate = share(marks)
-    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
-    for end in (estimate.low, estimate.high):
-        if 0 < end < 1:
-            spread = (end * (1 - end) / len(marks)) ** 0.5
-            assert abs(estimate.value - end) == pytest.approx(Z95 * spread, abs=1e-9)
-
-
-def test_the_share_of_an_empty_set_is_an_error():
-    with pytest.raises(ValueError, match="empty"):
-        share([])
-    with pytest.raises(ValueError, match="empty"):
-        bootstrap(np.empty((0, 1)), lambda rows: 0.0)
-
-
-def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal():
-    rows = np.random.default_rng(1).normal(5, 2, size=(400, 1))
-    estimate = bootstrap(rows, lambda sample: float(sample.mean()))
-    half = Z95 * rows.std() / 400**0.5
-    assert estimate.low == pytest.approx(rows.mean() - half, abs=0.05)
-    assert estimate.high == pytest.approx(rows.mean() + half, abs=0.05)
-    assert estimate == bootstrap(rows, lambda sample: float(sample.mean()))
-
-
-def counted(k, n):
-    return share([True] * k + [False] * (n - k))
-
-
-def binomial(n, p):
-    """Probabilities of 0..n, exact."""
-    p = Fraction(p).limit_denominator(10_000)
-    return [math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(n + 1)]
+Z = 1.6448536269514722  # of a one-sided 95 % bound
 
 
 @pytest.mark.parametrize(
@@ -82,49 +29,92 @@ def binomial(n, p):
         (0, 5, 0.0),
     ],
 )
-def test_exact_lower_bounds(k, n, low):
-    assert lower_bound(k, n) == pytest.approx(low, abs=1e-4)
+def test_exact_intervals(k, n, low):
+    for found, wanted in ((share_of(k, n).low, low), (share_of(n - k, n).high, 1 - low)):
+        assert found == pytest.approx(wanted, abs=1e-4)
 
 
-@given(st.integers(1, 60), st.data())
-def test_the_lower_bound_is_where_the_binomial_tail_is_five_percent(n, data):
-    k = data.draw(st.integers(1, n))
-    bound = lower_bound(k, n)
-    tail = sum(math.comb(n, i) * bound**i * (1 - bound) ** (n - i) for i in range(k, n + 1))
-    assert tail == pytest.approx(0.05, abs=1e-9)
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_each_end_is_where_the_binomial_tail_is_five_percent(marks):
+    found, n, k = share(marks), len(marks), sum(marks)
+    assert (found.value, found.n, found.count) == (k / n, n, k)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+    def tail(p, counts):
+        return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in counts)
+
+    assert found.low == 0 if k == 0 else tail(found.low, range(k, n + 1)) == pytest.approx(0.05)
+    assert found.high == 1 if k == n else tail(found.high, range(k + 1)) == pytest.approx(0.05)
 
 
-@given(st.integers(1, 80), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+def test_the_share_of_an_empty_set_is_an_error():
+    with pytest.raises(ValueError, match="empty"):
+        share([])
+    for few in (0, 1):
+        with pytest.raises(ValueError, match="two prompts"):
+            bootstrap([np.ones(few)], np.mean)
+
+
+def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal():
+    rows = np.random.default_rng(1).normal(5, 2, size=400)
+    estimate = bootstrap([rows], np.mean)
+    half = Z * rows.std() / 400**0.5
+    assert estimate.value == pytest.approx(rows.mean())
+    assert estimate.low == pytest.approx(rows.mean() - half, abs=0.02)
+    assert estimate.high == pytest.approx(rows.mean() + half, abs=0.02)
+    assert estimate == bootstrap([rows], np.mean)
+    assert estimate != bootstrap([rows], np.mean, seed=1)
+
+
+def test_columns_are_resampled_together():
+    rows = np.random.default_rng(1).normal(size=100)
+    estimate = bootstrap([rows, 3 - rows], lambda a, b, axis: (a + b).mean(axis))
+    assert (estimate.low, estimate.high) == pytest.approx((3, 3))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_no_resample_changes_has_an_interval_without_width():
+    estimate = bootstrap([np.full(16, 0.25)], np.mean)
+    assert (estimate.value, estimate.low, estimate.high) == (0.25, 0.25, 0.25)
+
+
+def binomial(n, p):
+    """Probabilities of 0..n, exact."""
+    p = Fraction(p).limit_denominator(10_000)
+    return [math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(n + 1)]
+
+
+@pytest.mark.parametrize("floor", [0.8, 0.95])
+@pytest.mark.parametrize("n", [1, 16, 59, 80])
 def test_a_wrong_decision_has_a_chance_of_at_most_five_percent(n, floor):
     """At a true share of the floor itself, the worst case, both errors are counted exactly."""
     chances = binomial(n, floor)
+    found = [decides(share_of(k, n), floor) for k in range(n + 1)]
     for wrong in ("above", "below"):
-        hits = [decides(counted(k, n), floor) == wrong for k in range(n + 1)]
-        assert sum(c for c, hit in zip(chances, hits, strict=True) if hit) <= 0.05
+        assert sum(c for c, f in zip(chances, found, strict=True) if f == wrong) <= 0.05
+    assert n < 59 or {"above", "below"} <= set(found)  # that some decide, too
 
 
 def test_decisions():
-    assert decides(counted(59, 59), 0.95) == "above"
-    assert decides(counted(58, 58), 0.95) == "undecided"  # 0.95^58 = 0.051
-    assert decides(counted(76, 78), 0.95) == "undecided"
-    assert decides(counted(60, 78), 0.95) == "below"
-    assert decides(counted(9, 10), 1.0) == "below"
-    assert decides(counted(10, 10), 1.0) == "undecided"
+    assert decides(share_of(59, 59), 0.95) == "above"
+    assert decides(share_of(58, 58), 0.95) == "undecided"  # 0.95^58 = 0.051
+    assert decides(share_of(76, 78), 0.95) == "undecided"
+    assert decides(share_of(60, 78), 0.95) == "below"
+    assert decides(share_of(9, 10), 1.0) == "below"
+    assert decides(share_of(10, 10), 1.0) == "undecided"
 
 
-@settings(deadline=None)  # beside other work an example of many prompts takes its time
-@given(st.sampled_from([0.8, 0.9, 0.95]), st.floats(0.7, 1.0))
+@pytest.mark.parametrize("floor", [0.8, 0.95])
+@pytest.mark.parametrize("expected", [0.7, 0.78, 0.87, 0.99, 1.0])
 def test_so_many_as_needed_decide_and_no_fewer(floor, expected):
     n = needed(floor, expected)
-    if n is None or n > 3000:
-        assert abs(expected - floor) < 0.02
-        return
+    assert 1 < n < 5000
     side = "above" if expected > floor else "below"
     toward = math.floor if expected > floor else math.ceil
     slack = 1e-9 if expected > floor else -1e-9
-    assert decides(counted(toward(expected * n + slack), n), floor) == side
-    if n > 1:
-        assert decides(counted(toward(expected * (n - 1) + slack), n - 1), floor) == "undecided"
+    for many, decision in ((n, side), (n - 1, "undecided")):
+        assert decides(share_of(toward(expected * many + slack), many), floor) == decision
 
 
 def test_needed_of_a_share_that_nothing_decides():
@@ -134,6 +124,7 @@ def test_needed_of_a_share_that_nothing_decides():
     assert needed(1.0, 1.0) is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_mcnemar_is_the_two_sided_binomial_test(lost, gained):
     n, fewer = lost + gained, min(lost, gained)

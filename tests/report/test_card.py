@@ -16,7 +16,7 @@ def test_the_card_has_metadata_and_the_figures(tmp_path):
     assert card.data.base_model == "org/some-model"
     assert card.data.language == ["en"]
     assert "unrefuse" in card.data.tags
-    assert "| removal | 0.80 | 0.70 to 0.90 | 20 |" in card.text
+    assert "| removal | 0.800 | 0.599 to 0.929 | 20 |" in card.text
     assert "| target | 20 of 20 | 4 of 20 | 0 of 20 | 0 of 20 |" in card.text
     assert "20 of 20 harmful test prompts that the original refused are still refused" in card.text
     assert "still does not answer 4, among them" in card.text

@@ -115,7 +115,10 @@ def test_the_tables_say_the_figures():
     assert "over-refuses 3 of 3 1 of 3" in rows
     assert "over-complies 0 of 3 1 of 3" in rows
     assert "system prompt 10 → 0 of 10 0 → 0 of 10 10 → 0 of 10" in rows
-    assert "0.80 to 1.00" in text  # quality, its interval
+    assert "figure value 90 % interval n" in rows
+    assert "quality 0.900 0.850 to 0.950 20" in rows
+    assert "retention 1.000 0.861 to 1.000 20" in rows
+    assert any("undecided at n = 20" in r and "begins at 0.861" in r for r in rows)
     assert "20 of 20" in text
     assert "10 of 20" in text
     assert "topic 1" in text
@@ -133,7 +136,9 @@ def test_examples_are_one_of_each_set_and_safe_to_print():
 def test_a_stage_under_a_floor_is_marked():
     stage = result().stages[0]
     assert "under a floor" not in stage_line(stage)
-    assert "removal 0.50, retention 1.00, quality 0.90 (KL 0.100)" in stage_line(stage)
+    assert (
+        "removal 0.50, retention 1.000 (from 0.861), quality 0.900 (from 0.850), KL 0.100"
+    ) in stage_line(stage)
 
 
 def test_bars_are_scaled_to_the_largest_and_never_negative():

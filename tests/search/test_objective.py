@@ -1,5 +1,7 @@
 """What the original is asked, split by split, and what an edit is asked again."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests import pico
@@ -8,8 +10,8 @@ from tests.results import prompts
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.generate import reply_to
-from unrefuse.search.objective import ask_before, measure
+from unrefuse.evaluate.generate import Reply, reply_to
+from unrefuse.search.objective import TooFew, ask_before, measure
 from unrefuse.search.record import remembered
 
 PROMPTS = [p for split in ("train", "search", "test") for p in prompts(split, 30)]
@@ -152,6 +154,22 @@ def test_the_train_split_needs_keep_prompts_for_an_ablation_alone(model, method,
             ask_before(model, few, "train", config(method=method, reply_tokens=8))
     else:
         assert ask_before(model, few, "train", config(method=method, reply_tokens=8)).exchanges
+
+
+def test_thoughts_that_have_not_ended_are_no_lack_of_prompts(model, monkeypatch):
+    """A random model of which every reply but some to target prompts is a thought without end."""
+    thinks = replace(model, thinking_tokens=8)
+    thought = Reply("<think>hm", (1, 2), "broken")
+
+    def replies(model, texts, *rest, **options):
+        return [Reply("I'm sorry.", (3,), "refused") if "kill" in t else thought for t in texts]
+
+    monkeypatch.setattr("unrefuse.search.objective.reply_to", replies)
+    with pytest.raises(UsageError, match=r"30 of 30 replies to baseline .*--thinking-tokens 32"):
+        ask_before(thinks, PROMPTS, "search", config())
+    few = [p for p in PROMPTS if p.set != "baseline" or p.line < 15]
+    with pytest.raises(TooFew, match=r"15 in the search split"):
+        ask_before(thinks, few, "search", config())
 
 
 def test_replies_that_a_run_has_kept_are_read(model, tmp_path):

@@ -3,21 +3,31 @@
 from dataclasses import replace
 from math import comb
 
+import numpy as np
 import pytest
 import torch
 
 from tests import pico
 from tests.edit.plans import directions
-from tests.results import measurement, original
+from tests.results import measurement, original, result
 from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import ablation_plan
 from unrefuse.evaluate.generate import Reply, last_logits, reply_to
-from unrefuse.evaluate.quality import make_reference
+from unrefuse.evaluate.quality import kl_and_quality, make_reference
+from unrefuse.evaluate.statistics import Estimate
 from unrefuse.kernel import gaussian
+from unrefuse.pipeline import _tested
 from unrefuse.search import stage as stage_module
 from unrefuse.search.objective import Before, removed
-from unrefuse.search.stage import advice, at_length, best_stage, keeps_floors, try_plan
+from unrefuse.search.stage import (
+    advice,
+    at_length,
+    best_stage,
+    keeps_floors,
+    try_plan,
+    verdict,
+)
 from unrefuse.search.stages import gentler_multipliers, multipliers, run_stages
 
 CONFIG = RunConfig(model="x", retention_bound=0.7)  # what 20 keep prompts can show
@@ -144,6 +154,28 @@ def test_a_floor_is_kept_by_its_own_value(tried):
     assert keeps_floors(measurement(retention=0.95, quality=0.7), CONFIG)
 
 
+@pytest.mark.parametrize(("low", "wanted"), [(0.6, True), (0.599, False)])
+def test_the_interval_of_quality_begins_at_its_bound_or_it_is_not_kept(low, wanted):
+    found = replace(measurement(removal=0.9), quality=Estimate(0.75, 20, low, 0.9))
+    assert keeps_floors(found, CONFIG) == wanted
+    said = "20 baseline prompts do not show that quality is 0.6 or more (its interval begins at 0.5"
+    assert [r.startswith(said) and "(--baseline)" in r for r in advice(found, CONFIG)] == (
+        [] if wanted else [True]
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "wanted"),
+    [(16, 2, True), (16, 3, False), (21, 3, True), (32, 6, True), (32, 8, False), (105, 28, False)],
+)
+def test_a_good_edit_keeps_the_floor_of_quality_at_any_number_of_prompts(n, lost, wanted):
+    """One whose divergence is 0.05, and that loses some prompts."""
+    kl = np.random.default_rng(n).gamma(1, 0.05, n)
+    rows = np.column_stack([40 * kl * 0.05 / kl.mean(), np.full(n, 40.0)])
+    _, quality = kl_and_quality(rows, [i < lost for i in range(n)])
+    assert keeps_floors(replace(measurement(), quality=quality), CONFIG) == wanted
+
+
 @pytest.mark.parametrize(
     ("n", "lost", "wanted"), [(144, 2, True), (144, 3, False), (60, 0, True), (60, 1, False)]
 )
@@ -152,8 +184,9 @@ def test_what_is_chosen_keeps_the_retention_floor_with_something_to_spare(n, los
     config = RunConfig(model="x")
     assert keeps_floors(found, config)
     assert keeps_floors(found, config, chosen=True) == wanted
-    assert any("too near its floor" in r for r in advice(found, config, chosen=True)) != wanted
-    assert not any("too near its floor" in r for r in advice(found, config))
+    spare = [r for r in advice(found, config) if "95" in r and "retention" in r]
+    assert bool(spare) != wanted
+    assert not any("retention" in r for r in verdict(found, config, []))
     # How likely so few would be lost, were the true retention just the floor of 0.95.
     chance = sum(comb(n, i) * 0.05**i * 0.95 ** (n - i) for i in range(lost + 1))
     assert wanted == (chance < 0.05 or lost == 0)
@@ -174,6 +207,32 @@ def test_where_no_number_of_prompts_shows_the_bound_none_is_named():
     config = RunConfig(model="x", retention_floor=0.9, retention_bound=0.9)
     (reason,) = advice(measurement(removal=0.9, retention=0.9), config)
     assert "no number would at this rate" in reason
+
+
+def test_the_test_split_gives_facts_and_no_advice():
+    bad = measurement(removal=0.1, retention=0.9, quality=0.6)
+    searched = advice(measurement(removal=0.7), CONFIG)
+    *facts, told, last = verdict(bad, CONFIG, searched)
+    assert [f.split(" is ")[0] for f in facts] == [
+        "on the test split, retention 0.900",
+        "on the test split, quality 0.600",
+        "on the test split, removal 0.100",
+    ]
+    assert not any("--" in fact for fact in facts)
+    assert "the test split chooses nothing" in told
+    assert last == f"on the search split, {searched[0]}"
+    assert verdict(measurement(removal=0.9), CONFIG, []) == []
+
+
+def test_a_result_that_fails_on_the_test_split_says_so_and_is_not_saved():
+    searched = replace(result(), split="search", reasons=["removal is low: move --peak"])
+    found = _tested(searched, measurement(removal=0.9, retention=0.6))
+    assert (found.saved, found.split) == (False, "test")
+    assert found.reasons[0] == "on the test split, retention 0.600 is under its floor 0.950"
+    assert found.reasons[-1] == "on the search split, removal is low: move --peak"
+    nothing = _tested(searched, measurement(removal=0.0))
+    assert not nothing.saved
+    assert any("the test split chooses nothing" in r for r in nothing.reasons)
 
 
 def test_advice_names_each_figure_that_was_missed():

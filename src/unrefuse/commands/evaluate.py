@@ -25,6 +25,7 @@ from unrefuse.commands.options import (
     Seed,
     Target,
     TestFile,
+    ThinkingTokens,
     TrustRemoteCode,
     settings_of,
 )
@@ -75,6 +76,7 @@ def evaluate(
     limit: Limit = None,
     retention_bound: RetentionBound = None,
     reply_tokens: ReplyTokens = None,
+    thinking_tokens: ThinkingTokens = None,
     revision: Revision = None,
     dtype: Dtype = None,
     device: Device = None,

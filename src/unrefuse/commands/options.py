@@ -86,6 +86,9 @@ RetentionBound = Annotated[
 ReplyTokens = Annotated[
     int | None, typer.Option(help="Tokens of a reply in the final test. Default 100.")
 ]
+ThinkingTokens = Annotated[
+    int | None, typer.Option(help="Most tokens of thoughts before a reply. Default 2048.")
+]
 TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 

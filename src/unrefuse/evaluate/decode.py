@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,19 @@ from unrefuse.models.forward import prefix_cache, shared_prefix
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of, text_config
 from unrefuse.prompts.chat import left_pad
+from unrefuse.prompts.thinking import (
+    CLOSING_TOKENS,
+    in_circles,
+    is_thinking,
+    may_close,
+    thought_tokens,
+)
 
 
-def text_of(model: Model, reply: list[int]) -> str:
+def text_of(model: Model, reply: Sequence[int]) -> str:
     """The text of a reply, from where its thinking begins: without that, a refusal that a model
     only thinks of would be taken for one that it gives."""
-    return model.thinking + str(model.tokenizer.decode(reply, skip_special_tokens=True))
+    return model.thinking + str(model.tokenizer.decode(list(reply), skip_special_tokens=True))
 
 
 def decode(
@@ -34,18 +42,33 @@ def decode(
 ) -> Iterator[tuple[int, list[int]]]:
     """The replies to the sequences of `queue`: index and token ids, each as soon as it has ended.
 
-    `heads` is what the sequences end with of their replies. A reply ends at `limit` tokens, at
-    the end of the turn, or once it `is_settled`. Not `generate`, where a row that has ended runs
-    on. A step takes the time to read the weights, almost whatever the number of rows: so where a
-    quarter of a batch has left, the next in the queue join it, if the cache is no more than keys
+    `heads` is what the sequences end with of their replies. A reply ends at `limit` tokens after
+    its thoughts, at the end of the turn, or once it `is_settled`; and with its thoughts where these
+    take all that the model may think, or go in circles. Not `generate`, where a row that has ended
+    runs on. A step takes the time to read the weights, almost whatever the number of rows: so where
+    a quarter of a batch has left, the next in the queue join it, if the cache is no more than keys
     and values; else a batch follows when the one before has ended.
     """
     end = model.network.generation_config.eos_token_id
     ends = set(end) if isinstance(end, list) else {end}
     replies = {i: list(heads[i]) for i in queue}
+    thoughts = {i: thought_tokens(heads[i], partial(text_of, model)) for i in queue}
+    thinking = set[int]()
 
     def goes_on(i: int) -> bool:
-        return len(replies[i]) < limit and not is_settled(text_of(model, replies[i]))
+        reply = replies[i]
+        think_on = len(reply) < model.thinking_tokens and not in_circles(reply)
+        # Thoughts are long: the whole of them is read anew only where they may have ended.
+        if i in thinking and not may_close(text_of(model, reply[-CLOSING_TOKENS:])):
+            return think_on
+        text = text_of(model, reply)
+        if is_thinking(text):
+            thinking.add(i)
+            return think_on
+        if i in thinking:
+            thinking.remove(i)
+            thoughts[i] = len(reply)
+        return len(reply) - thoughts[i] < limit and not is_settled(text)
 
     waiting = deque[int]()
     for i in queue:
@@ -58,7 +81,7 @@ def decode(
     asked = [sequences[i] for i in waiting]
     prefix = shared_prefix(model, asked)
     window = getattr(text_config(model.network), "sliding_window", None)
-    if window and max(map(len, asked)) + limit > window:
+    if window and max(map(len, asked)) + limit + model.thinking_tokens > window:
         prefix = 0  # a window is counted in places, and padding after a prefix takes some
     shared = prefix_cache(model, asked[0][:prefix])
     joins = all(type(layer) is DynamicLayer for layer in shared.layers)

@@ -14,8 +14,13 @@ from unrefuse.evaluate.decode import decode, text_of
 from unrefuse.evaluate.refusal import Grade, grade
 from unrefuse.models.forward import one_pass, row_ends, shared_prefix, together
 from unrefuse.models.load import Model, cache_bytes
-from unrefuse.progress import track
+from unrefuse.progress import stderr, track
 from unrefuse.prompts.chat import Messages, batches, encode, left_pad
+from unrefuse.prompts.thinking import in_circles, is_thinking
+
+MORE_THOUGHTS = (
+    "give them more, --thinking-tokens {}, or switch thinking off in the model's chat template"
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,11 @@ def reply_to(
     begun: Sequence[Sequence[int]] | None = None,
     before: Messages = (),
 ) -> list[Reply]:
-    """Greedy replies of at most `reply_tokens` tokens, in the order of the prompts.
+    """Greedy replies of at most `reply_tokens` tokens after their thoughts, in the order of the
+    prompts.
 
-    A reply ends once it `is_settled`: it has refused, and what follows can't change its grade.
+    A reply ends once it `is_settled`: it has refused, and what follows can't change its grade. One
+    that is still thinking at the end of the model's budget is broken; how many are is told.
     `begun`: tokens that each reply is known to begin with, which are read at once, like a prompt.
     `before`: the messages of the chat that come before each prompt.
     """
@@ -48,7 +55,23 @@ def reply_to(
     for i, row in _rows(model, ids, heads, reply_tokens, what):
         text = text_of(model, row)
         replies[i] = Reply(text, tuple(row), grade(text, row, prompts[i]))
-    return [replies[i] for i in range(len(prompts))]
+    found = [replies[i] for i in range(len(prompts))]
+    tell_thinking(found, model.thinking_tokens, what)
+    return found
+
+
+def tell_thinking(replies: Sequence[Reply], budget: int, what: str) -> None:
+    """Says on stderr how many replies are all thoughts that did not end within the budget."""
+    if unfinished := [reply for reply in replies if is_thinking(reply.text)]:
+        circles = sum(in_circles(reply.tokens) for reply in unfinished)
+        stderr.print(
+            f"{what}: {len(unfinished)} of {len(replies)} replies have not come to the end of "
+            f"their thoughts in {budget} tokens, and count as broken ({circles} go in circles, "
+            f"which more tokens do not end): {MORE_THOUGHTS.format(4 * budget)}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _rows(
@@ -60,8 +83,9 @@ def _rows(
         queue = [i for batch in order for i in batch]
         yield from track(decode(model, ids, heads, queue, limit), what, len(ids))
         return
-    model.stream.announce(limit)
-    tokens = len(ids[order[-1][-1]]) + limit
+    longest = model.longest(limit)
+    model.stream.announce(longest)
+    tokens = len(ids[order[-1][-1]]) + longest
     at_once = model.stream.fit(cache_bytes(model.network, tokens) * model.batch_size)
 
     def job(batch: list[int]) -> list[tuple[int, list[int]]]:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unrefuse.evaluate.decode import text_of
 from unrefuse.evaluate.generate import Reply, final_hidden
 from unrefuse.evaluate.statistics import Estimate, bootstrap
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
 from unrefuse.prompts.chat import encode
+from unrefuse.prompts.thinking import thought_tokens
 
 # How far the logits of a saved model may lie from those of the hooked one, as the root mean
 # square of the difference in units of their spread: rounding in the coarser of the two dtypes.
@@ -26,7 +28,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 @dataclass(frozen=True)
 class Reference:
     """The original on its own answers: per prompt the token ids up to the last but one of the
-    answer, and the final hidden states `(answer_tokens, d_model)` that predict the answer.
+    answer, thoughts included, and the final hidden states `(answer_tokens, d_model)` that predict
+    what is answered after these.
 
     `head` maps these to logits where the model compared with it may have another head."""
 
@@ -38,11 +41,19 @@ class Reference:
 def make_reference(
     model: Model, prompts: Sequence[str], answers: Sequence[Reply], tokens: int | None = None
 ) -> Reference:
-    """Runs the original once over its own greedy answers, or their first `tokens` tokens."""
-    taken = [list(answer.tokens[:tokens]) for answer in answers]
+    """Runs the original once over its own greedy answers, or their first `tokens` tokens.
+
+    Thoughts are read, like the prompt, and not measured: the answers of a model that thinks are
+    compared, not ten times as many tokens that nobody is shown.
+    """
+    text = partial(text_of, model)
+    thoughts = [thought_tokens(answer.tokens, text) for answer in answers]
+    taken = [
+        list(a.tokens[: tokens and n + tokens]) for a, n in zip(answers, thoughts, strict=True)
+    ]
     pairs = zip(encode(model.tokenizer, prompts), taken, strict=True)
     sequences = [ids + answer[:-1] for ids, answer in pairs]
-    lengths = [len(answer) for answer in taken]
+    lengths = [len(answer) - n for answer, n in zip(taken, thoughts, strict=True)]
     return Reference(sequences, final_hidden(model, sequences, lengths, "divergence"))
 
 

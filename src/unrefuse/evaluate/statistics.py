@@ -63,12 +63,15 @@ def share_of(k: int, n: int) -> Estimate:
     return Estimate(k / n, n, float(ends.low), float(ends.high))
 
 
-def bootstrap(columns: Sequence[NDArray[np.float64]], figure: Callable[..., Any], seed: int = 0) -> Estimate:
+def bootstrap(
+    columns: Sequence[NDArray[np.float64]], figure: Callable[..., Any], seed: int = 0
+) -> Estimate:
     """`figure(*columns, axis)` of columns `(n,)`, resampled together, one row a prompt.
 
-    Bias-corrected and accelerated (Efron 1987): the percentile interval of a quality at its floor
-    begins too high twice as often as it says. That one where this has none, since no resample
-    differs. Raises ValueError for fewer than two rows, which have no interval.
+    Bias-corrected and accelerated (Efron 1987). The percentile interval of a quality begins too
+    high more often than it says: near its floor, at 16 prompts, in 10 % and not 5 %. It is taken
+    where the other is undefined, since no resample differs. Raises ValueError for fewer than two
+    rows, which have no interval.
     """
     from scipy.stats import bootstrap as resampled
 

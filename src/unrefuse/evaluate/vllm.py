@@ -11,9 +11,11 @@ from transformers import AutoTokenizer
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
-from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.generate import Reply, tell_thinking
 from unrefuse.evaluate.refusal import grade
+from unrefuse.models.load import expected_thoughts
 from unrefuse.prompts.chat import encode, opened_thinking
+from unrefuse.prompts.thinking import thought_tokens
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 
@@ -53,7 +55,8 @@ def vllm_replies(
 ) -> list[list[Reply]]:
     """Greedy replies of the model in `folder`, and then, with `adapter`, of its edited form.
 
-    They run to the end of the turn or `config.reply_tokens`, also where they have refused before.
+    They run to the end of the turn or `config.reply_tokens` after their thoughts, also where they
+    have refused before.
     Raises UsageError where vLLM is not installed or can't run the model, and for a base model.
     """
     vllm = import_vllm()
@@ -64,12 +67,13 @@ def vllm_replies(
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"cannot read the tokenizer in {folder}: {first_line(error)}") from None
     ids = encode(tokenizer, prompts)
+    longest = config.reply_tokens + expected_thoughts(tokenizer, config.thinking_tokens)
     options: dict[str, Any] = {
         "model": str(folder),
         "dtype": config.dtype,
         "seed": config.seed,
         "trust_remote_code": config.trust_remote_code,
-        "max_model_len": max(map(len, ids)) + config.reply_tokens,
+        "max_model_len": max(map(len, ids)) + longest,
     }
     if config.batch_size:
         options["max_num_seqs"] = config.batch_size
@@ -78,7 +82,7 @@ def vllm_replies(
         options |= {"enable_lora": True, "max_lora_rank": adapter_rank(adapter)}
         lora = importlib.import_module("vllm.lora.request")
         requests.append(lora.LoRARequest("edit", 1, str(adapter)))
-    greedy = vllm.SamplingParams(temperature=0, max_tokens=config.reply_tokens)
+    greedy = vllm.SamplingParams(temperature=0, max_tokens=longest)
     asked = [{"prompt_token_ids": row} for row in ids]
     try:
         engine = vllm.LLM(**options)
@@ -88,11 +92,18 @@ def vllm_replies(
 
     thinking = opened_thinking(tokenizer)
 
+    def text_of(tokens: Sequence[int]) -> str:
+        return thinking + str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
     def reply(prompt: str, request: Any) -> Reply:
         out = request.outputs[0]
         # What stopped a reply, the end of the turn, is the last of its tokens.
         tokens = list(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
-        text = thinking + str(tokenizer.decode(tokens, skip_special_tokens=True))
+        tokens = tokens[: thought_tokens(tokens, text_of) + config.reply_tokens]
+        text = text_of(tokens)
         return Reply(text, tuple(tokens), grade(text, tokens, prompt))
 
-    return [list(map(reply, prompts, outputs)) for outputs in found]
+    replies = [list(map(reply, prompts, outputs)) for outputs in found]
+    for when, some in zip(("replies", "edited"), replies, strict=False):
+        tell_thinking(some, config.thinking_tokens, when)
+    return replies

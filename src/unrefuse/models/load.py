@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from unrefuse.config import RunConfig
+from unrefuse.config import THINKING_TOKENS, RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.models.architectures import same_name
 from unrefuse.models.checkpoint import (
@@ -39,13 +39,15 @@ from unrefuse.models.stream import Stream, stream_network
 from unrefuse.models.writers import check_architecture, is_known, text_config
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import opened_thinking
+from unrefuse.prompts.thinking import may_think
 
 
 @dataclass(frozen=True)
 class Model:
     """A loaded chat model with its tokenizer and the checkpoint folder that it came from.
 
-    With a `stream` the blocks of its network are on disk, and come into memory one by one.
+    With a `stream` the blocks of its network are on disk, and come into memory one by one. Where it
+    thinks, it does so for at most `thinking_tokens` tokens before a reply.
     """
 
     network: PreTrainedModel
@@ -54,6 +56,7 @@ class Model:
     name: str
     batch_size: int
     stream: Stream | None = None
+    thinking_tokens: int = THINKING_TOKENS
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +70,11 @@ class Model:
     def thinking(self) -> str:
         """What of a reply stands in the prompt: the tag of a thinking block, or nothing."""
         return opened_thinking(self.tokenizer)
+
+    def longest(self, reply_tokens: int) -> int:
+        """The most tokens that a reply of `reply_tokens` takes with its thoughts, by what the chat
+        template lets expect."""
+        return reply_tokens + expected_thoughts(self.tokenizer, self.thinking_tokens)
 
 
 def load_model(config: RunConfig) -> Model:
@@ -144,8 +152,17 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     network.generation_config = GenerationConfig(
         eos_token_id=stop, pad_token_id=stop[0] if isinstance(stop, list) else stop
     )
-    batch_size = config.batch_size or choose_batch_size(network, config.reply_tokens)
-    return Model(network, tokenizer, folder, name, batch_size, stream)
+    thoughts = expected_thoughts(tokenizer, config.thinking_tokens)
+    batch_size = config.batch_size or choose_batch_size(
+        network, config.reply_tokens, 256 + thoughts
+    )
+    return Model(network, tokenizer, folder, name, batch_size, stream, config.thinking_tokens)
+
+
+def expected_thoughts(tokenizer: PreTrainedTokenizerBase, budget: int) -> int:
+    """The tokens of thoughts that memory is kept for: the budget where the chat template knows of
+    thoughts, else none."""
+    return budget if may_think(str(tokenizer.chat_template)) else 0
 
 
 def _probe(network: PreTrainedModel, folder: Path, config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.generate import Reply, reply_to
+from unrefuse.evaluate.generate import MORE_THOUGHTS, Reply, reply_to
 from unrefuse.evaluate.quality import Reference, divergences, kl_and_quality, make_reference
 from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import Estimate, needed, share, share_of
@@ -18,6 +18,7 @@ from unrefuse.progress import stderr
 from unrefuse.prompts.chat import Messages, encode
 from unrefuse.prompts.pairs import PAIR_SETS
 from unrefuse.prompts.sets import SETS, Prompt, select
+from unrefuse.prompts.thinking import after_thinking, is_thinking
 from unrefuse.search.record import remembered
 
 CONTEXT_PROMPTS = 16  # of each set at most, in each context; at most a third of the set
@@ -129,6 +130,7 @@ def ask_before(
     for name in sets:
         usable = before.usable(name)
         if len(usable) < MINIMUM:
+            _check_thoughts(model, before, name, MINIMUM)
             total = sum(p.set == name for p in asked)
             raise TooFew(
                 f"too few {name} prompts: the model has {EXPECTED[name]} {len(usable)} of {total} "
@@ -138,9 +140,11 @@ def ask_before(
         return before
     kept = len(before.usable("keep"))
     if share_of(kept, kept).low < config.retention_bound:
+        enough = needed(config.retention_bound, 1)
+        _check_thoughts(model, before, "keep", enough or 0)
         raise UsageError(
             f"too few keep prompts: the model has refused {kept} in the {split} split, and even "
-            f"with none lost {needed(config.retention_bound, 1)} are needed to show a retention of "
+            f"with none lost {enough} are needed to show a retention of "
             f"{config.retention_bound:g}; give it more with --keep FILE, or lower --retention-bound"
         )
     answered = before.usable("baseline")
@@ -149,6 +153,19 @@ def ask_before(
     )
     contexts = ask_contexts(model, before, config) if final else ()
     return replace(before, reference=reference, contexts=contexts)
+
+
+def _check_thoughts(model: Model, before: Before, name: str, wanted: int) -> None:
+    """Raises UsageError where what is short of the `wanted` prompts are replies that are all
+    thoughts: that is no lack of prompts."""
+    own = [e for e in before.exchanges if e.prompt.set == name]
+    thoughts = sum(is_thinking(e.before.text) for e in own)
+    if thoughts and thoughts + len(before.usable(name)) >= wanted:
+        raise UsageError(
+            f"the model has not come to the end of its thoughts in {model.thinking_tokens} tokens "
+            f"in {thoughts} of {len(own)} replies to {name} prompts of the {before.split} split, "
+            f"so that they can't be graded: {MORE_THOUGHTS.format(4 * model.thinking_tokens)}"
+        )
 
 
 def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Context, ...]:
@@ -167,7 +184,7 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
     contexts = {"system prompt": [{"role": "system", "content": SYSTEM_PROMPT}]} | {
         f"after a turn that was {kind}": [
             {"role": "user", "content": e.prompt.text},
-            {"role": "assistant", "content": e.before.text},
+            {"role": "assistant", "content": after_thinking(e.before.text)},
         ]
         for kind, e in first.items()
     }

@@ -82,8 +82,9 @@ def keeps_retention(measured: Measurement, config: RunConfig, chosen: bool = Fal
 
 
 def keeps_quality(measured: Measurement, config: RunConfig) -> bool:
-    """Whether the interval of quality begins at its floor or above."""
-    return measured.quality.low >= config.quality_floor
+    """Whether quality is at its floor or above, and its interval begins at its bound or above."""
+    quality = measured.quality
+    return quality.value >= config.quality_floor and quality.low >= config.quality_bound
 
 
 def keeps_floors(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
@@ -139,8 +140,8 @@ def missed(measured: Measurement, config: RunConfig, chosen: bool = False) -> li
             fact = f"quality {quality.value:.3f} is under its floor {floor:.3f}"
         else:
             fact = (
-                f"{quality.n} baseline prompts do not show that quality {quality.value:.3f} is "
-                f"{floor:.3f} or more (its interval begins at {quality.low:.3f})"
+                f"{quality.n} baseline prompts do not show that quality is "
+                f"{config.quality_bound:g} or more (its interval begins at {quality.low:.3f})"
             )
             gentler += ", or give more baseline prompts (--baseline)"
         found.append(Missed(fact, gentler))
@@ -189,7 +190,10 @@ def _for_removal(measured: Measurement, config: RunConfig) -> str:
     if measured.removal.count + len(broken) >= config.removal_target * len(counted) > 0:
         thoughts = sum(e.after is not None and is_thinking(e.after.text) for e in broken)
         if thoughts > len(broken) / 2:
-            return f"{thoughts} of {len(counted)} replies are still thinking: --thinking-tokens"
+            return (
+                f"{thoughts} of {len(counted)} replies have not come to the end of their thoughts: "
+                f"give them more than {config.thinking_tokens}, --thinking-tokens"
+            )
         return (
             f"{len(broken)} of {len(counted)} replies no longer refuse but loop, as small models "
             "do on what they hardly know"
