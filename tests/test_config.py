@@ -87,6 +87,7 @@ def test_the_selective_method_is_the_default_and_a_search_reads_up_to_32_tokens(
     assert (config.method, config.tune, config.preserve_norm) == ("selective", None, False)
     assert (config.reply_tokens, config.search_tokens) == (100, 32)
     assert RunConfig(model="m", reply_tokens=20).search_tokens == 20
+    assert (config.thinking_tokens, config.quality_floor, config.quality_bound) == (2048, 0.7, 0.6)
     assert RunConfig(model="m", method="ablate", preserve_norm=True).preserve_norm
     assert RunConfig(model="m", tune="grid", strength=0.8).strength == 0.8
 

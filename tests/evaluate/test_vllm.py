@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests import pico
+from tests import pico, talker
 from tests.edit.test_lora import one_direction
 from tests.test_evaluation import unrefuse
 from unrefuse.config import RunConfig
@@ -24,8 +24,9 @@ from unrefuse.edit.lora import checkpoint_adapter, save_adapter
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.transcripts import read_transcripts
-from unrefuse.evaluate.vllm import adapter_rank
+from unrefuse.evaluate.vllm import adapter_rank, vllm_replies
 from unrefuse.pipeline import prepare
+from unrefuse.prompts.thinking import after_thinking
 
 SMALL = ("--limit", 16, "--reply-tokens", 8, "--lang", "en", "--json")
 
@@ -136,6 +137,20 @@ def test_before_and_after_from_one_load_are_those_of_torch(monkeypatch, capsys, 
     assert code == 0
     assert printed.count("not measured by vLLM") == 2
     assert "perplexity" not in printed
+
+
+def test_a_model_whose_template_knows_of_thoughts_has_them_in_full(vllm, tmp_path, capsys):
+    folder = talker.build(tmp_path / "m", 20, talker.TEMPLATE + "{# </think> #}")
+    config = RunConfig(model=str(folder), backend="vllm", reply_tokens=8, thinking_tokens=32)
+    (replies,) = vllm_replies(folder, config, ["q1 q2 T", "q1 q2 B"])
+    assert [r.grade for r in replies] == ["refused", "answered"]
+    assert after_thinking(replies[0].text).split() == talker.REFUSAL
+    assert LLM.made[0]["max_model_len"] == 3 + 32 + 8
+    assert capsys.readouterr().err == ""
+    few = config.model_copy(update={"thinking_tokens": 8})
+    (replies,) = vllm_replies(folder, few, ["q1 q2 T", "q1 q2 B"])
+    assert {r.grade for r in replies} == {"broken"}
+    assert "2 of 2 replies" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,15 @@ from unrefuse.prompts.thinking import (
     thought_tokens,
 )
 
-ENDS = ("</think>", "</thinking>", "</seed:think>", "</reasoning>", "[/THINK]", "assistantfinal")
+ENDS = (
+    "<channel|>",
+    "</think>",
+    "</thinking>",
+    "</seed:think>",
+    "</reasoning>",
+    "[/THINK]",
+    "assistantfinal",
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +32,7 @@ ENDS = ("</think>", "</thinking>", "</seed:think>", "</reasoning>", "[/THINK]", 
         ("hm</think>Yes.", "Yes."),
         ("[THINK]hm[/THINK]Yes.", "Yes."),
         ("<think>hm, I should", ""),
+        ("<|channel>thought\nhm<channel|>Yes.", "Yes."),
         ("<think>a [/THINK] is no end</think>Yes.", "Yes."),
         (
             "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
@@ -92,6 +101,7 @@ def test_the_end_of_thoughts_shows_in_their_last_tokens(end):
         ("{% if '</think>' in content %}", True),
         ("{{ '<think>\\n' }}", True),
         ("[THINK]", True),
+        ("<|channel>thought", True),
         ("<|channel|>analysis", True),
         ("{{ m['content'] }}<|im_end|>", False),
         ("I think so", False),

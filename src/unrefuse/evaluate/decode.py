@@ -17,7 +17,7 @@ from unrefuse.evaluate.refusal import is_settled
 from unrefuse.models.forward import prefix_cache, shared_prefix
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of, text_config
-from unrefuse.prompts.chat import left_pad
+from unrefuse.prompts.chat import left_pad, reply_text
 from unrefuse.prompts.thinking import (
     CLOSING_TOKENS,
     in_circles,
@@ -30,7 +30,7 @@ from unrefuse.prompts.thinking import (
 def text_of(model: Model, reply: Sequence[int]) -> str:
     """The text of a reply, from where its thinking begins: without that, a refusal that a model
     only thinks of would be taken for one that it gives."""
-    return model.thinking + str(model.tokenizer.decode(list(reply), skip_special_tokens=True))
+    return model.thinking + reply_text(model.tokenizer, reply, model.tags)
 
 
 def decode(

@@ -64,10 +64,11 @@ def tell_thinking(replies: Sequence[Reply], budget: int, what: str) -> None:
     """Says on stderr how many replies are all thoughts that did not end within the budget."""
     if unfinished := [reply for reply in replies if is_thinking(reply.text)]:
         circles = sum(in_circles(reply.tokens) for reply in unfinished)
+        loops = f" ({circles} go in circles, which more tokens do not end)" if circles else ""
         stderr.print(
             f"{what}: {len(unfinished)} of {len(replies)} replies have not come to the end of "
-            f"their thoughts in {budget} tokens, and count as broken ({circles} go in circles, "
-            f"which more tokens do not end): {MORE_THOUGHTS.format(4 * budget)}",
+            f"their thoughts in {budget} tokens, and count as broken{loops}: "
+            f"{MORE_THOUGHTS.format(4 * budget)}",
             highlight=False,
             soft_wrap=True,
             markup=False,

@@ -14,7 +14,7 @@ from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.generate import Reply, tell_thinking
 from unrefuse.evaluate.refusal import grade
 from unrefuse.models.load import expected_thoughts
-from unrefuse.prompts.chat import encode, opened_thinking
+from unrefuse.prompts.chat import encode, opened_thinking, reply_text, thinking_tags
 from unrefuse.prompts.thinking import thought_tokens
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
@@ -90,10 +90,10 @@ def vllm_replies(
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"vLLM cannot run {config.model}: {first_line(error)}") from None
 
-    thinking = opened_thinking(tokenizer)
+    thinking, tags = opened_thinking(tokenizer), thinking_tags(tokenizer)
 
     def text_of(tokens: Sequence[int]) -> str:
-        return thinking + str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return thinking + reply_text(tokenizer, tokens, tags)
 
     def reply(prompt: str, request: Any) -> Reply:
         out = request.outputs[0]

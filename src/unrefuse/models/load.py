@@ -38,7 +38,7 @@ from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
 from unrefuse.models.writers import check_architecture, is_known, text_config
 from unrefuse.progress import stderr
-from unrefuse.prompts.chat import opened_thinking
+from unrefuse.prompts.chat import opened_thinking, thinking_tags
 from unrefuse.prompts.thinking import may_think
 
 
@@ -70,6 +70,11 @@ class Model:
     def thinking(self) -> str:
         """What of a reply stands in the prompt: the tag of a thinking block, or nothing."""
         return opened_thinking(self.tokenizer)
+
+    @cached_property
+    def tags(self) -> dict[int, str]:
+        """Special tokens that are the tags of a thinking block."""
+        return thinking_tags(self.tokenizer)
 
     def longest(self, reply_tokens: int) -> int:
         """The most tokens that a reply of `reply_tokens` takes with its thoughts, by what the chat

@@ -1,6 +1,6 @@
 """Prompts to tokens: the model's own chat template, and left-padded batches."""
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import cast
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from unrefuse.errors import UsageError
-from unrefuse.prompts.thinking import opened_tag
+from unrefuse.prompts.thinking import is_tag, opened_tag
 
 Messages = Sequence[dict[str, str]]  # of a chat: role and content
 
@@ -31,6 +31,28 @@ def encode(
         chats, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )
     return cast(list[list[int]], ids)
+
+
+def thinking_tags(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The tags of thinking blocks that are special tokens, which decoding leaves out."""
+    added = tokenizer.added_tokens_decoder
+    return {i: t.content for i, t in added.items() if t.special and is_tag(t.content)}
+
+
+def reply_text(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], tags: Mapping[int, str]
+) -> str:
+    """The text of a reply without its special tokens but those of `thinking_tags`: without these,
+    thoughts would be taken for the reply."""
+    text, start = "", 0
+    for i in [i for i, token in enumerate(tokens) if token in tags]:
+        text += _decoded(tokenizer, tokens[start:i]) + tags[tokens[i]]
+        start = i + 1
+    return text + _decoded(tokenizer, tokens[start:])
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 def opened_thinking(tokenizer: PreTrainedTokenizerBase) -> str:

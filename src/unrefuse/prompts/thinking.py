@@ -10,6 +10,7 @@ _TAG = rf"<({_NAME})>"
 _BLOCK = re.compile(
     rf"^\s*{_TAG}.*?(?:</\1>|($))"
     r"|^\s*\[THINK\].*?(?:\[/THINK\]|($))"
+    r"|^\s*<\|channel>thought.*?(?:<channel\|>|($))"
     r"|^.*?</think>"  # opened by the chat template
     r"|^<\|channel\|>(?:(?:analysis|commentary)\b.*?)??"
     r"(?:(?:<\|channel\|>)?final[^<]*<\|message\|>|($))"
@@ -17,8 +18,9 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _OPENED = re.compile(rf"(?:{_TAG}|\[THINK\])(?=\s*$)")
-_CLOSED = re.compile(rf"</{_NAME}>|\[/THINK\]|final")
-_KNOWN = re.compile(rf"</?{_NAME}>|\[/?THINK\]|<\|channel\|>")
+_CLOSED = re.compile(rf"</{_NAME}>|\[/THINK\]|<channel\|>|final")
+_MARK = re.compile(rf"</?{_NAME}>|\[/?THINK\]|<\|channel>|<channel\|>")
+_KNOWN = re.compile(rf"{_MARK.pattern}|<\|channel\|>")
 CLOSING_TOKENS = 16  # that hold the end of a block, in whatever tokens it is written
 CIRCLE, ROUNDS = 64, 4  # the most tokens of a circle, and how often it is gone round
 
@@ -32,8 +34,8 @@ def opened_tag(prompt: str) -> str:
 def after_thinking(text: str) -> str:
     """What a reply says after its thinking block; nothing where that has no end.
 
-    Known are tags such as `<think>`, and the channels of gpt-oss (harmony), which decoding
-    without special tokens leaves as `analysis...assistantfinal...`.
+    Known are tags such as `<think>`, the channel of Gemma 4, and those of gpt-oss (harmony), which
+    decoding without special tokens leaves as `analysis...assistantfinal...`.
     """
     return _BLOCK.sub("", text, count=1)
 
@@ -47,6 +49,11 @@ def is_thinking(text: str) -> bool:
 def may_close(end: str) -> bool:
     """Whether a thinking block may end in the last `CLOSING_TOKENS` of a text."""
     return _CLOSED.search(end) is not None
+
+
+def is_tag(token: str) -> bool:
+    """Whether a token begins or ends a thinking block."""
+    return _MARK.fullmatch(token) is not None
 
 
 def may_think(template: str) -> bool:

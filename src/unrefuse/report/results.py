@@ -20,6 +20,7 @@ from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
 from unrefuse.kernel import Kernel
 from unrefuse.prompts.sets import SETS
+from unrefuse.prompts.thinking import after_thinking
 from unrefuse.report.terminal import plain
 from unrefuse.search.objective import (
     Before,
@@ -274,5 +275,5 @@ def example_text(result: Result) -> RenderableType:
         lines.append(plain(e.prompt.text, 200))
         for when, reply in (("before", e.before), ("after", e.after)):
             lines.append(f"\n  {when:6} ", style="dim")
-            lines.append(plain(reply.text, 160))
+            lines.append(plain(after_thinking(reply.text).strip() or reply.text, 160))
     return lines
