@@ -98,6 +98,11 @@ class RunConfig(BaseModel):
     reply_tokens: int = Field(
         100, ge=8, le=512, description="tokens of a reply in the final test; a search reads fewer"
     )
+    judge: str = Field(
+        "builtin", description="who grades the final replies: builtin, hf:NAME, openai:URL#MODEL"
+    )
+    judge_label: str | None = Field(None, description="a classifier's label that means refused")
+    judge_input: str | None = Field(None, description="what it reads; None: '{reply}'")
     seed: int = Field(0, ge=0)
     backend: Literal["torch", "vllm"] = Field("torch", description="what writes the replies")
     dtype: Dtype = Field("auto", description="computing precision")

@@ -86,6 +86,18 @@ RetentionBound = Annotated[
 ReplyTokens = Annotated[
     int | None, typer.Option(help="Tokens of a reply in the final test. Default 100.")
 ]
+JudgeName = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", help="Who grades the final replies: builtin, hf:NAME or openai:URL#MODEL."
+    ),
+]
+JudgeLabel = Annotated[
+    str | None, typer.Option(help="With hf: the classifier's label that means refused.")
+]
+JudgeInput = Annotated[
+    str | None, typer.Option(help="With hf: what it reads. Default '{reply}'; {prompt} too.")
+]
 TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
