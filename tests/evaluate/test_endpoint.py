@@ -92,9 +92,7 @@ def test_what_is_not_wanted_is_not_kept_and_what_is_refused_is_passed_over():
 
     with serving(answer) as (url, _):
         endpoint = Endpoint(url, "m", KEY)
-        found = ask_all(
-            endpoint, CHATS, 9, "x", wanted=lambda a: a.text == "WHO?", passing=True
-        )
+        found = ask_all(endpoint, CHATS, 9, "x", wanted=lambda a: a.text == "WHO?", passing=True)
         assert texts(found) == ["WHO?", "WHAT?", None]
         assert texts(kept(endpoint, CHATS, 9)) == ["WHO?", None, None]
         with pytest.raises(UsageError, match="status 400, 'content filter'"):
@@ -181,10 +179,10 @@ def test_trouble_that_lasts_is_one_line(answer, says):
 
 
 def test_a_server_that_is_not_there_and_a_url_that_is_another():
-    with serving(echo) as (url, _):
-        with pytest.raises(UsageError, match=r"status 404, 'Not Found'; .*mostly in /v1"):
-            ask_once(Endpoint(url.removesuffix("/v1"), "m", KEY), CHAT, 9)
-    with pytest.raises(UsageError, match="cannot be reached: .*refused"):
+    says = r"status 404, 'Not Found'; .*mostly in /v1"
+    with serving(echo) as (url, _), pytest.raises(UsageError, match=says):
+        ask_once(Endpoint(url.removesuffix("/v1"), "m", KEY), CHAT, 9)
+    with pytest.raises(UsageError, match=r"cannot be reached: .*refused"):
         ask_once(Endpoint(url, "m", KEY), CHAT, 9)
 
 

@@ -117,7 +117,7 @@ def ask_all(
                          "goes on from there", highlight=False, soft_wrap=True)  # fmt: skip
             raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # what is under way is paid for, and kept
     return [found[key] for key in keys]
 
 

@@ -63,9 +63,7 @@ def thinking_of(endpoint: Endpoint, limit: int) -> str | None:
         return ""
     if after_thinking(answer.text) == answer.text:
         return None
-    return (
-        "<think>" if after_thinking(f"<think>{answer.text}") == after_thinking(answer.text) else ""
-    )
+    return "<think>" if "</think>" in answer.text and "<think>" not in answer.text else ""
 
 
 def served_replies(
@@ -94,7 +92,8 @@ def served_replies(
     tokens = [None if None in column else sum(column) for column in zip(*counts, strict=True)]
     replies = [_reply(p, a, thinking or "") for p, a in zip(prompts, answers, strict=True)]
     endless = sum(
-        not a.ended and not after_thinking(r.text) for a, r in zip(answers, replies, strict=True)
+        not a.ended and not after_thinking(r.text).strip()
+        for a, r in zip(answers, replies, strict=True)
     )
     if endless:
         stderr.print(
