@@ -34,7 +34,7 @@ def test_the_final_figures_are_the_judges(monkeypatch, capsys, talking, tmp_path
 
     def answer(body):
         data = json.loads(body["messages"][-1]["content"].splitlines()[0])
-        if "I'm" in data["reply"]:  # a refusal that is written in may end there
+        if set(data["reply"].split()) & set(talker.REFUSAL):
             return completion("refused")
         number = data["prompt"].split()[0].removeprefix("q")
         odd = data["prompt"].endswith("T") and int(number) % 8 == 0
