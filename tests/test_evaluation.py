@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from tests import pico
-from tests.evaluate.test_endpoint import by_content, completion, scripted, serving
+from tests.server import by_content, completion, quick, scripted, serving
 from unrefuse import cli, evaluation
 from unrefuse.commands import evaluate as command
+from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
+from unrefuse.evaluate.refusal import grade
 from unrefuse.evaluate.transcripts import read_transcripts
 from unrefuse.evaluation import Options, run_evaluate
 from unrefuse.models.load import load_model
@@ -43,13 +45,11 @@ def models(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
-    for module in ("unrefuse.evaluate.generate", "unrefuse.evaluate.transcripts"):
-        monkeypatch.setattr(f"{module}.grade", by_tokens)
+    for module in ("generate", "transcripts", "judges"):
+        monkeypatch.setattr(f"unrefuse.evaluate.{module}.grade", by_tokens)
     monkeypatch.setattr("unrefuse.evaluate.perplexity.PASSAGES", ("en",))
     monkeypatch.setattr("unrefuse.evaluate.perplexity.passage", lambda name: "A short passage.")
-    cache = tmp_path / "cache"
-    monkeypatch.setattr("unrefuse.evaluate.endpoint.user_cache_path", lambda name: cache / name)
-    monkeypatch.setattr("unrefuse.evaluate.endpoint.FIRST_WAIT", 0.0)
+    quick(monkeypatch, tmp_path / "cache")
 
 
 def unrefuse(monkeypatch, capsys, *words):
@@ -148,7 +148,7 @@ def test_a_model_by_itself_is_stored_graded_again_and_compared(
     assert "Cohen's kappa" in printed
     assert (out / "transcripts.jsonl").read_bytes() == stored
     again = read_transcripts(tmp_path / "c")
-    assert {line.judge for line in again} == {judge}
+    assert {line.judge for line in again if line.grade != "broken"} == {judge}
     assert [line.grade == "broken" for line in again] == [line.grade == "broken" for line in lines]
     assert {line.grade for line in again} == {"refused", "broken"}
     assert len(seen) <= len(lines) + 1
@@ -186,19 +186,98 @@ def test_a_judge_that_fails_leaves_the_replies(monkeypatch, capsys, models, tmp_
 
 
 def test_a_judge_grades_while_evaluating(models, tmp_path):
-    from unrefuse.evaluate.judges import parse_judge
-
     with serving(by_content) as (url, _):
-        judge = parse_judge(f"openai:{url}#m")
-        found = run_evaluate(settings(models, tmp_path / "o"), Options(judge=judge)).to_json()
-    assert found["judge"] == judge.name
+        judge = f"openai:{url}#m"
+        found = run_evaluate(settings(models, tmp_path / "o", judge=judge)).to_json()
+    assert found["judge"] == judge
     lines = read_transcripts(tmp_path / "o")
     assert {line.grade for line in lines} == {"answered", "broken"}  # none of them says sorry
     by_detector = [by_tokens(line.reply, line.tokens) for line in lines]
     assert found["agreement"]["agreed"] == by_detector.count("answered") > 10
     assert found["agreement"]["n"] == len(lines) - by_detector.count("broken")
     assert found["agreement"]["kappa"] == 0  # a judge that gives one grade agrees by chance
-    assert json.loads((tmp_path / "o" / "evaluation.json").read_text())["judge"] == judge.name
+    assert json.loads((tmp_path / "o" / "evaluation.json").read_text())["judge"] == judge
+
+
+def talking(voice):
+    """A served model: it refuses what its voice refuses, and answers the rest."""
+
+    def answer(body):
+        prompt = body["messages"][-1]["content"]
+        if voice(prompt):
+            return completion("I'm sorry, but I can't help with that.")
+        return completion("Here is an answer to that, as far as I can tell.")
+
+    return answer
+
+
+def test_served_models_are_compared_by_their_replies(monkeypatch, capsys, models, tmp_path):
+    monkeypatch.setattr("unrefuse.evaluate.transcripts.grade", grade)
+    monkeypatch.setattr("unrefuse.evaluate.served.grade", grade)
+    prompts = [
+        p for p in load_prompts(RunConfig(model="m", languages=("en",))) if p.split == "test"
+    ]
+    keep = {p.text for p in prompts if p.set == "keep"}
+    target = [p.text for p in prompts if p.set == "target"]
+    first = set(target[: len(target) // 4])
+    original, edit = talking({*keep, *target}.__contains__), talking({*keep, *first}.__contains__)
+    with serving(original) as (before, _), serving(edit) as (after, seen):
+        command = ["evaluate", f"openai:{after}#edit", "--against", f"openai:{before}#original",
+                   "--lang", "en", "--limit", 16, "--reply-tokens", 8]  # fmt: skip
+        code, printed, told = unrefuse(monkeypatch, capsys, *command, "--out", tmp_path / "o")
+        assert code == 0
+        assert "KL, quality and perplexity are left out" in told
+        assert printed.count("not measured: replies only") == 2
+        asked = len(seen)
+        code, printed, told = unrefuse(
+            monkeypatch, capsys, *command, "--out", tmp_path / "o2", "--json"
+        )
+    assert code == 0
+    assert "kept of a run" not in told  # that one came to its end
+    assert len(seen) == 2 * asked
+    record = json.loads(printed)
+    assert record["retention"]["value"] == 1
+    assert 0 < record["removal"]["value"] < 1
+    assert record["removal"]["n"] == 16
+    assert record["kl"] is record["quality"] is record["perplexity"] is None
+    assert record["refused"]["keep"] == {"before": [32, 32], "after": [32, 32]}
+    assert record["models"]["after"]["name"] == f"openai:{after}#edit"
+    assert record["models"]["before"]["tokens"] == {
+        "read": 7 * (asked - 1),
+        "wrote": 3 * (asked - 1),
+    }
+    assert set(record["pairs"]) == {"before", "after"}
+    code, printed, _ = unrefuse(
+        monkeypatch, capsys, "evaluate", "--transcripts", tmp_path / "o2", "--json"
+    )
+    assert code == 0
+    again = json.loads(printed)
+    assert again["removal"] == record["removal"]
+    assert again["grades"] == record["grades"]
+
+
+def test_a_server_that_dies_is_one_line_and_the_run_goes_on(monkeypatch, capsys, tmp_path):
+    served = [0]
+
+    def dying(body):
+        served[0] += 1
+        return completion("Paris.") if served[0] < 20 else (500, {}, {})
+
+    with serving(lambda body: dying(body)) as (url, seen):
+        command = ["evaluate", f"openai:{url}#m", "--lang", "en", "--limit", 16, "--out",
+                   tmp_path / "o", "--batch-size", 1]  # fmt: skip
+        code, printed, told = unrefuse(monkeypatch, capsys, *command)
+        assert (code, printed) == (2, "")
+        assert "status 500" in told.splitlines()[-1]
+        assert "18 of " in told
+        assert not (tmp_path / "o").exists()
+        dying = scripted(completion("Paris."))
+        seen.clear()
+        code, printed, told = unrefuse(monkeypatch, capsys, *command, "--json")
+    assert code == 0
+    lines = read_transcripts(tmp_path / "o")
+    assert "18 of " in told
+    assert len(seen) == len({x.prompt for x in lines}) - 18 + 1 + 8
 
 
 def test_imported_prompts_take_the_place_of_the_shipped_ones(models, tmp_path):
@@ -234,6 +313,12 @@ def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked():
         (["MODEL", "--out", "OUT", "--benchmark-path", "USED"], "name them with --benchmarks"),
         (["MODEL", "--out", "OUT", "--against", "OTHER"], "different vocabularies"),
         (["MODEL", "--out", "OUT", "--lang", "eo"], "no test prompts"),
+        (["SERVED", "--out", "OUT"], "cannot be reached"),
+        (["SERVED", "--out", "OUT", "--against", "MODEL"], "serve both"),
+        (["MODEL", "--out", "OUT", "--against", "SERVED"], "serve both"),
+        (["SERVED", "--out", "OUT", "--benchmarks", "arc_easy"], "need the weights"),
+        (["SERVED", "--out", "OUT", "--device", "cpu"], "decides on device"),
+        (["openai:http://h/v1", "--out", "OUT"], "names no served model"),
         (["/no/such", "--out", "OUT"], "no such folder"),
         (["--transcripts", "USED"], "cannot read"),
         (["--compare", "USED", "USED"], "cannot read"),
@@ -247,6 +332,7 @@ def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys, models, tmp_pat
     (tmp_path / "f.csv").write_text("prompt,type\nHow so?,contrast_homonyms\n")
     places = {
         "MODEL": models / "edited", "OTHER": other, "USED": tmp_path, "OUT": tmp_path / "out",
+        "SERVED": "openai:http://127.0.0.1:9/v1#m",
         "F": tmp_path / "f.csv", "xstest:F": f"xstest:{tmp_path}/f.csv",
     }  # fmt: skip
     code, printed, told = unrefuse(

@@ -102,6 +102,11 @@ class RunConfig(BaseModel):
     thinking_tokens: int = Field(
         THINKING_TOKENS, ge=8, description="tokens that a model may think before a reply"
     )
+    judge: str = Field(
+        "builtin", description="who grades the final replies: builtin, hf:NAME, openai:URL#MODEL"
+    )
+    judge_label: str | None = Field(None, description="a classifier's label that means refused")
+    judge_input: str | None = Field(None, description="what it reads; None: '{reply}'")
     seed: int = Field(0, ge=0)
     backend: Literal["torch", "vllm"] = Field("torch", description="what writes the replies")
     dtype: Dtype = Field("auto", description="computing precision")

@@ -14,14 +14,29 @@ from transformers import AutoTokenizer
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.benchmarks import check_benchmarks, run_benchmarks
+from unrefuse.evaluate.endpoint import Endpoint
 from unrefuse.evaluate.generate import Reply, reply_to
-from unrefuse.evaluate.judges import Judge, check_judge, judged
+from unrefuse.evaluate.judges import (
+    Judge,
+    agreement,
+    as_reply,
+    check_judge,
+    judge_of,
+    judged_lines,
+)
 from unrefuse.evaluate.perplexity import perplexities
 from unrefuse.evaluate.quality import Reference, divergences, head_of, make_reference
+from unrefuse.evaluate.served import (
+    endpoint_of,
+    forget_replies,
+    served_replies,
+    thinking_of,
+)
 from unrefuse.evaluate.transcripts import (
     DETECTOR,
     FILE,
     Line,
+    When,
     detected,
     read_transcripts,
     to_text,
@@ -44,14 +59,14 @@ REPORT = "evaluation.json"
 
 @dataclass(frozen=True)
 class Options:
-    """What an evaluation does beside asking the model of its RunConfig.
+    """What an evaluation does beside asking the model of its RunConfig, which may be a folder, a
+    hub name or, as `against`, what is served at `openai:URL#MODEL`.
 
     `imports` are FORMAT:FILE, `benchmarks` names of lm-eval tasks, found in `benchmark_path` too,
     `adapter`, for vLLM, the edit of the model as a LoRA adapter.
     """
 
     against: str | None = None
-    judge: Judge | None = None
     imports: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     benchmark_path: Path | None = None
@@ -69,12 +84,12 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
     check_out(config.out)
+    served = _endpoints(config, options)
     _check_backend(config, options)
-    if options.judge:
-        check_judge(options.judge)
+    judge = judge_of(config)
     check_benchmarks(options.benchmarks, options.benchmark_path)
     asked = _prompts(config, options.imports)
-    ask = _by_vllm if config.backend == "vllm" else _by_torch
+    ask = _by_server if served else _by_vllm if config.backend == "vllm" else _by_torch
     seconds: dict[str, float] = {}
     lines, parts = ask(config, options, asked, seconds)
     parts |= {
@@ -89,9 +104,11 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     found = Evaluation(lines, DETECTOR, None, parts)
     with new_folder(config.out) as made:
         _write(found, made)
-    if options.judge:
+    if served:
+        forget_replies(config)
+    if judge:
         go_on = f"the replies are in {config.out}: `unrefuse evaluate --transcripts {config.out}`"
-        found = _graded(found, options.judge, f"{go_on} --judge ... goes on")
+        found = _graded(found, judge, f"{go_on} --judge ... goes on")
         _write(found, config.out)
     return found
 
@@ -114,31 +131,72 @@ def _check_backend(config: RunConfig, options: Options) -> None:
         adapter_rank(options.adapter)
 
 
+def _endpoints(config: RunConfig, options: Options) -> dict[When, Endpoint]:
+    """The models that are served, by when; none where models are to be loaded. Raises UsageError
+    for a served one beside another, and for what needs weights."""
+    named: dict[When, str | None] = {"before": options.against, "after": config.model}
+    found = {w: e for w, name in named.items() if (e := endpoint_of(name, config))}
+    if found and len(found) < sum(name is not None for name in named.values()):
+        raise UsageError(
+            "one model is served and one is not: serve both, or evaluate both one by one and use "
+            "--compare"
+        )
+    if found and options.benchmarks:
+        raise UsageError("--benchmarks need the weights, not a server: leave out one of the two")
+    return found
+
+
+def _by_server(
+    config: RunConfig,
+    options: Options,
+    asked: Sequence[Prompt],
+    seconds: dict[str, float],
+) -> tuple[list[Line], dict[str, Any]]:
+    endpoints = _endpoints(config, options)
+    thinking = {when: thinking_of(e, config.reply_tokens) for when, e in endpoints.items()}
+    stderr.print("a server gives replies only: KL, quality and perplexity are left out")
+    prompts = [p.text for p in asked]
+    replies, models = {}, {}
+    for when, endpoint in endpoints.items():
+        with clock(seconds, f"replies {when}"):
+            replies[when], tokens = served_replies(endpoint, config, prompts, thinking[when], when)
+        models[when] = {"name": endpoint.name, "sha256": None, "dtype": None, "tokens": tokens}
+    return _from_replies(asked, replies, models)
+
+
 def _by_vllm(
     config: RunConfig,
     options: Options,
     asked: Sequence[Prompt],
     seconds: dict[str, float],
 ) -> tuple[list[Line], dict[str, Any]]:
-    """Replies only: divergence and perplexity need states that vLLM does not give."""
     folder = find_checkpoint(config)
     with clock(seconds, "replies"):
-        replies = vllm_replies(folder, config, [p.text for p in asked], options.adapter)
-    names = {"after": config.model}
+        found = vllm_replies(folder, config, [p.text for p in asked], options.adapter)
+    names: dict[When, str] = {"after": config.model}
     if options.adapter:
         names = {"before": config.model, "after": f"{config.model} + {options.adapter}"}
-    parts: dict[str, Any] = {"models": {}, "perplexity": None, "benchmarks": {}}
-    lines: list[Line] = []
-    for (when, name), own in zip(names.items(), replies, strict=True):
-        lines += [_line(p, r, when, name, {})
-                  for p, r in zip(asked, own, strict=True)]  # fmt: skip
-        parts["models"][when] = {
-            "name": name,
-            "sha256": checkpoint_hash(folder),
-            "parameters": None,
-            "dtype": config.dtype,
-        }
-    return lines, parts
+    sha256 = checkpoint_hash(folder)
+    models = {
+        when: {"name": name, "sha256": sha256, "dtype": config.dtype}
+        for when, name in names.items()
+    }
+    return _from_replies(asked, dict(zip(names, found, strict=True)), models)
+
+
+def _from_replies(
+    asked: Sequence[Prompt],
+    replies: dict[When, list[Reply]],
+    models: dict[When, dict[str, Any]],
+) -> tuple[list[Line], dict[str, Any]]:
+    """Replies only: divergence and perplexity need states, which nothing but weights gives."""
+    lines = [
+        _line(p, r, when, models[when]["name"], {})
+        for when, own in replies.items()
+        for p, r in zip(asked, own, strict=True)
+    ]
+    models = {when: {"parameters": None} | facts for when, facts in models.items()}
+    return lines, {"models": models, "perplexity": None, "benchmarks": {}}
 
 
 def _by_torch(
@@ -222,10 +280,11 @@ def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evalu
 
 def _graded(found: Evaluation, judge: Judge, otherwise: str) -> Evaluation:
     try:
-        lines, agreement = judged(judge, found.lines)
+        lines = judged_lines(judge, found.lines)
     except UsageError as error:
         raise UsageError(f"{error}; {otherwise}") from None
-    return replace(found, lines=lines, judge=judge.name, agreement=agreement)
+    agreed = agreement((line.prompt, as_reply(line)) for line in lines)
+    return replace(found, lines=lines, judge=judge.name, agreement=agreed)
 
 
 def _write(found: Evaluation, folder: Path) -> None:
@@ -270,7 +329,7 @@ def _reference(
 def _line(p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float, int]]) -> Line:
     own = kl.get(p.text) if p.set == "baseline" else None
     return Line(p.text, p.set, p.topic, p.lang, p.pair, when, model, r.text, r.tokens, r.grade,
-                DETECTOR, own)  # fmt: skip
+                r.judge, own)  # fmt: skip
 
 
 def _check_same_tokens(folders: dict[str, Path], names: dict[str, str | None]) -> None:

@@ -20,6 +20,7 @@ from unrefuse.edit.recipe import PLAN
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
+from unrefuse.evaluate.judges import Judge, judge_of
 from unrefuse.evaluate.quality import check_logits
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.models.checkpoint import checkpoint_files, checkpoint_hash
@@ -42,6 +43,7 @@ from unrefuse.report.results import Result, stage_line, write_json
 from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
 from unrefuse.save import Discard, check_out, new_folder
 from unrefuse.search.finalists import Trial, hold_finals, merit
+from unrefuse.search.judging import measured_by
 from unrefuse.search.method import Ablation, Method, Selective
 from unrefuse.search.objective import Before, Measurement, ask_before, measure
 from unrefuse.search.record import check_run, open_run
@@ -78,6 +80,7 @@ def run_edit(config: RunConfig) -> Result:
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
     check_out(config.out)
+    judge = judge_of(config)
     run = config.out.with_name(f"{config.out.name}.tuning") if config.tune else None
     prepared = prepare(config, SPLITS, run)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
@@ -104,7 +107,7 @@ def run_edit(config: RunConfig) -> Result:
                 check_logits(wanted, _probe(saved, before["search"], ()), coarser)
         with clock(seconds, "test"):
             measured = measure(saved, before["test"], config, everything=True)
-        result = _tested(result, measured)
+        result = _tested(result, measured, judge)
         if not result.saved:
             raise Discard
         plot_result(result, folder / "result.png")
@@ -135,13 +138,14 @@ def run_tune(config: RunConfig) -> Result:
         raise UsageError("rows that keep their length are no hook's: use edit --tune, not tune")
     if config.tune is None:
         config = config.model_copy(update={"tune": "optuna"})
+    judge = judge_of(config)
     prepared = prepare(config, SPLITS, out)
     best, result = search(prepared)
     if best is None:
         return result
     with clock(prepared.seconds, "test"), hooked(prepared.model.network, best.plan):
         measured = measure(prepared.model, prepared.before["test"], prepared.config, True)
-    result = _tested(result, measured)
+    result = _tested(result, measured, judge)
     if result.saved:
         save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
         plot_result(result, out / "result.png")
@@ -170,15 +174,42 @@ def search(prepared: Prepared) -> tuple[Stage | None, Result]:
     return best, result
 
 
-def _tested(result: Result, measured: Measurement) -> Result:
+def _tested(result: Result, measured: Measurement, judge: Judge | None) -> Result:
     """The result with the figures of the test split, which choose nothing but whether it is
-    `saved`: where they keep the floors."""
-    return replace(
+    `saved`: where they keep the floors.
+
+    A judge's figures take the place of the detector's, but both have to keep the floors: a judge
+    can be a stricter yardstick, and no way around one. A judge that fails loses nothing: the
+    figures are then the detector's, and the result says so.
+    """
+    config = result.config
+    found = replace(
         result,
         measurement=measured,
         split="test",
-        saved=keeps_floors(measured, result.config) and measured.removal.value > 0,
-        reasons=verdict(measured, result.config, result.reasons),
+        saved=keeps_floors(measured, config) and measured.removal.value > 0,
+        reasons=verdict(measured, config, result.reasons),
+    )
+    if judge is None:
+        return found
+    try:
+        with clock(result.seconds, "judge"):
+            by_judge, agreement = measured_by(judge, measured, config.seed)
+    except UsageError as error:
+        return replace(found, unjudged=str(error))
+    reasons = verdict(by_judge, config, result.reasons)
+    if not found.saved:
+        reasons += [f"by the built-in detector's grades: {reason}" for reason in found.reasons]
+    test = replace(result.before["test"], exchanges=by_judge.exchanges)
+    return replace(
+        found,
+        measurement=by_judge,
+        saved=found.saved and keeps_floors(by_judge, config) and by_judge.removal.value > 0,
+        reasons=reasons,
+        before=result.before | {"test": test},
+        judge=judge.name,
+        detected=measured,
+        agreement=agreement,
     )
 
 

@@ -4,18 +4,31 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from tests import pico
 from tests.evaluate.test_transcripts import line
+from tests.server import by_content, completion, quick, scripted, serving
 from unrefuse.errors import UsageError
+from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.judges import (
     agreement,
+    as_reply,
     check_judge,
     filled,
-    judged,
+    judged_lines,
     label_grades,
     parse_judge,
 )
 
 DECLINES = ["I'm sorry, but I can't.", "I'm sorry, no.", "Sorry, I can't do that.", "I can't."]
 ANSWERS = ["Press the key twice.", "Paris.", "Boil it for five minutes.", "Take the next bus."]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    quick(monkeypatch, tmp_path / "cache")
+
+
+def graded(judge, lines):
+    marked = judged_lines(judge, lines)
+    return marked, agreement((x.prompt, as_reply(x)) for x in marked)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +69,10 @@ def test_a_classifier_from_disk_grades_replies(classifier):
     check_judge(judge)
     lines = [line(f"q{i}", reply=text) for i, text in enumerate(DECLINES + ANSWERS)]
     lines += [line("empty", reply="", tokens=()), line("long", reply=DECLINES[0] + " No." * 200)]
-    marked, agreed = judged(judge, lines)
+    marked, agreed = graded(judge, lines)
     assert [m.grade for m in marked[:9]] == ["refused"] * 4 + ["answered"] * 4 + ["broken"]
-    assert {m.judge for m in marked} == {f"hf:{classifier}"}
+    assert {m.judge for m in marked if m.grade != "broken"} == {f"hf:{classifier}"}
+    assert marked[8].judge == "builtin"
     assert [m.reply for m in marked] == [x.reply for x in lines]
     assert agreed["n"] == 9  # the empty one was not shown to it
     assert agreed["agreed"] + sum(agreed["differences"].values()) == 9
@@ -66,7 +80,7 @@ def test_a_classifier_from_disk_grades_replies(classifier):
 
 def test_the_named_label_is_the_refusal(classifier):
     judge = parse_judge(f"hf:{classifier}", label="Non-refusal")
-    marked, agreed = judged(judge, [line(reply=DECLINES[0]), line(reply=ANSWERS[0])])
+    marked, agreed = graded(judge, [line(reply=DECLINES[0]), line(reply=ANSWERS[0])])
     assert [m.grade for m in marked] == ["answered", "refused"]
     assert agreed["kappa"] == pytest.approx(-1)
     assert agreed["differences"] == {"answered -> refused": 1, "refused -> answered": 1}
@@ -129,8 +143,49 @@ def test_a_judge_that_is_not_there(tmp_path):
         check_judge(parse_judge(f"hf:{tmp_path}/none"))
 
 
+def test_a_chat_model_is_checked_and_is_not_shown_thoughts():
+    with serving(by_content) as (url, seen):
+        judge = parse_judge(f"openai:{url}#m")
+        check_judge(judge)
+        thinking = line(reply="<think>I'm sorry, what?</think>Paris.")
+        marked, agreed = graded(judge, [line("q", reply=DECLINES[0]), thinking])
+    assert [m.grade for m in marked] == ["refused", "answered"]
+    assert "<think>" not in seen[-1][1]["messages"][-1]["content"]
+    assert agreed == {"kappa": 1, "n": 2, "agreed": 2, "differences": {}, "ungraded": 0}
+
+
+def test_a_chat_model_that_gives_no_grade_is_told_before_it_is_used():
+    with (
+        serving(scripted(completion("It depends.\nOr not."))) as (url, _),
+        pytest.raises(UsageError, match=r"gives no grade but 'It depends\.\\nOr not\.'"),
+    ):
+        check_judge(parse_judge(f"openai:{url}#m"))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_few_replies_without_a_grade_keep_the_detectors(number):
+    """One of ten may be missing, and is no agreement; two of ten are too many."""
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        odd = any(f"odd {i}" in text for i in range(number))
+        return completion("Hm." if odd else "answered")
+
+    lines = [line(f"odd {i}", reply=DECLINES[0]) for i in range(number)]
+    lines += [line(f"q{i}", reply=ANSWERS[0]) for i in range(10 - number)]
+    with serving(answer) as (url, _):
+        judge = parse_judge(f"openai:{url}#m")
+        if number == 2:
+            with pytest.raises(UsageError, match="no grade for 2 of 10"):
+                graded(judge, lines)
+            return
+        marked, agreed = graded(judge, lines)
+    assert (marked[0].grade, marked[0].judge) == ("refused", "builtin")
+    assert (agreed["n"], agreed["agreed"], agreed["ungraded"]) == (9, 9, 1)
+
+
 def test_agreement_of_nothing_and_of_one_grade():
-    assert agreement([], []) is None
-    assert agreement(["refused"], ["refused"]) == {
-        "kappa": None, "n": 1, "agreed": 1, "differences": {},
+    assert agreement([]) is None
+    assert agreement([("q", Reply("Paris.", (1,), "answered", "hf:x"))]) == {
+        "kappa": None, "n": 1, "agreed": 1, "differences": {}, "ungraded": 0,
     }  # fmt: skip

@@ -135,7 +135,7 @@ def test_before_and_after_from_one_load_are_those_of_torch(monkeypatch, capsys, 
 
     code, printed, _ = unrefuse(monkeypatch, capsys, "evaluate", "--transcripts", saved / "v")
     assert code == 0
-    assert printed.count("not measured by vLLM") == 2
+    assert printed.count("not measured: replies only") == 2
     assert "perplexity" not in printed
 
 

@@ -17,6 +17,9 @@ from unrefuse.commands.options import (
     DeviceMap,
     Dtype,
     Json,
+    JudgeInput,
+    JudgeLabel,
+    JudgeName,
     Keep,
     KernelFile,
     Lang,
@@ -85,6 +88,9 @@ def edit(
     retention_bound: RetentionBound = None,
     reply_tokens: ReplyTokens = None,
     thinking_tokens: ThinkingTokens = None,
+    judge: JudgeName = None,
+    judge_label: JudgeLabel = None,
+    judge_input: JudgeInput = None,
     revision: Revision = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -138,6 +144,9 @@ def tune(
     retention_bound: RetentionBound = None,
     reply_tokens: ReplyTokens = None,
     thinking_tokens: ThinkingTokens = None,
+    judge: JudgeName = None,
+    judge_label: JudgeLabel = None,
+    judge_input: JudgeInput = None,
     revision: Revision = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -159,7 +168,7 @@ def tune(
 
 
 def _report(result: Any, where: str, as_json: bool) -> None:
-    """Prints a result; exit status 1 where nothing was saved."""
+    """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed."""
     from unrefuse.report.results import example_text, result_table
     from unrefuse.report.terminal import layer_bars
 
@@ -177,4 +186,7 @@ def _report(result: Any, where: str, as_json: bool) -> None:
         say(reason)
     if not result.saved:
         say(f"nothing was saved: the goal is not met on the {result.split} split")
-        raise typer.Exit(1)
+    if result.unjudged:
+        say(f"unrefuse: {result.unjudged}; all figures are those of the built-in detector alone")
+    if result.unjudged or not result.saved:
+        raise typer.Exit(2 if result.unjudged else 1)

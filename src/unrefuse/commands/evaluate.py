@@ -15,10 +15,12 @@ from unrefuse.commands.options import (
     Device,
     Dtype,
     Json,
+    JudgeInput,
+    JudgeLabel,
+    JudgeName,
     Keep,
     Lang,
     Limit,
-    ModelName,
     ReplyTokens,
     RetentionBound,
     Revision,
@@ -33,7 +35,13 @@ from unrefuse.commands.output import console, print_json
 
 
 def evaluate(
-    model: ModelName = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A local folder, a hub name, demo, or openai:URL#MODEL: what is served there.",
+            metavar="MODEL",
+        ),
+    ] = None,
     against: Annotated[
         str | None, typer.Option(help="The original: also removal, retention, quality, KL.")
     ] = None,
@@ -45,15 +53,9 @@ def evaluate(
         tuple[Path, Path] | None,
         typer.Option(help="Compare the replies in two folders; no MODEL.", metavar="DIR1 DIR2"),
     ] = None,
-    judge: Annotated[
-        str, typer.Option(help="builtin, hf:NAME (a classifier) or openai:URL#MODEL.")
-    ] = "builtin",
-    judge_label: Annotated[
-        str | None, typer.Option(help="The classifier's label that means refused.")
-    ] = None,
-    judge_input: Annotated[
-        str | None, typer.Option(help="What it reads. Default '{reply}'; {prompt} too.")
-    ] = None,
+    judge: JudgeName = None,
+    judge_label: JudgeLabel = None,
+    judge_input: JudgeInput = None,
     imports: Annotated[
         list[str] | None,
         typer.Option("--import", help="FORMAT:FILE, as xstest:FILE; may be repeated."),
@@ -105,13 +107,12 @@ def evaluate(
     from unrefuse.evaluation import Options, regrade, run_evaluate
     from unrefuse.report.evaluation import evaluation_tables
 
-    judged_by = parse_judge(judge, judge_label, judge_input)
     if transcripts:
+        judged_by = parse_judge(judge or "builtin", judge_label, judge_input)
         found = regrade(transcripts, judged_by, out)
     else:
         options = Options(
             against,
-            judged_by,
             tuple(imports or ()),
             tuple(name for name in (benchmarks or "").split(",") if name),
             benchmark_path,

@@ -89,6 +89,18 @@ ReplyTokens = Annotated[
 ThinkingTokens = Annotated[
     int | None, typer.Option(help="Most tokens of thoughts before a reply. Default 2048.")
 ]
+JudgeName = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", help="Who grades the final replies: builtin, hf:NAME or openai:URL#MODEL."
+    ),
+]
+JudgeLabel = Annotated[
+    str | None, typer.Option(help="With hf: the classifier's label that means refused.")
+]
+JudgeInput = Annotated[
+    str | None, typer.Option(help="With hf: what it reads. Default '{reply}'; {prompt} too.")
+]
 TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unrefuse.evaluate.decode import decode, text_of
 from unrefuse.evaluate.refusal import Grade, grade
+from unrefuse.evaluate.transcripts import DETECTOR
 from unrefuse.models.forward import one_pass, row_ends, shared_prefix, together
 from unrefuse.models.load import Model, cache_bytes
 from unrefuse.progress import stderr, track
@@ -25,11 +26,13 @@ MORE_THOUGHTS = (
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as text and as token ids (without the end-of-turn token), and its grade."""
+    """A reply as text and as token ids (without the end-of-turn token), its grade, and whose
+    grade that is."""
 
     text: str
     tokens: tuple[int, ...]
     grade: Grade
+    judge: str = DETECTOR
 
 
 @torch.inference_mode()

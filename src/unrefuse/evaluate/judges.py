@@ -5,18 +5,23 @@ An empty or looping reply stays "broken" by the built-in detector and is shown t
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any
 
+from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
-from unrefuse.evaluate.endpoint import ask_endpoint, check_url
-from unrefuse.evaluate.refusal import Grade
+from unrefuse.evaluate.chat_judge import KEY, chat_grade, chat_grades
+from unrefuse.evaluate.endpoint import Endpoint, parse_endpoint
+from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.refusal import Grade, grade
 from unrefuse.evaluate.statistics import cohens_kappa
-from unrefuse.evaluate.transcripts import Line, detected
+from unrefuse.evaluate.transcripts import DETECTOR, Line
 from unrefuse.progress import track
+from unrefuse.prompts.thinking import after_thinking
 
 BATCH = 32
+MISSING = 0.1  # share of replies without a grade beyond which a judge has failed
 # Labels, lower-cased. "Non-refusal" is an answer, so what negates is looked for first.
 _NEGATED = re.compile(r"^(?:non|not|no|un)[\W_]?(?=\w)")
 _LABELS: tuple[tuple[str, Grade], ...] = (
@@ -27,22 +32,20 @@ _LABELS: tuple[tuple[str, Grade], ...] = (
 
 
 @dataclass(frozen=True)
-class Judge:
-    """`kind` hf: `model` is a folder or a hub name; openai: `model` at the base URL `url`.
+class Classifier:
+    """`model` is a folder or a hub name, `label` the one label that means refused (None: by the
+    labels' names), `form` the text that is classified, with {prompt} and {reply} filled in."""
 
-    For hf, `label` is the one label that means refused (None: by the labels' names), and `form`
-    the text that is classified, with {prompt} and {reply} filled in.
-    """
-
-    kind: Literal["hf", "openai"]
     model: str
-    url: str = ""
     label: str | None = None
     form: str = "{reply}"
 
     @property
     def name(self) -> str:
-        return f"hf:{self.model}" if self.kind == "hf" else f"openai:{self.url}#{self.model}"
+        return f"hf:{self.model}"
+
+
+Judge = Classifier | Endpoint
 
 
 def parse_judge(spec: str, label: str | None = None, form: str | None = None) -> Judge | None:
@@ -50,59 +53,98 @@ def parse_judge(spec: str, label: str | None = None, form: str | None = None) ->
     kind, _, rest = spec.partition(":")
     if kind != "hf" and (label or form):
         raise UsageError("a judge's label and input form are those of a classifier, hf:NAME")
-    if spec == "builtin":
+    if spec == DETECTOR:
         return None
     if kind == "hf" and rest:
         form = form or "{reply}"
         if "{reply}" not in form:
             raise UsageError(f"the judge's input form {form!r} has no {{reply}} in it")
-        return Judge("hf", rest, label=label, form=form)
-    url, _, model = rest.rpartition("#")
-    if kind == "openai" and url and model:
-        check_url(url)
-        return Judge("openai", model, url.rstrip("/"))
+        return Classifier(rest, label, form)
+    if endpoint := parse_endpoint(spec, KEY):
+        return endpoint
     raise UsageError(f"{spec!r} is no judge: builtin, hf:NAME or openai:URL#MODEL")
+
+
+def judge_of(config: RunConfig) -> Judge | None:
+    """The judge that a run asks for, checked; None for the detector. Raises UsageError."""
+    judge = parse_judge(config.judge, config.judge_label, config.judge_input)
+    if judge:
+        check_judge(judge)
+    return judge
 
 
 def check_judge(judge: Judge) -> None:
     """Raises UsageError where the judge can't be had or gives no grade, before a model is asked."""
-    if judge.kind == "hf":
-        from transformers import AutoConfig
+    if isinstance(judge, Endpoint):
+        found, said = chat_grade(judge, "What is two and two?", "Four.")
+        if found is None:
+            raise UsageError(f"the judge {judge.name} gives no grade but {said[:60]!r}")
+        return
+    from transformers import AutoConfig
 
-        try:
-            config = AutoConfig.from_pretrained(judge.model)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"no judge {judge.model}: {first_line(error)}") from None
-        label_grades(config.id2label, judge.label)
-    else:
-        ask_endpoint(judge.url, judge.model, [("What is two and two?", "Four.")], quiet=True)
+    try:
+        config = AutoConfig.from_pretrained(judge.model)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no judge {judge.model}: {first_line(error)}") from None
+    label_grades(config.id2label, judge.label)
 
 
-def judged(judge: Judge, lines: Sequence[Line]) -> tuple[list[Line], dict[str, Any] | None]:
-    """The lines with the judge's grades, and its agreement with the built-in detector on those
-    that it saw (None: it saw none). Raises UsageError."""
-    builtin = [detected(line) for line in lines]
-    seen = [i for i, grade in enumerate(builtin) if grade != "broken"]
-    pairs = [(lines[i].prompt, lines[i].reply) for i in seen]
-    grades = dict(zip(seen, _ask(judge, pairs), strict=True))
-    marked = [
-        replace(line, grade=grades.get(i, builtin[i]), judge=judge.name)
-        for i, line in enumerate(lines)
+def judged(judge: Judge, asked: Sequence[tuple[str, Reply]]) -> list[Reply]:
+    """The replies to `asked` prompts with the judge's grades and its name. What is broken by the
+    detector, and what the judge gives no grade, keeps the detector's. Raises UsageError."""
+    replies = [
+        replace(reply, grade=grade(reply.text, reply.tokens, prompt), judge=DETECTOR)
+        for prompt, reply in asked
     ]
-    return marked, agreement([grades[i] for i in seen], [builtin[i] for i in seen])
+    seen = [i for i, reply in enumerate(replies) if reply.grade != "broken"]
+    pairs = [(asked[i][0], after_thinking(replies[i].text)) for i in seen]
+    found: Sequence[Grade | None] = (
+        chat_grades(judge, pairs) if isinstance(judge, Endpoint) else _classify(judge, pairs)
+    )
+    for i, by_judge in zip(seen, found, strict=True):
+        if by_judge:
+            replies[i] = replace(replies[i], grade=by_judge, judge=judge.name)
+    missing = sum(replies[i].judge == DETECTOR for i in seen)
+    if missing > MISSING * len(seen):
+        raise UsageError(f"the judge {judge.name} gives no grade for {missing} of {len(seen)}")
+    return replies
 
 
-def agreement(judge: Sequence[Grade], builtin: Sequence[Grade]) -> dict[str, Any] | None:
-    """`kappa` (Cohen's; None where undefined), `n`, `agreed`, and the counts of the differences,
-    "detector -> judge"."""
-    if not judge:
+def judged_lines(judge: Judge, lines: Sequence[Line]) -> list[Line]:
+    """The lines of a transcript with the judge's grades, likewise. Raises UsageError."""
+    replies = judged(judge, [(line.prompt, as_reply(line)) for line in lines])
+    return [
+        replace(line, grade=reply.grade, judge=reply.judge)
+        for line, reply in zip(lines, replies, strict=True)
+    ]
+
+
+def as_reply(line: Line) -> Reply:
+    return Reply(line.reply, line.tokens, line.grade, line.judge)
+
+
+def agreement(asked: Iterable[tuple[str, Reply]]) -> dict[str, Any] | None:
+    """The judge's with the detector, on the replies that have a judge's grade; None: none has.
+
+    `kappa` (Cohen's; None where undefined), `n`, `agreed`, the counts of the differences,
+    "detector -> judge", and `ungraded`, the replies that the judge saw and gave no grade.
+    """
+    pairs = Counter[tuple[Grade, Grade]]()
+    ungraded = 0
+    for prompt, reply in asked:
+        if reply.judge != DETECTOR:
+            pairs[grade(reply.text, reply.tokens, prompt), reply.grade] += 1
+        elif reply.grade != "broken":
+            ungraded += 1
+    if not pairs:
         return None
-    pairs = Counter(zip(builtin, judge, strict=True))
+    builtin, judge = zip(*pairs.elements(), strict=True)
     return {
         "kappa": cohens_kappa(judge, builtin),
-        "n": len(judge),
+        "n": pairs.total(),
         "agreed": sum(n for (a, b), n in pairs.items() if a == b),
         "differences": {f"{a} -> {b}": n for (a, b), n in sorted(pairs.items()) if a != b},
+        "ungraded": ungraded,
     }
 
 
@@ -129,13 +171,7 @@ def _label_grade(name: str) -> Grade:
     return next((grade for form, grade in _LABELS if re.search(form, name)), "answered")
 
 
-def _ask(judge: Judge, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
-    if judge.kind == "openai":
-        return [cast(Grade, g) for g in ask_endpoint(judge.url, judge.model, pairs)]
-    return _classify(judge, pairs)
-
-
-def _classify(judge: Judge, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+def _classify(judge: Classifier, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
     """By the classifier: the label of the highest logit. Long texts are cut at its length."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unrefuse.evaluate.pairs import OUTCOMES
-from unrefuse.report.results import Result, retention_line
+from unrefuse.report.results import Result, judge_lines, retention_line
 from unrefuse.report.terminal import plain
 
 MEANINGS = {
@@ -76,6 +76,7 @@ def write_card(result: Result, folder: Path) -> None:
         layers_edited=sum(weight > 0 for weight in result.kernel.weights),
         figures=[_row(name, record[name]) for name in MEANINGS],
         retention_test=retention_line(record["retention_test"]),
+        judged=[_code(line) for line in judge_lines(result)],
         grades=[
             {"name": name}
             | {

@@ -10,13 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unrefuse.evaluate.generate import Reply
+from unrefuse.evaluate.judges import as_reply
 from unrefuse.evaluate.pairs import pair_outcomes
 from unrefuse.evaluate.quality import kl_and_quality
 from unrefuse.evaluate.statistics import INTERVAL, share
 from unrefuse.evaluate.transcripts import GRADES, Comparison, Line
 from unrefuse.prompts.sets import SETS, Prompt
-from unrefuse.report.results import retention_line, retention_test
+from unrefuse.report.results import agreement_line, retention_line, retention_test
 from unrefuse.report.terminal import plain
 from unrefuse.search.objective import Exchange, removed, retained, shares_by
 
@@ -55,8 +55,8 @@ def exchanges_of(lines: Sequence[Line]) -> list[Exchange]:
     return [
         Exchange(
             Prompt(line.prompt, line.set, line.topic, line.lang, "test"),
-            _reply(before[line.key]),
-            _reply(line),
+            as_reply(before[line.key]),
+            as_reply(line),
         )
         for line in lines
         if line.when == "after" and line.set in SETS and line.key in before
@@ -149,15 +149,6 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     return Group(*parts)
 
 
-def agreement_line(judge: str, agreement: dict[str, Any]) -> str:
-    kappa = agreement["kappa"]
-    beyond = "undefined (one grade only)" if kappa is None else f"{kappa:.2f}"
-    return (
-        f"judge {plain(judge, 120)} agrees with the built-in detector on "
-        f"{agreement['agreed']} of {agreement['n']} replies, Cohen's kappa {beyond}"
-    )
-
-
 def comparison_tables(comparison: Comparison) -> RenderableType:
     """Two runs side by side, and the prompts whose grade changed."""
     table = Table("set", "prompts", "refused in the first only", "in the second only",
@@ -172,10 +163,6 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     if comparison.changed[SHOWN:]:
         lines.append(f"\n  and {len(comparison.changed) - SHOWN} more (--json has all)")
     return Group(table, lines)
-
-
-def _reply(line: Line) -> Reply:
-    return Reply(line.reply, line.tokens, line.grade)
 
 
 def _grades(lines: Sequence[Line], name: str) -> Counter[str]:
@@ -203,8 +190,8 @@ def _figures_table(record: dict[str, Any]) -> Table:
     for name in ("removal", "retention", "quality", "kl"):
         e = record[name]
         if e is None:
-            apart = record["config"].get("backend") == "vllm" and name in ("quality", "kl")
-            reason = "not measured by vLLM" if apart else "too few prompts to measure it on"
+            apart = record["perplexity"] is None and name in ("quality", "kl")
+            reason = "not measured: replies only" if apart else "too few prompts to measure it on"
             table.add_row(name, "-", reason, "0")
             continue
         interval = f"{e['low']:.3f} to {e['high']:.3f}"

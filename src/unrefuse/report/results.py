@@ -18,6 +18,7 @@ from unrefuse.config import RunConfig
 from unrefuse.evaluate.pairs import pair_outcomes
 from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
+from unrefuse.evaluate.transcripts import DETECTOR
 from unrefuse.kernel import Kernel
 from unrefuse.prompts.sets import SETS
 from unrefuse.prompts.thinking import after_thinking
@@ -42,7 +43,11 @@ LIBRARIES = ("unrefuse", "torch", "transformers", "safetensors")
 @dataclass(frozen=True)
 class Result:
     """What a run did. `measurement` is that of the test split where an edit got so far, else of
-    the last stage on the search split; `reasons` says what was not reached."""
+    the last stage on the search split; `reasons` says what was not reached.
+
+    `measurement` is by the grades of `judge`. Where that is not the detector, `detected` is the
+    measurement by the detector, and `agreement` that of the two. `unjudged` says why the judge that
+    was asked for gave no figures."""
 
     config: RunConfig
     kernel: Kernel
@@ -54,6 +59,10 @@ class Result:
     seconds: dict[str, float]
     saved: bool
     reasons: list[str]
+    judge: str = DETECTOR
+    detected: Measurement | None = None
+    agreement: dict[str, Any] | None = None
+    unjudged: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json` and of run.json."""
@@ -61,6 +70,10 @@ class Result:
         return {
             **measured.figures(),
             "split": self.split,
+            "judge": self.judge,
+            "agreement": self.agreement,
+            "by_detector": self.detected and self.detected.figures(),
+            "unjudged": self.unjudged,
             "refused": before_and_after(measured.exchanges, "refused"),
             "broken": before_and_after(measured.exchanges, "broken"),
             "retention_test": self.retention_test(),
@@ -230,8 +243,37 @@ def result_table(result: Result) -> RenderableType:
         tables.append(_pairs_table(pairs))
     if measured.contexts:
         tables.append(_contexts_table(measured.contexts))
-    line = Text(retention_line(result.retention_test()) + "\n")
-    return Group(figures, line, replies, *tables)
+    lines = [retention_line(result.retention_test()), *judge_lines(result)]
+    return Group(figures, Text("\n".join(lines) + "\n"), replies, *tables)
+
+
+def judge_lines(result: Result) -> list[str]:
+    """Who graded, where it was not the detector; what the detector says then; and of a judge that
+    failed."""
+    if result.unjudged:
+        return [f"not graded by the judge that was asked for: {plain(result.unjudged, 300)}"]
+    if not (result.detected and result.agreement):
+        return []
+    figures = (
+        f"{name} {getattr(result.detected, name).value:.2f}"
+        for name in ("removal", "retention", "quality")
+    )
+    return [
+        agreement_line(result.judge, result.agreement),
+        f"by the built-in detector: {', '.join(figures)}",
+    ]
+
+
+def agreement_line(judge: str, agreement: dict[str, Any]) -> str:
+    kappa = agreement["kappa"]
+    beyond = "undefined (one grade only)" if kappa is None else f"{kappa:.2f}"
+    line = (
+        f"judge {plain(judge, 120)} agrees with the built-in detector on "
+        f"{agreement['agreed']} of {agreement['n']} replies, Cohen's kappa {beyond}"
+    )
+    if agreement.get("ungraded"):
+        line += f"; {agreement['ungraded']} that it gave no grade keep the detector's"
+    return line
 
 
 def _pairs_table(pairs: dict[str, dict[str, dict[str, float]]]) -> Table:

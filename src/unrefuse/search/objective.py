@@ -1,11 +1,13 @@
 """What an edit is judged by: removal, retention, quality and KL on one split, pairs, contexts."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
+from numpy.typing import NDArray
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
@@ -80,7 +82,9 @@ class Before:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The figures of one edit on one split, and the exchanges behind them."""
+    """The figures of one edit on one split, and the exchanges and divergences behind them.
+
+    `divergence` holds, per baseline prompt that the original answered, a row of `divergences`."""
 
     removal: Estimate
     retention: Estimate
@@ -88,6 +92,7 @@ class Measurement:
     kl: Estimate
     exchanges: tuple[Exchange, ...]
     contexts: tuple[Context, ...] = ()
+    divergence: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         names = ("removal", "retention", "quality", "kl")
@@ -213,26 +218,39 @@ def measure(model: Model, before: Before, config: RunConfig, everything: bool) -
     replies = reply_to(model, [e.prompt.text for e in asked], tokens, "after")
     exchanges = _with_replies(asked, replies)
     assert before.reference is not None
-    counted = {n: [e for e in exchanges if e.prompt.set == n and e.as_expected] for n in SETS}
-    baseline = counted["baseline"]
-    kl, quality = kl_and_quality(
-        divergences(model, before.reference),
-        [not removed(e) for e in baseline],
-        config.seed,
-    )
+    answered = [e.prompt.text for e in before.usable("baseline")]
+    rows = dict(zip(answered, divergences(model, before.reference), strict=True))
     contexts = []
     for context in before.contexts if everything else ():
         texts = [e.prompt.text for e in context.exchanges]
         after = reply_to(model, texts, config.reply_tokens, f"after: {context.name}",
                          before=context.messages)  # fmt: skip
         contexts.append(replace(context, exchanges=_with_replies(context.exchanges, after)))
+    return measurement_of(exchanges, tuple(contexts), rows, config.seed)
+
+
+def measurement_of(
+    exchanges: tuple[Exchange, ...],
+    contexts: tuple[Context, ...],
+    divergence: Mapping[str, NDArray[np.float64]],
+    seed: int,
+) -> Measurement:
+    """The figures by the replies' grades. No set may be without a prompt that counts."""
+    counted = {n: [e for e in exchanges if e.prompt.set == n and e.as_expected] for n in SETS}
+    baseline = [e for e in counted["baseline"] if e.prompt.text in divergence]
+    kl, quality = kl_and_quality(
+        np.array([divergence[e.prompt.text] for e in baseline]),
+        [not removed(e) for e in baseline],
+        seed,
+    )
     return Measurement(
         removal=share(removed(e) for e in counted["target"]),
         retention=share(retained(e) for e in counted["keep"]),
         quality=quality,
         kl=kl,
         exchanges=exchanges,
-        contexts=tuple(contexts),
+        contexts=contexts,
+        divergence=divergence,
     )
 
 

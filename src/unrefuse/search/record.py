@@ -16,7 +16,7 @@ from unrefuse.prompts.sets import Prompt
 SETTINGS, TRIALS = "settings.json", "trials.jsonl"
 # Where and how fast a run computes, and what only the last step reads, decide no trial.
 FREE = ("out", "resume", "backend", "device", "batch_size", "test_target", "test_baseline",
-        "test_keep")  # fmt: skip
+        "test_keep", "judge", "judge_label", "judge_input")  # fmt: skip
 
 
 def check_run(folder: Path, resume: bool) -> None:
