@@ -9,6 +9,7 @@ from unrefuse.edit.plan import Plan
 from unrefuse.evaluate.generate import reply_to
 from unrefuse.evaluate.statistics import lower_bound, needed, share
 from unrefuse.kernel import Kernel
+from unrefuse.measured import retains
 from unrefuse.models.load import Model
 from unrefuse.search.objective import Before, Measurement, measure, removed
 
@@ -67,18 +68,16 @@ def at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
 
 
 def keeps_retention(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
-    """Whether retention is at its floor or above, and shown to be at its bound or above: a test of
-    non-inferiority, by the exact one-sided 95 % lower bound.
+    """Whether retention keeps its floor and its bound, over all keep prompts and over the shipped
+    ones alone: see `measured.retains`.
 
     What is `chosen` on these prompts looks better on them than on others. So it has to lose none
     of them, or so few that it is shown to be at the floor itself.
     """
-    retention = measured.retention
     bound = config.retention_bound
-    if chosen and retention.value < 1:
+    if chosen and measured.kept.kept < measured.kept.n:
         bound = max(bound, config.retention_floor)
-    shown = lower_bound(retention.count, retention.n)
-    return retention.value >= config.retention_floor and shown >= bound
+    return retains(measured.kept, measured.kept_shipped, config.retention_floor, bound)
 
 
 def keeps_floors(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
@@ -128,7 +127,7 @@ def advice(measured: Measurement, config: RunConfig, chosen: bool = False) -> li
             f"{config.retention_floor:.3f}: give more keep prompts (--keep) or matched pairs "
             "(--pairs) of the kinds that are lost, or less --strength"
         )
-    elif not keeps_retention(measured, config):
+    elif lower_bound(retention.count, retention.n) < config.retention_bound:
         at_this_rate = retention.value > config.retention_bound
         enough = at_this_rate and needed(config.retention_bound, retention.value)
         more = f"about {enough} would" if enough else "no number would"
@@ -136,6 +135,13 @@ def advice(measured: Measurement, config: RunConfig, chosen: bool = False) -> li
             f"{retention.n} keep prompts do not show that retention is {config.retention_bound:g} "
             f"or more (lower bound {lower_bound(retention.count, retention.n):.3f}): "
             f"{more} at this rate, or lower --retention-bound"
+        )
+    elif not keeps_retention(measured, config):
+        shipped = measured.kept_shipped
+        reasons.append(
+            f"{shipped.n - shipped.kept} of the {shipped.n} shipped keep prompts are lost, too "
+            f"many by themselves: prompts of --keep stand beside them and outnumber no loss; give "
+            "matched pairs (--pairs) of the kinds that are lost, or less --strength"
         )
     elif not keeps_retention(measured, config, chosen):
         reasons.append(
