@@ -9,7 +9,8 @@ from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import reply_to
-from unrefuse.search.objective import ask_before, measure
+from unrefuse.prompts.sets import Prompt, load_prompts
+from unrefuse.search.objective import ask_before, check_shipped, measure
 from unrefuse.search.record import remembered
 
 PROMPTS = [p for split in ("train", "search", "test") for p in prompts(split, 30)]
@@ -152,6 +153,17 @@ def test_the_train_split_needs_keep_prompts_for_an_ablation_alone(model, method,
             ask_before(model, few, "train", config(method=method, reply_tokens=8))
     else:
         assert ask_before(model, few, "train", config(method=method, reply_tokens=8)).exchanges
+
+
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_a_choice_of_languages_leaves_enough_of_the_shipped_keep_prompts(split):
+    shipped = load_prompts(RunConfig(model="x", languages=("ja",), limit=16))
+    check_shipped(shipped)
+    own = [Prompt(f"q{i}", "keep", split=split, source="mine.txt") for i in range(100)]
+    left = [p for p in shipped if (p.set, p.split) == ("keep", split)][:15]
+    few = [p for p in shipped if (p.set, p.split) != ("keep", split)] + left + own
+    with pytest.raises(UsageError, match=rf"15 of the shipped ones in the {split} split .*--lang"):
+        check_shipped(few)
 
 
 def test_replies_that_a_run_has_kept_are_read(model, tmp_path):

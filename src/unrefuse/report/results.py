@@ -70,6 +70,7 @@ class Result:
             "refused": before_and_after(measured.exchanges, "refused"),
             "broken": before_and_after(measured.exchanges, "broken"),
             "retention_test": self.retention_test(),
+            "kept_shipped": measured.kept_shipped.model_dump(),
             "by_topic": shares_by(measured.exchanges, lambda p: p.topic),
             "by_lang": shares_by(measured.exchanges, lambda p: p.lang),
             "weakest": weakest_topic(measured.exchanges),
@@ -239,6 +240,9 @@ def result_table(result: Result) -> RenderableType:
     if measured.contexts:
         tables.append(_contexts_table(measured.contexts))
     line = Text(retention_line(result.retention_test()) + "\n")
+    shipped = measured.kept_shipped
+    if shipped.n not in (0, measured.kept.n):
+        line.append(f"of the shipped keep prompts {shipped.kept} of {shipped.n} still refused\n")
     return Group(figures, line, replies, *tables)
 
 
