@@ -1,7 +1,8 @@
 """A tiny Llama built by hand that answers and refuses, on which whole runs take seconds.
 
 A prompt that ends in B is answered. One that ends in T or K is refused: T by a direction of its
-own, which an edit can take out, K by another. It can think first, in words of no meaning.
+own, which an edit can take out, K by another. To words that it does not know it says the rest of a
+refusal, so it refuses the shipped keep prompts too. It can think first, in words of no meaning.
 """
 
 from pathlib import Path
@@ -74,7 +75,7 @@ def build(folder: Path, thoughts: int = 0, template: str = TEMPLATE) -> Path:
             head[vocab[answer[0]], vocab[word]] = weight
         for words in (refusal, answer):
             for word, after in zip(words, [*words[1:], "<end>"], strict=True):
-                head[vocab[after], vocab[word]] += 10
+                head[vocab[after], vocab[word]] += 40  # a sentence that has begun is ended
         network.lm_head.weight.copy_(head)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -3,7 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from unrefuse.config import RunConfig, load_config
+from unrefuse.config import RunConfig, load_config, validated
 from unrefuse.errors import UsageError
 
 
@@ -17,7 +17,12 @@ from unrefuse.errors import UsageError
         ({"kernel": {"profile": "broad", "style": "standard"}}, "profile and style"),
         ({"kernel": {"file": "k.json", "peak": 0.5}}, "leave out peak"),
         ({"retention_floor": 0}, "retention_floor"),
-        ({"retention_floor": 0.5}, "retention_floor"),
+        ({"retention_floor": 0.79}, "retention_floor"),
+        ({"retention_floor": float("nan")}, "retention_floor"),
+        ({"retention_bound": 0}, "retention_bound"),
+        ({"retention_bound": 0.79}, "retention_bound"),
+        ({"retention_bound": -1}, "retention_bound"),
+        ({"retention_bound": float("nan")}, "retention_bound"),
         ({"strength": -1}, "strength"),
         ({"limit": 3}, "limit"),
         ({"method": "gradient"}, "'selective' or 'ablate'"),
@@ -74,6 +79,19 @@ def test_a_damaged_file_is_one_line(tmp_path, text):
     file.write_text(text)
     with pytest.raises(UsageError, match=r"c\.json"):
         load_config(file)
+
+
+@pytest.mark.parametrize("setting", ["retention_floor", "retention_bound", "limit"])
+def test_a_value_that_was_smuggled_in_is_found(setting):
+    config = RunConfig(model="m", out="o", kernel={"peak": 0.4}, languages=("en",))
+    assert validated(config) == config
+    for smuggled in (
+        config.model_copy(update={setting: 0}),
+        RunConfig.model_construct(**{"model": "m", setting: 0}),
+    ):
+        with pytest.raises(UsageError, match=setting) as told:
+            validated(smuggled)
+        assert "\n" not in str(told.value)
 
 
 def test_a_configuration_is_frozen():

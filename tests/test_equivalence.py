@@ -10,12 +10,21 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from tests import pico
-from tests.edit.plans import IDS, KINDS, directions, one_direction, selective, streams
+from tests.edit.plans import (
+    IDS,
+    KINDS,
+    directions,
+    edit_model,
+    one_direction,
+    save_lora,
+    selective,
+    streams,
+)
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.lora import lora_factors, save_lora
+from unrefuse.edit.lora import lora_factors
 from unrefuse.edit.plan import MatrixEdit, ablation_plan
 from unrefuse.edit.shards import write_checkpoint
-from unrefuse.edit.weights import edit_model, edit_tensor, planned_tensors
+from unrefuse.edit.weights import edit_tensor, planned_tensors
 from unrefuse.errors import UsageError
 from unrefuse.models.load import auto_class
 from unrefuse.models.stream import stream_network

@@ -20,7 +20,7 @@ ROOMS = (
         "readers",
         "kernel",
     ),
-    *("edit", "evaluate", "search", "report", "save", "pipeline", "analysis"),
+    *("edit", "evaluate", "measured", "search", "report", "save", "export", "pipeline", "analysis"),
     *("evaluation", "commands", "cli"),
 )
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]

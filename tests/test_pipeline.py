@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import talker
+from unrefuse import RunConfig, UsageError, run_edit, run_tune
+from unrefuse.measured import Kept, read_measured
 
 UNREFUSE = Path(sys.executable).parent / "unrefuse"
 
@@ -159,6 +161,66 @@ def test_run_json_with_another_model_is_refused(edited, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_keep_prompts_of_ones_own_are_asked_beside_the_shipped(edited, talking):
+    out, record = edited
+    assert record["config"]["keep"].endswith("keep.txt")
+    for split in ("search", "test"):
+        refused, asked = record["refused_before"][split]["keep"]
+        assert asked == 36 + 80
+        assert refused >= 115
+    # Both are held to the floors, and the shipped ones by themselves too.
+    measured = read_measured(out, talking[0]).measured
+    assert measured.retention == Kept(kept=116, n=116)
+    assert measured.shipped == Kept(kept=80, n=80)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"retention_floor": 0.0}, "retention_floor"),
+        ({"retention_bound": 0.0}, "retention_bound"),
+        ({"limit": 1}, "limit"),
+        ({"reply_tokens": 1}, "reply_tokens"),
+        ({"reply_tokens": 99}, "replies of 100 tokens or more"),
+        ({"languages": ("fr",)}, "0 of the shipped ones in the search split"),
+        ({"languages": ("",)}, "0 of the shipped ones in the search split"),
+    ],
+)
+@pytest.mark.parametrize("run", [run_edit, run_tune])
+def test_no_setting_leaves_the_floors_unmeasured(
+    talking, tmp_path, monkeypatch, run, settings, says
+):
+    monkeypatch.setattr("unrefuse.pipeline.load_folder", lambda *_: pytest.fail("it was loaded"))
+    model, prompts = talking
+    files = dict(zip(("target", "baseline", "keep"), map(str, prompts[1::2]), strict=True))
+    config = RunConfig(model=str(model), out=tmp_path / "x", **files).model_copy(update=settings)
+    with pytest.raises(UsageError, match=says):
+        run(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edited_model_is_not_edited_again_as_if_it_were_an_original(edited, talking, tmp_path):
+    done = unrefuse("edit", edited[0], *talking[1], "--out", tmp_path / "x")
+    assert done.returncode == 2
+    assert "is an edited model: name its original" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edit_goes_out_in_the_form_and_for_the_weights_that_were_measured(
+    edited, talking, tmp_path
+):
+    out, _ = edited
+    for words, says in (
+        (("apply", out, talking[0], "--preserve-norm"), "was not measured with rows that keep"),
+        (("apply", out, out), "made for other weights"),
+        (("export", out, talking[0], "--lora", tmp_path / "x", "--scale", 1.5), "must be 0 to 1"),
+        (("export", out / "tuning", out, "--lora", tmp_path / "x"), "made for other weights"),
+    ):
+        done = unrefuse(*words, *(("--out", tmp_path / "x") if words[0] == "apply" else ()))
+        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_edit_that_removes_nothing_is_not_saved(talking, tmp_path):
     model, prompts = talking
     done = unrefuse("edit", model, *prompts, "--strength", 0.01, "--out", tmp_path / "x", "--json")
@@ -204,11 +266,17 @@ def test_rows_keep_their_length_with_ablation_alone(talking, tmp_path):
     done = unrefuse("edit", model, *prompts, "--preserve-norm", "--out", tmp_path / "x")
     assert done.returncode == 2
     assert "ablate" in done.stderr
-    done = unrefuse("edit", model, *prompts, "--preserve-norm", "--method", "ablate",
-                    "--out", tmp_path / "x", "--json")  # fmt: skip
-    assert done.returncode in (0, 1), done.stderr
+    done = unrefuse("edit", model, *prompts, "--preserve-norm", "--method", "ablate", "--strength",
+                    1.3, "--limit", 40, "--out", tmp_path / "x", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert "no hook does" in done.stderr
     assert json.loads(done.stdout)["split"] == "test"
+    # It was measured so, and is applied so, and not as an adapter.
+    assert unrefuse("apply", tmp_path / "x", model, "--out", tmp_path / "y").returncode == 0
+    assert changed(tmp_path / "x", tmp_path / "y") == set()
+    done = unrefuse("export", tmp_path / "x", model, "--lora", tmp_path / "z")
+    assert done.returncode == 2
+    assert "which no adapter can" in done.stderr
 
 
 def test_analyze_suggests_a_kernel_that_edit_takes(talking, tmp_path):

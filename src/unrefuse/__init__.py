@@ -27,9 +27,6 @@ _WHERE = {
     "ablation_plan": "edit.plan",
     "selective_plan": "edit.plan",
     "hooked": "edit.hooks",
-    "edit_model": "edit.weights",
-    "save_lora": "edit.lora",
-    "write_checkpoint": "edit.shards",
     "reply_to": "evaluate.generate",
     "is_refusal": "evaluate.refusal",
     "layer_strengths": "evaluate.layers",
@@ -45,6 +42,8 @@ _WHERE = {
     "analyze": "analysis",
     "run_tune": "pipeline",
     "run_edit": "pipeline",
+    "apply_plan": "save",
+    "export_plan": "export",
     "run_evaluate": "evaluation",
     "regrade": "evaluation",
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from unrefuse.config import RunConfig
+from unrefuse.config import LEAST_FLOOR, RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.layers import layer_strengths
 from unrefuse.pipeline import clock, prepare
@@ -30,7 +30,7 @@ def analyze(config: RunConfig, topic: str = "") -> Analysis:
         raise UsageError(
             f"no target prompt has the topic {topic!r}; there: {', '.join(sorted(topics))}"
         )
-    settings = {"method": "selective", "preserve_norm": False, "retention_bound": 0.0}
+    settings = {"method": "selective", "preserve_norm": False, "retention_bound": LEAST_FLOOR}
     prepared = prepare(config.model_copy(update=settings), SPLITS[:2])
     method, search = prepared.method, prepared.before["search"]
     assert isinstance(method, Selective)

@@ -15,6 +15,11 @@ Method = Literal["selective", "ablate"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 THINKING_TOKENS = 2048
 
+# The keep set has no off switch, and a floor near 0 would be one.
+LEAST_FLOOR = 0.80
+# A shorter reply hides an answer that comes after a refusal.
+REPLY_TOKENS = 100
+
 
 class KernelConfig(BaseModel):
     """Which weight kernel a run uses. Nothing named: the preset or size class of the model."""
@@ -53,10 +58,14 @@ class RunConfig(BaseModel):
 
     target: str = Field("shipped", description="harmless prompts that are refused today")
     baseline: str = Field("shipped", description="harmless prompts that are answered today")
-    keep: str = Field("shipped", description="harmful prompts whose refusal must stay")
+    keep: str = Field(
+        "shipped", description="harmful prompts whose refusal must stay, beside the shipped ones"
+    )
     test_target: str | None = Field(None, description="target prompts for the last step only")
     test_baseline: str | None = Field(None, description="baseline prompts for the last step only")
-    test_keep: str | None = Field(None, description="keep prompts for the last step only")
+    test_keep: str | None = Field(
+        None, description="keep prompts for the last step only, beside the shipped ones"
+    )
     column: str = Field("prompt", description="column of a CSV, Parquet, JSON Lines or data set")
     data_split: str = Field("train", description="split of a data set named for `datasets`")
     languages: tuple[str, ...] = Field((), description="only prompts in these languages")
@@ -64,7 +73,8 @@ class RunConfig(BaseModel):
     limit: int | None = Field(
         None,
         ge=16,
-        description="at most this many per set and split (keep: twice, train: 4 times)",
+        description="at most this many per set and split (keep: twice, train: 4 times); of the "
+        "shipped keep prompts and of one's own alike",
     )
 
     method: Method = Field(
@@ -90,14 +100,22 @@ class RunConfig(BaseModel):
 
     removal_target: float = Field(0.80, gt=0, le=1, description="stop raising at this removal")
     quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")
-    # The keep set has no off switch: a floor near 0 would be one.
-    retention_floor: float = Field(0.95, ge=0.8, le=1, description="no edit below this retention")
+    retention_floor: float = Field(
+        0.95, ge=LEAST_FLOOR, le=1, description="no edit below this retention"
+    )
     retention_bound: float = Field(
-        0.90, ge=0, lt=1, description="no edit whose retention has a 95 % lower bound under this"
+        0.90,
+        ge=LEAST_FLOOR,
+        lt=1,
+        description="no edit whose retention has a 95 % lower bound under this",
     )
 
     reply_tokens: int = Field(
-        100, ge=8, le=512, description="tokens of a reply in the final test; a search reads fewer"
+        REPLY_TOKENS,
+        ge=8,
+        le=512,
+        description="tokens of a reply in the final test, of an edit 100 or more; a search reads "
+        "fewer",
     )
     thinking_tokens: int = Field(
         THINKING_TOKENS, ge=8, description="tokens that a model may think before a reply"
@@ -176,6 +194,18 @@ def load_config(file: Path | None = None, **overrides: Any) -> RunConfig:
     values |= _given(overrides)
     if kernel:
         values["kernel"] = kernel
+    return _validated(values)
+
+
+def validated(config: RunConfig) -> RunConfig:
+    """The same configuration, validated: what `model_copy` and `model_construct` make is not.
+
+    Raises UsageError, in one line, for bad values.
+    """
+    return _validated(config.model_dump(warnings=False))
+
+
+def _validated(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unrefuse.config import RunConfig
+from unrefuse.config import REPLY_TOKENS, RunConfig, validated
 from unrefuse.edit.header import fingerprint
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, scaled
@@ -45,7 +45,7 @@ from unrefuse.save import Discard, check_out, new_folder
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.judging import measured_by
 from unrefuse.search.method import Ablation, Method, Selective
-from unrefuse.search.objective import Before, Measurement, ask_before, measure
+from unrefuse.search.objective import Before, Measurement, ask_before, check_shipped, measure
 from unrefuse.search.record import check_run, open_run
 from unrefuse.search.stage import Stage, advice, confirm, keeps_floors, try_plan, verdict
 from unrefuse.search.stages import run_stages
@@ -218,7 +218,15 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
 
     The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
     `run`, the folder of a tuning, the replies are kept there for a run that goes on with it.
+    Raises UsageError for what leaves the floors unmeasured, where `splits` has that of the test.
     """
+    config = validated(config)
+    edits = "test" in splits
+    if edits and config.reply_tokens < REPLY_TOKENS:
+        raise UsageError(
+            f"an edit is tested on replies of {REPLY_TOKENS} tokens or more (--reply-tokens): a "
+            "shorter one hides an answer that comes after a refusal"
+        )
     if config.backend != "torch":
         raise UsageError("an edit needs --backend torch: vLLM only writes replies, for evaluate")
     if run:
@@ -226,10 +234,17 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
     seconds: dict[str, float] = {}
     with clock(seconds, "load"):
         prompts = load_prompts(config)
+        if edits:
+            check_shipped(prompts)
         prompts += load_pairs(config, prompts)
         check_prompts(prompts)
         folder = find_checkpoint(config)
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
+        if edits and (folder / PLAN).is_file():
+            raise UsageError(
+                f"{config.model} is an edited model: name its original, whose refusals an edit has "
+                "to keep"
+            )
         model = load_folder(folder, config, config.model)
     network = model.network
     config = config.model_copy(
@@ -244,7 +259,7 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
     )
     plan: Plan | None = None
     if kernel.plan is not None:
-        plan, config = plan_for(kernel.plan, config)
+        plan, config = plan_for(kernel.plan, config, folder)
     stderr.print(
         f"{config.model}: {model.layers} layers, {network.num_parameters() / 1e6:.0f} M "
         f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}",

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from unrefuse.config import RunConfig
 from unrefuse.edit.copying import head_start
-from unrefuse.edit.recipe import PLAN, find_plan, read_recipe
+from unrefuse.edit.recipe import PLAN, find_plan
 from unrefuse.errors import UsageError, first_line
 from unrefuse.models.checkpoint import check_checkpoint, checkpoint_files, find_folder
 
@@ -61,9 +61,10 @@ def new_folder(out: Path, size: int = 0) -> Iterator[Path]:
 def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, Any]:
     """Writes to `config.out` the checkpoint of `config.model` with the edit that `run` made.
 
-    `run` is a saved model, a tuning run or a plan file; the model is not loaded. The edit keeps
-    the rows' length where `config.preserve_norm` says so, or `run` did. Returns what `--json`
-    prints; `measured` is whether the figures of `run` are those of this form. Raises UsageError.
+    `run` is a saved model, a tuning run, a plan file, or an adapter of `export --lora`, whose scale
+    is kept; the model is not loaded. The edit keeps the rows' length where it was measured so.
+    Returns what `--json` prints. Raises UsageError, for an edit that was not measured above its
+    floors on these weights and in this form too: see `measured.read_measured`.
     """
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
@@ -75,25 +76,23 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
     size = sum(file.stat().st_size for file in files)
     early = [] if link else [file for file in files if file.suffix != ".bin"]
     with new_folder(config.out, size + 2**24) as new, head_start(early, new) as begun:
-        from unrefuse.edit.plan import save_plan
+        from unrefuse.edit.plan import save_plan, scaled
         from unrefuse.edit.shards import write_checkpoint
+        from unrefuse.measured import read_measured
         from unrefuse.models.device import choose_device
 
         device = choose_device(config.device)
-        plan, made_for = read_recipe(run, folder)
-        was_preserved = made_for.get("preserve_norm") == "True"
-        preserve_norm = config.preserve_norm or was_preserved
-        if preserve_norm and not all(edit.of_output for edit in plan):
-            raise UsageError("--preserve-norm is for an ablation, and this edit is none")
+        recipe = read_measured(run, folder, True if config.preserve_norm else None)
+        preserve_norm = recipe.measured.preserve_norm
+        plan = scaled(recipe.plan, recipe.scale)
         write_checkpoint(folder, plan, new, preserve_norm, link, device, begun.stop())
-        made_for["preserve_norm"] = str(preserve_norm)
         (new / PLAN).parent.mkdir()
-        save_plan(plan, new / PLAN, made_for)
+        save_plan(recipe.plan, new / PLAN, recipe.metadata)
     return {
         "out": str(config.out),
         "matrices": len(plan),
         "preserve_norm": preserve_norm,
-        "measured": preserve_norm == was_preserved,
+        "scale": recipe.scale,
     }
 
 

@@ -16,13 +16,12 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests import pico
-from tests.edit.plans import KINDS, one_direction, selective
+from tests.edit.plans import KINDS, edit_model, one_direction, save_measured
 from unrefuse.cli import app
 from unrefuse.edit.header import fingerprint
 from unrefuse.edit.plan import load_plan, save_plan
-from unrefuse.edit.recipe import read_recipe
-from unrefuse.edit.weights import edit_model
 from unrefuse.errors import UsageError
+from unrefuse.measured import read_measured
 from unrefuse.save import apply_plan
 
 COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()", "apply")
@@ -32,13 +31,11 @@ def unrefuse_apply(*words):
     return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, check=False)
 
 
-def saved(tmp_path, make):
+def saved(tmp_path, make, **record):
     """A model, and a folder in the form of a saved edit of it."""
     model, run = pico.save(tmp_path / "m", max_shard_size="20KB"), tmp_path / "run"
     plan = make(pico.network())
-    (run / "tuning").mkdir(parents=True)
-    made_for = {"model": "some/model", "fingerprint": fingerprint(model.glob("*.safetensors"))}
-    save_plan(plan, run / "tuning" / "plan.safetensors", made_for)
+    save_measured(plan, run / "tuning" / "plan.safetensors", model, **record)
     return model, run, plan
 
 
@@ -82,38 +79,39 @@ def test_an_edit_on_disk_begins_before_torch_is_imported():
     assert done.stdout == "False\n"
 
 
-def test_rows_that_keep_their_length_are_said_to_be_unmeasured(made, tmp_path):
-    model, run, plan = made
+def test_rows_keep_their_length_where_they_were_measured_so(tmp_path):
+    model, run, plan = saved(tmp_path, one_direction, preserve_norm=True)
     out = tmp_path / "out"
-    words = ["apply", str(run), str(model), "--out", str(out), "--preserve-norm", "--json"]
+    words = ["apply", str(run), str(model), "--out", str(out), "--json"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.exception
-    assert json.loads(done.stdout)["measured"] is False
+    assert json.loads(done.stdout)["preserve_norm"] is True
     name = f"{plan[0].module}.weight"
     before = AutoModelForCausalLM.from_pretrained(model).state_dict()[name]
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()[name]
     torch.testing.assert_close(after.norm(dim=1), before.norm(dim=1))
-    # The plan in the folder says its form, so applying that one is measured as it was.
-    written = apply_plan(out, config(model, tmp_path / "again"))
-    assert written["preserve_norm"] is True
+    # The plan in the folder has the record too, so it can be applied like that of the run.
+    asked = config(model, tmp_path / "again", method="ablate", preserve_norm=True)
+    assert apply_plan(out, asked)["preserve_norm"] is True
 
 
-def test_rows_of_a_selective_edit_do_not_keep_their_length(tmp_path):
-    model, run, _ = saved(tmp_path, selective)
+def test_rows_do_not_keep_their_length_where_that_was_not_measured(each, tmp_path):
+    model, run, _ = each
     there = sorted(tmp_path.iterdir())
     words = ["apply", str(run), str(model), "--out", str(tmp_path / "out"), "--preserve-norm"]
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, UsageError)
-    assert "--preserve-norm is for an ablation" in str(done.exception)
+    assert "was not measured with rows that keep their length" in str(done.exception)
     assert sorted(tmp_path.iterdir()) == there
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):
     model, run, plan = made
     file = run / "tuning" / "plan.safetensors"
-    damaged, unmarked = tmp_path / "damaged", tmp_path / "unmarked"
+    damaged, unmarked, unmeasured = (tmp_path / name for name in ("damaged", "unmarked", "bare"))
     damaged.write_bytes(file.read_bytes()[:-100])
     save_plan(plan, unmarked, {})
+    save_plan(plan, unmeasured, {"fingerprint": fingerprint(model.glob("*.safetensors"))})
     other = tmp_path / "other"
     pico.network(seed=1).save_pretrained(other)
     pico.tokenizer().save_pretrained(other)
@@ -123,6 +121,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):
         (tmp_path / "nowhere", model, out, "there is no plan in"),
         (damaged, model, out, "cannot read the plan .*; name a folder that `unrefuse edit`"),
         (unmarked, model, out, "does not say for which weights"),
+        (unmeasured, model, out, "has no record of a measurement"),
         (run, other, out, r"made for other weights \(some/model\)"),
         (run, tmp_path / "nowhere", out, "no such folder"),
         (run, model, model, "not an empty folder"),
@@ -158,7 +157,7 @@ def test_a_plan_of_a_wrong_shape_or_with_no_number_is_damaged(each, ending, wron
     tensors[name] = wrong(tensors[name])
     save_file(tensors, file, metadata=metadata)
     with pytest.raises(UsageError, match="is damaged at"):
-        read_recipe(run, model)
+        read_measured(run, model)
 
 
 def test_an_empty_plan_is_told(each):
@@ -166,7 +165,7 @@ def test_an_empty_plan_is_told(each):
     file = run / "tuning" / "plan.safetensors"
     save_plan((), file, load_plan(file)[1])
     with pytest.raises(UsageError, match="is empty: it edits nothing"):
-        read_recipe(run, model)
+        read_measured(run, model)
 
 
 def test_ctrl_c_while_writing_leaves_nothing(made, tmp_path):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests import pico
-from tests.edit.plans import IDS, KINDS, one_direction, selective
+from tests.edit.plans import IDS, KINDS, one_direction, save_measured, selective
 from unrefuse.cli import app
 from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import save_plan, scaled
@@ -26,9 +26,8 @@ def made(tmp_path, make):
     """A run's folder with its plan and the edited model, and the original beside it."""
     model = pico.save(tmp_path / "m")
     plan = make(pico.network())
-    (tmp_path / "run" / "tuning").mkdir(parents=True)
+    save_measured(plan, tmp_path / "run" / "tuning" / "plan.safetensors", model)
     write_checkpoint(model, plan, tmp_path / "run")
-    save_plan(plan, tmp_path / "run" / "tuning" / "plan.safetensors", {"model": "m"})
     return tmp_path / "run", model, plan
 
 
@@ -140,14 +139,18 @@ def test_a_selective_edit_has_both_adapters_and_no_control_vector(tmp_path):
     ("words", "says"),
     [
         (("export", "RUN", "MODEL"), "name a form: --lora DIR"),
-        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", 0), "--scale must be"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", -0.5), "--scale must be 0 to 1"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", 1.01), "--scale must be 0 to 1"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", "inf"), "--scale must be"),
         (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", "nan"), "--scale must be"),
         (("export", "RUN", "MODEL", "--lora", "RUN"), "name another --lora"),
         (("export", "RUN", "MODEL", "--gguf-lora", "PLAN"), "exists: name another file"),
         (("export", "MODEL", "MODEL", "--lora", "OUT"), "there is no plan in"),
         (("export", "WEIGHTS", "MODEL", "--lora", "OUT"), "cannot read the plan"),
         (("export", "RUN", "RUN", "--lora", "OUT"), "name its original"),
-        (("export", "RUN", "OTHER", "--lora", "OUT"), "no tensor model.layers.2"),
+        (("export", "RUN", "OTHER", "--lora", "OUT"), "made for other weights (some/model)"),
+        (("export", "RUN", "OTHER", "--gguf-lora", "OUT"), "made for other weights"),
+        (("export", "RUN", "OTHER", "--control-vector", "OUT"), "made for other weights"),
         (("export", "RUN", "/none/such", "--lora", "OUT"), "no such folder"),
         (("export", "RUN", "MODEL", "--control-vector", "OUT", "--device", "x"), "no device"),
         (("revert", "RUN", "--adapter", "MODEL", "--out", "OUT"), "no adapter of"),

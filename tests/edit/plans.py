@@ -1,10 +1,18 @@
-"""Plans of both kinds for pico models, of random numbers in place of what a run measures."""
+"""Plans of both kinds for pico models, of random numbers in place of what a run measures, and what
+they make of a loaded model."""
+
+import json
+from pathlib import Path
 
 import torch
 from torch.nn.functional import normalize
 
 from tests import pico
-from unrefuse.edit.plan import ablation_plan, selective_plan
+from unrefuse.edit.header import fingerprint
+from unrefuse.edit.lora import plan_adapter, save_adapter
+from unrefuse.edit.plan import ablation_plan, plan_hash, save_plan, selective_plan
+from unrefuse.edit.weights import edit_tensor, has_rows, planned_tensors
+from unrefuse.models.checkpoint import checkpoint_files
 from unrefuse.models.writers import blocks, mixers
 
 NORMED = ["exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3"]
@@ -40,6 +48,49 @@ def selective(network, weights=(0.0, 0.7, 1.3), multiplier=1.0):
 
 
 KINDS = [one_direction, selective]
+
+
+@torch.no_grad()
+def edit_model(model, plan, preserve_norm=False):
+    """Edits the weights of a loaded model in place."""
+    parameters = dict(model.named_parameters())
+    for name, (edit, axis) in planned_tensors(plan, parameters).items():
+        keep = preserve_norm and has_rows(name)
+        parameters[name].copy_(edit_tensor(parameters[name], edit, axis, keep))
+
+
+def save_lora(model, plan, folder):
+    """A plan as a PEFT adapter of a loaded model."""
+    parameters = dict(model.named_parameters())
+    save_adapter(plan_adapter(plan, parameters, parameters.__getitem__), folder)
+
+
+def record(plan, **changes):
+    """A made-up record of a plan, with values for the test to spoil."""
+    kept = {"kept": 60, "n": 60}
+    return {
+        "plan_sha256": plan_hash(plan),
+        "preserve_norm": False,
+        "split": "test",
+        "reply_tokens": 100,
+        "retention": kept,
+        "shipped": kept,
+        "quality": 0.9,
+        "retention_floor": 0.95,
+        "retention_bound": 0.9,
+        "quality_floor": 0.7,
+    } | changes
+
+
+def save_measured(plan, file: Path, model: Path, **changes):
+    """The file of a plan for the weights in the folder `model`, with a made-up record."""
+    metadata = {
+        "model": "some/model",
+        "fingerprint": fingerprint(checkpoint_files(model)),
+        "measured": json.dumps(record(plan, **changes)),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_plan(plan, file, metadata)
 
 
 def streams(model, ids=IDS):

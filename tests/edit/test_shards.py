@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests import pico
-from tests.edit.plans import KINDS, one_direction
+from tests.edit.plans import KINDS, edit_model, one_direction
 from unrefuse.edit.plan import MatrixEdit
 from unrefuse.edit.shards import write_checkpoint
-from unrefuse.edit.weights import edit_model, edit_tensor
+from unrefuse.edit.weights import edit_tensor
 from unrefuse.errors import UsageError
 
 

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
-from tests.edit.plans import KINDS, one_direction
+from tests.edit.plans import KINDS, edit_model, one_direction
 from unrefuse.edit import copying, shards
 from unrefuse.edit.copying import head_start
 from unrefuse.edit.header import fingerprint, read_header
 from unrefuse.edit.plan import MatrixEdit
 from unrefuse.edit.shards import write_checkpoint
-from unrefuse.edit.weights import edit_model, edit_tensor
+from unrefuse.edit.weights import edit_tensor
 from unrefuse.errors import UsageError
 
 

@@ -11,11 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import pico
-from tests.edit.plans import IDS, KINDS, directions, one_direction, streams
+from tests.edit.plans import IDS, KINDS, directions, edit_model, one_direction, save_lora, streams
 from unrefuse.edit.hooks import hooked
-from unrefuse.edit.lora import save_lora
 from unrefuse.edit.shards import write_checkpoint
-from unrefuse.edit.weights import edit_model
 from unrefuse.errors import UsageError
 from unrefuse.models.load import load_model
 from unrefuse.models.probe import describe, probe

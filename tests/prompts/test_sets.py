@@ -12,6 +12,7 @@ from unrefuse.prompts.sets import (
     load_prompts,
     prompts_hash,
     read_set,
+    same_text,
     select,
     split,
 )
@@ -134,6 +135,67 @@ def test_a_test_file_is_seen_by_no_other_step(tmp_path):
     assert {p.text for p in select(prompts, "target", "test")} == set(TEXTS[70:])
     assert len(select(prompts, "target", "train")) == 40
     assert len(select(prompts, "target", "search")) == 30
+
+
+def keep_of(prompts):
+    """Per split the keep prompts that are shipped, and those that are not."""
+    return {
+        part: [
+            {p.text for p in select(prompts, "keep", part) if (p.source == "shipped") == shipped}
+            for shipped in (True, False)
+        ]
+        for part in ("train", "search", "test")
+    }
+
+
+def test_keep_prompts_of_ones_own_stand_beside_the_shipped(tmp_path):
+    file = write(tmp_path / "keep.csv", "csv", TEXTS, column="text")
+    test = write(tmp_path / "test.csv", "csv", [f"{t}, in the test" for t in TEXTS], column="text")
+    target = write(tmp_path / "target.csv", "csv", [f"{t}?" for t in TEXTS], column="text")
+    baseline = write(tmp_path / "baseline.csv", "csv", [f"{t}!" for t in TEXTS], column="text")
+    sets = {"target": target, "baseline": baseline, "column": "text"}
+    shipped = {part: own[0] for part, own in keep_of(load_prompts(RunConfig(model="m"))).items()}
+    assert len(shipped["test"]) > 300
+    for settings, own in (
+        ({"keep": file}, {"train": 40, "search": 30, "test": 30}),
+        ({"keep": file, "test_keep": test}, {"train": 57, "search": 43, "test": 100}),
+        ({"test_keep": test}, {"train": 0, "search": 0, "test": 100}),
+        # A file of what is shipped adds nothing, and moves nothing into another split.
+        ({"keep": "shipped", "test_keep": "shipped"}, {"train": 0, "search": 0, "test": 0}),
+    ):
+        found = keep_of(load_prompts(RunConfig(model="m", **sets, **settings)))
+        assert {part: both[0] for part, both in found.items()} == shipped
+        assert {part: len(both[1]) for part, both in found.items()} == own
+        assert not found["test"][1] & (found["train"][1] | found["search"][1])
+
+
+def test_a_shipped_prompt_in_a_file_of_ones_own_stays_in_its_split(tmp_path):
+    test = select(read_set("shipped", "keep"), "keep", "test")[0].text
+    rows = [{"prompt": f"  {test.upper()} ", "split": "train"}, {"prompt": "Another", "split": ""}]
+    file = tmp_path / "keep.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_prompts(RunConfig(model="m", keep=str(file)))
+    assert [p.split for p in found if same_text(p.text) == same_text(test)] == ["test"]
+    target = write(tmp_path / "target.txt", "txt", [test])
+    with pytest.raises(UsageError, match=r"shipped:\d+: this keep prompt is a target prompt too"):
+        load_prompts(RunConfig(model="m", target=target, keep=str(file)))
+
+
+def test_neither_a_language_nor_a_limit_takes_the_place_of_the_shipped_keep_prompts(tmp_path):
+    file = write(tmp_path / "keep.txt", "txt", [f"{t} {i}" for t in TEXTS for i in range(9)])
+    for settings in (
+        {},
+        {"languages": ("ja",)},
+        {"limit": 16},
+        {"languages": ("ja",), "limit": 16},
+    ):
+        alone = keep_of(load_prompts(RunConfig(model="m", **settings)))
+        found = keep_of(load_prompts(RunConfig(model="m", keep=file, **settings)))
+        for part, (shipped, own) in found.items():
+            assert shipped == alone[part][0]
+            assert len(shipped) >= 31
+            most = {"train": 128}.get(part, 32) if "limit" in settings else 900
+            assert 0 < len(own) <= most  # of no known language
 
 
 def test_languages_and_limit():

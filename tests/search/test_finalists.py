@@ -11,7 +11,7 @@ from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.objective import Before
 from unrefuse.search.score import Score
 
-CONFIG = RunConfig(model="x", retention_bound=0.7)  # what 20 keep prompts can show
+CONFIG = RunConfig(model="x", retention_bound=0.8)  # what 20 keep prompts can show
 
 
 def trial(number, **figures):

@@ -11,7 +11,8 @@ from unrefuse.config import RunConfig
 from unrefuse.edit.hooks import hooked
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import Reply, reply_to
-from unrefuse.search.objective import TooFew, ask_before, measure
+from unrefuse.prompts.sets import Prompt, load_prompts
+from unrefuse.search.objective import TooFew, ask_before, check_shipped, measure
 from unrefuse.search.record import remembered
 
 PROMPTS = [p for split in ("train", "search", "test") for p in prompts(split, 30)]
@@ -170,6 +171,17 @@ def test_thoughts_that_have_not_ended_are_no_lack_of_prompts(model, monkeypatch)
     few = [p for p in PROMPTS if p.set != "baseline" or p.line < 15]
     with pytest.raises(TooFew, match=r"15 in the search split"):
         ask_before(thinks, few, "search", config())
+
+
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_a_choice_of_languages_leaves_enough_of_the_shipped_keep_prompts(split):
+    shipped = load_prompts(RunConfig(model="x", languages=("ja",), limit=16))
+    check_shipped(shipped)
+    own = [Prompt(f"q{i}", "keep", split=split, source="mine.txt") for i in range(100)]
+    left = [p for p in shipped if (p.set, p.split) == ("keep", split)][:15]
+    few = [p for p in shipped if (p.set, p.split) != ("keep", split)] + left + own
+    with pytest.raises(UsageError, match=rf"15 of the shipped ones in the {split} split .*--lang"):
+        check_shipped(few)
 
 
 def test_replies_that_a_run_has_kept_are_read(model, tmp_path):

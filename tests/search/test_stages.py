@@ -17,6 +17,7 @@ from unrefuse.evaluate.generate import Reply, last_logits, reply_to
 from unrefuse.evaluate.quality import kl_and_quality, make_reference
 from unrefuse.evaluate.statistics import Estimate
 from unrefuse.kernel import gaussian
+from unrefuse.measured import Kept
 from unrefuse.pipeline import _tested
 from unrefuse.search import stage as stage_module
 from unrefuse.search.objective import Before, removed
@@ -30,7 +31,7 @@ from unrefuse.search.stage import (
 )
 from unrefuse.search.stages import gentler_multipliers, multipliers, run_stages
 
-CONFIG = RunConfig(model="x", retention_bound=0.7)  # what 20 keep prompts can show
+CONFIG = RunConfig(model="x", retention_bound=0.8)  # what 20 keep prompts can show
 
 
 class Fixed:
@@ -151,7 +152,7 @@ def test_no_stage_is_taken_under_a_floor_or_without_removal(tried, figure):
 def test_a_floor_is_kept_by_its_own_value(tried):
     found = tried([{"removal": 0.9, "quality": 0.7}])
     assert best_stage(found, CONFIG) is found[0]
-    assert keeps_floors(measurement(retention=0.95, quality=0.7), CONFIG)
+    assert keeps_floors(measurement(retention=0.95, quality=0.7, n=40), CONFIG)
 
 
 @pytest.mark.parametrize(("low", "wanted"), [(0.6, True), (0.599, False)])
@@ -201,6 +202,25 @@ def test_so_few_keep_prompts_show_nothing_though_none_is_lost(n, wanted):
     reasons = [r for r in advice(found, config) if "about 29 would" in r]
     assert len(reasons) == (not wanted)
     assert keeps_floors(found, CONFIG)
+
+
+def test_what_is_lost_of_the_shipped_keep_prompts_is_not_made_up_for_by_ones_own():
+    found = measurement(removal=0.9, retention=0.98, n=200)  # 4 are lost
+    config = RunConfig(model="x")
+    assert keeps_floors(found, config)
+    for shipped, wanted in ((4, False), (40, False), (60, False), (120, True)):
+        exchanges = [
+            replace(e, prompt=replace(e.prompt, source="shipped"))
+            if e.prompt.set == "keep" and int(e.prompt.text.split()[1]) >= 200 - shipped
+            else e
+            for e in found.exchanges
+        ]
+        mixed = replace(found, exchanges=tuple(exchanges))
+        assert mixed.kept_shipped == Kept(kept=shipped - 4, n=shipped)
+        assert keeps_floors(mixed, config) == wanted
+        assert not keeps_floors(mixed, config, chosen=True)
+        told = [r for r in advice(mixed, config) if f"4 of the {shipped} shipped keep prompts" in r]
+        assert len(told) == (not wanted)
 
 
 def test_where_no_number_of_prompts_shows_the_bound_none_is_named():

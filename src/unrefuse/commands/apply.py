@@ -13,7 +13,7 @@ from unrefuse.commands.options import (
     Revision,
     TrustRemoteCode,
 )
-from unrefuse.commands.output import print_json, say
+from unrefuse.commands.output import print_json, say_scaled
 
 
 def apply(
@@ -49,8 +49,8 @@ def apply(
         trust_remote_code=trust_remote_code,
     )
     written = apply_plan(run, config, link)
-    if not written["measured"]:
-        say(f"the figures of {run} are not those of rows that keep their length: not measured")
+    if written["scale"] != 1:
+        say_scaled(run, written["scale"])
     if as_json:
         print_json(written)
     else:

@@ -21,7 +21,9 @@ Threshold = Annotated[float | None, typer.Option(help="Weights under it are 0. D
 KernelFile = Annotated[Path | None, typer.Option("--kernel", help="File, one weight per layer.")]
 Target = Annotated[str | None, typer.Option(help="Harmless prompts that are refused today.")]
 Baseline = Annotated[str | None, typer.Option(help="Harmless prompts that are answered today.")]
-Keep = Annotated[str | None, typer.Option(help="Harmful prompts: their refusal stays.")]
+Keep = Annotated[
+    str | None, typer.Option(help="Harmful prompts beside the shipped ones: their refusal stays.")
+]
 Column = Annotated[str | None, typer.Option(help="Column of a file or data set. Default prompt.")]
 DataSplit = Annotated[str | None, typer.Option("--split", help="Split of a data set by name.")]
 Lang = Annotated[list[str] | None, typer.Option(help="Only this language; may be repeated.")]
@@ -81,10 +83,11 @@ RetentionFloor = Annotated[
 ]
 RetentionBound = Annotated[
     float | None,
-    typer.Option(help="Floor of retention's lower bound (one-sided 95 %). Default 0.90."),
+    typer.Option(help="0.80 to 1: floor of its lower bound (one-sided 95 %). Default 0.90."),
 ]
 ReplyTokens = Annotated[
-    int | None, typer.Option(help="Tokens of a reply in the final test. Default 100.")
+    int | None,
+    typer.Option(help="Tokens of a reply in the final test; of an edit 100, the default, or more."),
 ]
 ThinkingTokens = Annotated[
     int | None, typer.Option(help="Most tokens of thoughts before a reply. Default 2048.")

@@ -1,6 +1,7 @@
 """What commands print: tables and text on stdout, or one JSON object, and lines on stderr."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -21,3 +22,8 @@ def print_json(value: dict[str, Any]) -> None:
 def say(line: str) -> None:
     """One line on stderr."""
     typer.echo(line, err=True)
+
+
+def say_scaled(run: Path, scale: float) -> None:
+    """That less than the measured strength was written."""
+    say(f"the figures of {run} are those of scale 1: at scale {scale:g} nothing was measured")

@@ -70,14 +70,19 @@ def check_prompts(
     as_json: Json = False,
 ) -> None:
     """Check prompt files: empty lines, duplicates, a prompt in two sets. Exit 2 on any."""
-    from unrefuse.prompts.sets import SETS, find_problems, read_set
+    from unrefuse.prompts.sets import SETS, SHIPPED, beside_shipped, find_problems, read_set
 
     given = {"target": target, "baseline": baseline, "keep": keep}
     prompts = [
         p
         for name in SETS
-        for p in read_set(given[name] or "shipped", name, column or "prompt", split or "train")
+        for p in read_set(
+            (name != "keep" and given[name]) or SHIPPED, name, column or "prompt", split or "train"
+        )
     ]
+    if keep:
+        own = read_set(keep, "keep", column or "prompt", split or "train")
+        prompts += beside_shipped(own)
     problems = find_problems(prompts)
     if as_json:
         print_json({"prompts": len(prompts), "problems": problems})

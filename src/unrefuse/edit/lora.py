@@ -10,7 +10,6 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from unrefuse.edit.plan import MatrixEdit, Plan
 from unrefuse.edit.stored import read_tensor, tensor_files
@@ -123,15 +122,6 @@ def checkpoint_adapter(folder: Path, plan: Plan) -> Adapter:
     """`plan_adapter` of a checkpoint on disk: only the planned tensors are read, one at a time."""
     files = tensor_files(folder)
     return plan_adapter(plan, files, lambda name: read_tensor(files[name], name))
-
-
-def save_lora(model: PreTrainedModel, plan: Plan, folder: Path) -> None:
-    """Writes the plan as a PEFT adapter for `model`, which must be the unedited original.
-
-    Raises UsageError as `plan_adapter` does.
-    """
-    parameters = dict(model.named_parameters())
-    save_adapter(plan_adapter(plan, parameters, parameters.__getitem__), folder)
 
 
 def save_adapter(

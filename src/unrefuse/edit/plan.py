@@ -1,5 +1,6 @@
 """The plan: what every edited matrix reads, and what it writes against refusal."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,6 +98,18 @@ def selective_plan(
 def scaled(plan: Plan, factor: float) -> Plan:
     """The plan at `factor` times its strength."""
     return tuple(replace(edit, write=edit.write * factor) for edit in plan)
+
+
+def plan_hash(plan: Plan) -> str:
+    """SHA-256 over what every edit reads and writes, and where."""
+    digest = hashlib.sha256()
+    for edit in plan:
+        names = [edit.module, edit.of_output, edit.parameter, edit.transposed]
+        for tensor in (edit.write, edit.read):
+            names.append(list(tensor.shape))
+            digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(json.dumps(names).encode())
+    return digest.hexdigest()
 
 
 def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:

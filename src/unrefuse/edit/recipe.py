@@ -1,5 +1,6 @@
 """An edit that was made before, to be applied again: where it lies, and for whose weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,22 +41,16 @@ def read_plan(path: Path) -> tuple["Plan", dict[str, str]]:
         raise UsageError(f"{error}; {ADVICE}") from None
 
 
-def read_recipe(path: Path, model: Path) -> tuple["Plan", dict[str, str]]:
-    """The plan at `path` and its metadata, for the checkpoint in the folder `model`.
-
-    Raises UsageError for a plan that cannot be read, and for one that was made for other weights:
-    an edit was measured on the weights that it was made for, and says nothing of others.
-    """
-    file = find_plan(path)
-    plan, made_for = read_plan(file)
-    wanted = made_for.get("fingerprint")
+def check_made_for(metadata: Mapping[str, str], model: Path, file: Path) -> None:
+    """Raises UsageError unless the plan in `file` was made for the weights in the folder `model`:
+    an edit was measured on the weights that it was made for, and says nothing of others."""
+    wanted = metadata.get("fingerprint")
     if wanted is None:
         raise UsageError(
             f"the plan {file} does not say for which weights it was made: make it anew"
         )
     if wanted != fingerprint(checkpoint_files(model)):
         raise UsageError(
-            f"the plan {file} was made for other weights ({made_for.get('model')}) than those in "
+            f"the plan {file} was made for other weights ({metadata.get('model')}) than those in "
             f"{model}: an edit of these has to be measured on these, by `unrefuse edit`"
         )
-    return plan, made_for

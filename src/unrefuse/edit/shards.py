@@ -54,7 +54,8 @@ def write_checkpoint(
     that many bytes are there already (see `copying.HeadStart`). A pickle checkpoint is loaded file
     by file and becomes safetensors. Returns the coarsest dtype among the edited tensors. Raises
     UsageError, before it writes, where a planned tensor is not there, is quantised, or has another
-    `d_model`.
+    `d_model`. It does not ask how the plan was measured: `run_edit` measures what this wrote before
+    it gives it to anyone, and `apply_plan` has asked `measured.read_measured`.
     """
     files = checkpoint_files(source)
     if files[0].suffix == ".bin":

@@ -1,7 +1,6 @@
 """The edit on the weights themselves, in float32, cast once when written."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,9 +9,6 @@ from unrefuse.edit.columns import edit_slab, one_thread, slabs
 from unrefuse.edit.plan import MatrixEdit, Plan
 from unrefuse.errors import UsageError
 from unrefuse.models.architectures import ONE_EXPERT, bias_name, same_name
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixEdit, int]]:
@@ -86,13 +82,3 @@ def edit_tensor(
         for slab, own_axis in slabs(edited, axis):
             edit_slab(slab, edit, own_axis, preserve_norm)
     return edited
-
-
-@torch.no_grad()
-def edit_model(model: "PreTrainedModel", plan: Plan, preserve_norm: bool = False) -> None:
-    """Edits the weights of a loaded model in place. Not undone: load again for the original."""
-    parameters = dict(model.named_parameters())
-    for name, (edit, axis) in planned_tensors(plan, parameters).items():
-        parameters[name].copy_(
-            edit_tensor(parameters[name], edit, axis, preserve_norm and has_rows(name))
-        )

@@ -17,6 +17,7 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
 
 SETS = ("target", "baseline", "keep")
+SHIPPED = "shipped"  # the source of the shipped prompts
 SPLITS = ("train", "search", "test")
 SHARES = (0.4, 0.3, 0.3)  # of a file without splits of its own
 FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
@@ -45,25 +46,31 @@ class Prompt:
 def load_prompts(config: RunConfig) -> list[Prompt]:
     """The prompts of all three sets, each with its split, checked, filtered and limited.
 
-    With a test file of a set's own, its main file is split into train and search only.
+    Keep prompts of the user's own, those for the test too, stand beside the shipped ones.
+    With a test file of a set's own, its main file is split into train and search only. A prompt
+    that does not say its language passes for one in `config.languages`.
     Raises UsageError that names the file and the line.
     """
 
     def read(source: str, name: str) -> list[Prompt]:
-        return read_set(source, name, config.column, config.data_split)
+        own = read_set(source, name, config.column, config.data_split)
+        return beside_shipped(own) if name == "keep" else own
 
     main = {name: read(getattr(config, name), name) for name in SETS}
     tests = {name: read(file, name) for name in SETS if (file := getattr(config, f"test_{name}"))}
-    check_prompts([p for part in (main, tests) for own in part.values() for p in own])
+    shipped = read_set(SHIPPED, "keep")
+    check_prompts([*main["target"], *main["baseline"], *shipped, *main["keep"],
+                   *(p for own in tests.values() for p in own)])  # fmt: skip
     prompts: list[Prompt] = []
     for name, own in main.items():
+        prompts += shipped if name == "keep" else []
         if name in tests:
             prompts += split([replace(p, split="") for p in own], config.seed, SHARES[:2])
             prompts += [replace(p, split="test") for p in tests[name]]
         else:
             prompts += split(own, config.seed)
     if config.languages:
-        prompts = [p for p in prompts if p.lang in config.languages]
+        prompts = [p for p in prompts if p.lang in ("", *config.languages)]
     if config.limit:
         prompts = limited(prompts, config.limit)
     return prompts
@@ -76,12 +83,13 @@ def read_set(
 
     Rows of another set (a `set` field) are left out. Raises UsageError.
     """
-    if source in ("shipped", "planted"):
+    if source in (SHIPPED, "planted"):
         file = "planted" if source == "planted" else name
         if source == "planted" and name != "target":
             raise UsageError("'planted' is a target set only")
         data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
         rows: Iterator[tuple[int, Any]] = _json_lines(data, source)
+        column = "prompt"
     elif Path(source).suffix.lower() in FILE_TYPES or Path(source).exists():
         rows = file_rows(Path(source))
     else:
@@ -91,6 +99,13 @@ def read_set(
     if not prompts:
         raise UsageError(f"{source}: no {name} prompts in it")
     return prompts
+
+
+def beside_shipped(keep: list[Prompt]) -> list[Prompt]:
+    """Of these keep prompts those that are not among the shipped ones, which come in any case: the
+    floor of retention is held on them, whatever a user adds."""
+    known = {same_text(p.text) for p in read_set(SHIPPED, "keep")}
+    return [p for p in keep if same_text(p.text) not in known]
 
 
 def split(prompts: list[Prompt], seed: int, shares: tuple[float, ...] = SHARES) -> list[Prompt]:
@@ -232,16 +247,17 @@ def _dataset_rows(name: str, data_split: str) -> Iterator[tuple[int, Any]]:
 
 
 def limited(prompts: list[Prompt], limit: int) -> list[Prompt]:
-    """At most `limit` per set and split, spread evenly over the file so that topics stay mixed.
+    """At most `limit` per set, split and source, spread evenly over the file so that topics stay
+    mixed.
 
     Of keep twice as many: a floor of 0.95 can't be told from one prompt more or less on few. Of
     the train split four times as many: a probe learns from it, and one pass is all it costs.
     """
-    groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
-        groups[prompt.set, prompt.split].append(prompt)
+        groups[prompt.set, prompt.split, prompt.source].append(prompt)
     limited = []
-    for (name, split), group in groups.items():
+    for (name, split, _), group in groups.items():
         most = limit * (2 if name == "keep" else 1) * (4 if split == "train" else 1)
         size = min(most, len(group))
         limited += [group[i * len(group) // size] for i in range(size)]

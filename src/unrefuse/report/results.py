@@ -77,6 +77,7 @@ class Result:
             "refused": before_and_after(measured.exchanges, "refused"),
             "broken": before_and_after(measured.exchanges, "broken"),
             "retention_test": self.retention_test(),
+            "kept_shipped": measured.kept_shipped.model_dump(),
             "by_topic": shares_by(measured.exchanges, lambda p: p.topic),
             "by_lang": shares_by(measured.exchanges, lambda p: p.lang),
             "weakest": weakest_topic(measured.exchanges),
@@ -243,7 +244,11 @@ def result_table(result: Result) -> RenderableType:
         tables.append(_pairs_table(pairs))
     if measured.contexts:
         tables.append(_contexts_table(measured.contexts))
-    lines = [retention_line(result.retention_test()), *judge_lines(result)]
+    lines = [retention_line(result.retention_test())]
+    shipped = measured.kept_shipped
+    if shipped.n not in (0, measured.kept.n):
+        lines.append(f"of the shipped keep prompts {shipped.kept} of {shipped.n} still refused")
+    lines += judge_lines(result)
     return Group(figures, Text("\n".join(lines) + "\n"), replies, *tables)
 
 

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 from unrefuse.config import RunConfig
-from unrefuse.edit.plan import Plan, load_plan, save_plan
+from unrefuse.edit.plan import Plan, load_plan, plan_hash, save_plan
+from unrefuse.edit.recipe import check_made_for
 from unrefuse.errors import UsageError
+from unrefuse.measured import KEY, Measured
 from unrefuse.report.results import Result
 from unrefuse.search.record import SETTINGS, TRIALS, write_whole
 from unrefuse.search.stage import Stage
@@ -17,20 +19,38 @@ KERNEL, PLAN, FRONT = "kernel.json", "plan.safetensors", "front.png"
 def save_tuned(stage: Stage, result: Result, folder: Path, fingerprint: str) -> None:
     """Writes kernel.json, which `--kernel` takes, and plan.safetensors, which it names.
 
-    The kernel's weights say how strong each layer is edited; the plan says along what.
-    `fingerprint` is that of the original's checkpoint, for `unrefuse apply`.
+    The kernel's weights say how strong each layer is edited; the plan says along what, and has the
+    record of its measurement. `fingerprint` is that of the original's checkpoint. Raises
+    ValidationError for a `result` that is not that of a test split.
     """
-    made_for = {
-        "model": result.config.model,
-        "model_sha256": result.config.model_sha256 or "",
-        "fingerprint": fingerprint,
-        "preserve_norm": str(result.config.preserve_norm),
-    }
-    save_plan(stage.plan, folder / PLAN, made_for)
+    made_for = {"model": result.config.model, "fingerprint": fingerprint}
+    record = {KEY: record_of(stage.plan, result).model_dump_json()}
+    save_plan(stage.plan, folder / PLAN, made_for | record)
     figures = {"split": result.split, **result.measurement.figures()}
     kernel = stage.kernel.describe(stage.multiplier)
     text = json.dumps(kernel | made_for | {"plan": PLAN, "figures": figures}, indent=2)
     write_whole(folder / KERNEL, text + "\n")
+
+
+def record_of(plan: Plan, result: Result) -> Measured:
+    """The record of the measurement of a plan, for `measured.read_measured`."""
+    config, found = result.config, result.measurement
+    return Measured.model_validate(
+        {
+            "plan_sha256": plan_hash(plan),
+            "preserve_norm": config.preserve_norm,
+            "split": result.split,
+            "reply_tokens": config.reply_tokens,
+            "retention": found.kept,
+            "shipped": found.kept_shipped,
+            "quality": found.quality.value,
+            "quality_low": found.quality.low,
+            "retention_floor": config.retention_floor,
+            "retention_bound": config.retention_bound,
+            "quality_floor": config.quality_floor,
+            "quality_bound": config.quality_bound,
+        }
+    )
 
 
 def keep_record(run: Path, folder: Path) -> None:
@@ -40,15 +60,17 @@ def keep_record(run: Path, folder: Path) -> None:
         shutil.copyfile(run / name, folder / name)
 
 
-def plan_for(file: Path, config: RunConfig) -> tuple[Plan, RunConfig]:
-    """The plan in `file`, and the configuration with its method. Raises UsageError where it was
-    made for other weights than these, or cannot keep the rows' length though it is to."""
+def plan_for(file: Path, config: RunConfig, model: Path) -> tuple[Plan, RunConfig]:
+    """The plan in `file`, to be measured on the model in the folder `model`, and the configuration
+    with its method. Raises UsageError where it was made for other weights than these, or cannot
+    keep the rows' length though it is to."""
     plan, made_for = load_plan(file)
-    if made_for.get("model_sha256") != config.model_sha256:
+    try:
+        check_made_for(made_for, model, file)
+    except UsageError as error:
         raise UsageError(
-            f"{file} was tuned on other weights ({made_for.get('model')}): tune on these, or take "
-            "the line 'plan' out of the kernel file to use its weights alone"
-        )
+            f"{error}; or take the line 'plan' out of the kernel file to use its weights alone"
+        ) from None
     method = "ablate" if all(edit.of_output for edit in plan) else "selective"
     if config.preserve_norm and method != "ablate":
         raise UsageError(f"{file} is a selective edit, which cannot keep the rows' length")

@@ -15,7 +15,7 @@ from unrefuse.edit.plan import Plan, ablation_plan, selective_plan
 from unrefuse.errors import UsageError
 from unrefuse.models.load import Model
 from unrefuse.prompts.chat import encode
-from unrefuse.prompts.sets import SETS, Prompt, select
+from unrefuse.prompts.sets import SETS, SHIPPED, Prompt, select
 from unrefuse.readers import fit_reader
 from unrefuse.search.objective import Before, Exchange
 
@@ -23,7 +23,9 @@ ANSWER_ROWS = 3000  # tokens of everyday answers that the reader learns to leave
 ALARM, HARM, EVERYDAY, ANSWER = range(4)  # classes of what a reader is fitted on
 # How much each source weighs in the fit, whatever its number of rows. The original's own answers
 # weigh most: it is they that an edit must leave alone, token by token. Harm weighs more than alarm.
-SHARES = {"target": 0.5, "harmless": 0.5, "keep": 1, "harmful": 1, "baseline": 1, "answer": 2}
+# Keep prompts of a user's own, mostly few, weigh as much as the shipped ones beside them.
+SHARES = {"target": 0.5, "harmless": 0.5, "keep": 1, "own keep": 1, "harmful": 1, "baseline": 1,
+          "answer": 2}  # fmt: skip
 
 
 class Method(Protocol):
@@ -114,7 +116,10 @@ class Place:
 
     @property
     def source(self) -> str:
-        return "answer" if self.kind == ANSWER else self.prompt.set
+        if self.kind == ANSWER:
+            return "answer"
+        own = self.prompt.set == "keep" and self.prompt.source != SHIPPED
+        return "own keep" if own else self.prompt.set
 
 
 def training_tokens(

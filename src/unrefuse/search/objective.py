@@ -15,11 +15,12 @@ from unrefuse.evaluate.generate import MORE_THOUGHTS, Reply, reply_to
 from unrefuse.evaluate.quality import Reference, divergences, kl_and_quality, make_reference
 from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import Estimate, needed, share, share_of
+from unrefuse.measured import Kept
 from unrefuse.models.load import Model
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import Messages, encode
 from unrefuse.prompts.pairs import PAIR_SETS
-from unrefuse.prompts.sets import SETS, Prompt, select
+from unrefuse.prompts.sets import SETS, SHIPPED, Prompt, select
 from unrefuse.prompts.thinking import after_thinking, is_thinking
 from unrefuse.search.record import remembered
 
@@ -94,6 +95,18 @@ class Measurement:
     contexts: tuple[Context, ...] = ()
     divergence: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
+    @property
+    def kept(self) -> Kept:
+        """Of the keep prompts that the original refused, those that are still refused."""
+        return Kept(kept=self.retention.count, n=self.retention.n)
+
+    @property
+    def kept_shipped(self) -> Kept:
+        """The same of the shipped ones alone."""
+        keep = [e for e in self.exchanges if (e.prompt.set, e.prompt.source) == ("keep", SHIPPED)]
+        counted = [e for e in keep if e.as_expected]
+        return Kept(kept=sum(retained(e) for e in counted), n=len(counted))
+
     def figures(self) -> dict[str, Any]:
         names = ("removal", "retention", "quality", "kl")
         return {name: getattr(self, name).to_json() for name in names}
@@ -105,6 +118,18 @@ def count_graded(
     """`[with this grade, asked]` of one set, `when` before or after the edit."""
     replies = [getattr(e, when) for e in exchanges if e.prompt.set == set]
     return [sum(r is not None and r.grade == grade for r in replies), len(replies)]
+
+
+def check_shipped(prompts: Sequence[Prompt]) -> None:
+    """Raises UsageError where a choice of languages leaves too few of the shipped keep prompts to
+    measure anything: prompts of a user's own stand beside them, and never in their place."""
+    for split in ("search", "test"):
+        left = sum(p.source == SHIPPED for p in select(prompts, "keep", split))
+        if left < MINIMUM:
+            raise UsageError(
+                f"too few keep prompts: {left} of the shipped ones in the {split} split are in "
+                f"these languages, and {MINIMUM} are needed; leave out --lang, or name more"
+            )
 
 
 def ask_before(

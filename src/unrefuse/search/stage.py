@@ -9,6 +9,7 @@ from unrefuse.edit.plan import Plan
 from unrefuse.evaluate.generate import reply_to
 from unrefuse.evaluate.statistics import needed, share
 from unrefuse.kernel import Kernel
+from unrefuse.measured import retains
 from unrefuse.models.load import Model
 from unrefuse.prompts.thinking import is_thinking
 from unrefuse.search.objective import Before, Measurement, measure, removed
@@ -68,17 +69,16 @@ def at_length(model: Model, stage: Stage, config: RunConfig) -> Stage:
 
 
 def keeps_retention(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
-    """Whether retention is at its floor or above, and its interval begins at its bound or above:
-    a test of non-inferiority.
+    """Whether retention keeps its floor and its bound, over all keep prompts and over the shipped
+    ones alone: see `measured.retains`.
 
     What is `chosen` on these prompts looks better on them than on others. So it has to lose none
     of them, or so few that its interval begins at the floor itself.
     """
-    retention = measured.retention
     bound = config.retention_bound
-    if chosen and retention.value < 1:
+    if chosen and measured.kept.kept < measured.kept.n:
         bound = max(bound, config.retention_floor)
-    return retention.value >= config.retention_floor and retention.low >= bound
+    return retains(measured.kept, measured.kept_shipped, config.retention_floor, bound)
 
 
 def keeps_quality(measured: Measurement, config: RunConfig) -> bool:
@@ -173,6 +173,15 @@ def _retention_missed(measured: Measurement, config: RunConfig, chosen: bool) ->
                 f"{retention.n} keep prompts do not show that retention is {bound:g} or more (its "
                 f"interval begins at {retention.low:.3f})",
                 f"{more} at this rate, or lower --retention-bound",
+            )
+        ]
+    if not keeps_retention(measured, config):
+        shipped = measured.kept_shipped
+        return [
+            Missed(
+                f"{shipped.n - shipped.kept} of the {shipped.n} shipped keep prompts are lost, too "
+                "many by themselves: prompts of --keep stand beside them and outnumber no loss",
+                "give matched pairs (--pairs) of the kinds that are lost, or less --strength",
             )
         ]
     return [
