@@ -68,7 +68,7 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     """
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
-    check_out(config.out)
+    out = check_out(config.out)
     _check_backend(config, options)
     if options.judge:
         check_judge(options.judge)
@@ -87,12 +87,12 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
         | {"python": platform.python_version(), "machine": platform.machine()},
     }
     found = Evaluation(lines, DETECTOR, None, parts)
-    with new_folder(config.out) as made:
+    with new_folder(out) as made:
         _write(found, made)
     if options.judge:
         go_on = f"the replies are in {config.out}: `unrefuse evaluate --transcripts {config.out}`"
         found = _graded(found, options.judge, f"{go_on} --judge ... goes on")
-        _write(found, config.out)
+        _write(found, out)
     return found
 
 

@@ -40,7 +40,7 @@ from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_front, plot_result
 from unrefuse.report.results import Result, stage_line, write_json
 from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
-from unrefuse.save import Discard, check_out, new_folder
+from unrefuse.save import Discard, check_out, check_writable, copy_size, new_folder
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.method import Ablation, Method, Selective
 from unrefuse.search.objective import Before, Measurement, ask_before, measure
@@ -77,18 +77,16 @@ def run_edit(config: RunConfig) -> Result:
     """
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
-    check_out(config.out)
-    run = config.out.with_name(f"{config.out.name}.tuning") if config.tune else None
-    prepared = prepare(config, SPLITS, run)
+    out = check_out(config.out)
+    run = out.with_name(f"{out.name}.tuning") if config.tune else None
+    prepared = prepare(config, SPLITS, run, saves=True)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
     before = prepared.before
-    assert config.out is not None
     best, result = search(prepared)
     if best is None:
         return result
     plan = best.plan
-    size = sum(file.stat().st_size for file in checkpoint_files(model.folder))
-    with new_folder(config.out, size + 2**24) as folder:
+    with new_folder(out, copy_size(model.folder)) as folder:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
             wanted = _probe(model, before["search"], plan)
@@ -128,9 +126,9 @@ def run_tune(config: RunConfig) -> Result:
     `config.out` is the folder of the run, with its trials. The figures are those of the test
     split, by hooks. Raises UsageError for a mistake in usage or input.
     """
-    out = config.out
-    if out is None:
+    if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
+    out = check_writable(config.out)
     if config.preserve_norm:
         raise UsageError("rows that keep their length are no hook's: use edit --tune, not tune")
     if config.tune is None:
@@ -181,15 +179,19 @@ def _tested(result: Result, measured: Measurement) -> Result:
     )
 
 
-def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None) -> Prepared:
+def prepare(
+    config: RunConfig, splits: tuple[str, ...], run: Path | None = None, saves: bool = False
+) -> Prepared:
     """Loads the model, asks the original on `splits`, captures its states, chooses the kernel.
 
     The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
-    `run`, the folder of a tuning, the replies are kept there for a run that goes on with it.
+    `run`, the folder of a tuning, the replies are kept there for a run that goes on with it. With
+    `saves`, there must be room for the model in `config.out`.
     """
     if config.backend != "torch":
         raise UsageError("an edit needs --backend torch: vLLM only writes replies, for evaluate")
     if run:
+        check_writable(run)
         check_run(run, config.resume)
     seconds: dict[str, float] = {}
     with clock(seconds, "load"):
@@ -197,6 +199,8 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         prompts += load_pairs(config, prompts)
         check_prompts(prompts)
         folder = find_checkpoint(config)
+        if saves and config.out:
+            check_out(config.out, size=copy_size(folder))
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         model = load_folder(folder, config, config.model)
     network = model.network

@@ -192,12 +192,10 @@ def revert(
 ) -> None:
     """Take the edit out of EDITED again: its weights less what the adapter adds to them."""
     from unrefuse.edit.revert import largest_difference, revert_checkpoint
-    from unrefuse.models.checkpoint import checkpoint_files
-    from unrefuse.save import check_out, new_folder
+    from unrefuse.save import check_out, copy_size, new_folder
 
     check_out(out)
-    size = sum(file.stat().st_size for file in checkpoint_files(edited))
-    with new_folder(out, size + 2**24) as folder:
+    with new_folder(out, copy_size(edited)) as folder:
         names = revert_checkpoint(edited, adapter, folder)
         figures: dict[str, Any] = {"out": str(out), "tensors": len(names)}
         if original:

@@ -79,11 +79,12 @@ def analyze(
     from unrefuse.analysis import write_kernel
     from unrefuse.report.plots import check_image, plot_layers
     from unrefuse.report.terminal import layer_bars
-    from unrefuse.save import check_new
+    from unrefuse.save import check_new, new_file
     from unrefuse.search.objective import TooFew
 
     if plot:
         check_image(plot)
+        check_new(plot, replace=True)
     if kernel_out:
         check_new(kernel_out)
     if topic and not kernel_out:
@@ -100,7 +101,8 @@ def analyze(
         write_kernel(found, topic or "", settings.kernel.threshold, kernel_out)
         command = f"unrefuse edit {settings.model} --kernel {kernel_out}"
     if plot:
-        plot_layers(found, settings.model, plot)
+        with new_file(plot, replace=True) as file:
+            plot_layers(found, settings.model, file)
     if as_json:
         print_json(found.to_json())
         return
@@ -149,9 +151,12 @@ def kernel(
     kernels = [(chosen.source, chosen)]
     kernels += [(name, named_kernel(name, layers, settings.threshold)) for name in compare or []]
     if plot:
-        from unrefuse.report.plots import plot_kernels
+        from unrefuse.report.plots import check_image, plot_kernels
+        from unrefuse.save import new_file
 
-        plot_kernels(kernels, plot)
+        check_image(plot)
+        with new_file(plot, replace=True) as file:
+            plot_kernels(kernels, file)
     if as_json:
         compared = {name: k.describe() for name, k in kernels[1:]}
         print_json(chosen.describe() | ({"compare": compared} if compared else {}))

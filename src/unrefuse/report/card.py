@@ -50,7 +50,7 @@ def write_card(result: Result, folder: Path) -> None:
     )
     text = environment.get_template("card.md.jinja").render(
         card_data=_metadata(result, base),
-        title=_code(result.config.out.name if result.config.out else base),
+        title=_code((result.config.out and result.config.out.resolve().name) or base),
         base=_code(base),
         version=record["versions"]["unrefuse"],
         edit=EDITS[result.config.method],
