@@ -5,7 +5,7 @@ import sys
 import typer
 
 from unrefuse.commands import apply, diff, edit, evaluate, export, layers, prompts
-from unrefuse.commands.output import say
+from unrefuse.commands.output import adapt_streams, say
 
 INTERRUPTED = 130
 
@@ -28,6 +28,7 @@ def main() -> None:
     """The entry point: one line and status 2 for a mistake, 130 for Ctrl-C."""
     from unrefuse.errors import UsageError
 
+    adapt_streams()
     try:
         app()
     except UsageError as error:

@@ -27,6 +27,7 @@ from unrefuse.evaluate.transcripts import (
     to_text,
 )
 from unrefuse.evaluate.vllm import adapter_rank, import_vllm, vllm_replies
+from unrefuse.jsontext import json_text
 from unrefuse.models.checkpoint import checkpoint_hash
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.pipeline import clock
@@ -230,8 +231,7 @@ def _graded(found: Evaluation, judge: Judge, otherwise: str) -> Evaluation:
 
 def _write(found: Evaluation, folder: Path) -> None:
     write_whole(folder / FILE, to_text(found.lines))
-    record = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
-    write_whole(folder / REPORT, record + "\n")
+    write_whole(folder / REPORT, json_text(found.to_json(), indent=2) + "\n")
 
 
 def _prompts(config: RunConfig, imports: Sequence[str]) -> list[Prompt]:

@@ -19,7 +19,7 @@ from unrefuse.commands.options import (
     Target,
     TrustRemoteCode,
 )
-from unrefuse.commands.output import print_json, say
+from unrefuse.commands.output import print_json, say, tell
 
 Original = Annotated[
     str, typer.Argument(metavar="MODEL", help="The unedited original: a folder or a hub name.")
@@ -122,9 +122,9 @@ def export(
         print_json(written)
         return
     if lora or gguf_lora:
-        typer.echo(f"adapter: rank {written['rank']}, {len(plan)} matrices, scale {scale:g}")
+        tell(f"adapter: rank {written['rank']}, {len(plan)} matrices, scale {scale:g}")
     for path in filter(None, (lora, gguf_lora, control_vector)):
-        typer.echo(f"saved: {path}")
+        tell(f"saved: {path}")
 
 
 def _save_adapters(
@@ -204,9 +204,9 @@ def revert(
     if as_json:
         print_json(figures)
         return
-    typer.echo(f"reverted {len(names)} tensors: {out}")
+    tell(f"reverted {len(names)} tensors: {out}")
     if original:
-        typer.echo(
+        tell(
             f"largest difference from {original}: {largest:.2g}; {equal:.2%} of the entries are "
             "equal"
         )

@@ -37,7 +37,7 @@ from unrefuse.commands.options import (
     kernel_settings,
     settings_of,
 )
-from unrefuse.commands.output import console, print_json
+from unrefuse.commands.output import print_json, show, tell
 from unrefuse.errors import UsageError
 
 
@@ -93,7 +93,7 @@ def analyze(
         found = run(settings, topic or "")
     except TooFew as few:
         verdict = f"Nothing to gain that could be measured: {few}"
-        print_json({"verdict": verdict}) if as_json else typer.echo(verdict)
+        print_json({"verdict": verdict}) if as_json else tell(verdict)
         return
     peak, width = found.suggest()
     command = f"unrefuse edit {settings.model} --peak {peak:.2f} --width {width:.2f}"
@@ -106,21 +106,21 @@ def analyze(
     if as_json:
         print_json(found.to_json())
         return
-    screen, whole, told = console(), found.strengths[""], found.told
+    whole, told = found.strengths[""], found.told
     columns = {
         "effect (nats)": whole.effect,
         "harm told from alarm (AUC)": told.auc,
         "could be freed": told.freed,
     }
-    screen.print(layer_bars(columns, 2))
+    show(layer_bars(columns, 2))
     for name, (freed, n) in told.topics.items():
         line = f"{name}: {n} false refusals, {freed:.0%} could be freed"
         if name in found.strengths:
             effect = found.strengths[name].effect
             line += f"; largest effect {max(effect):.2f} in layer {effect.index(max(effect))}"
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
-    screen.print(f"\n{told.verdict()}", markup=False, highlight=False, soft_wrap=True)
-    screen.print(f"to edit: {command} --out DIR", markup=False, highlight=False, soft_wrap=True)
+        tell(line)
+    tell(f"\n{told.verdict()}")
+    tell(f"to edit: {command} --out DIR")
 
 
 def kernel(
@@ -164,4 +164,4 @@ def kernel(
     from unrefuse.report.terminal import layer_bars
 
     bars = {name: kernel.weights for name, kernel in kernels}
-    console().print(layer_bars(bars))
+    show(layer_bars(bars))

@@ -1,6 +1,5 @@
 """The result of a run: as one JSON object, and as tables in the terminal."""
 
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from unrefuse.evaluate.statistics import (
     needed,
     share,
 )
+from unrefuse.jsontext import json_text
 from unrefuse.kernel import Kernel
 from unrefuse.prompts.sets import SETS
 from unrefuse.report.terminal import plain
@@ -138,9 +138,7 @@ def weakest_topic(exchanges: Sequence[Exchange]) -> dict[str, Any] | None:
 
 
 def write_json(result: Result, file: Path) -> None:
-    file.write_text(
-        json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    file.write_text(json_text(result.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def peak_rss_mib() -> int:

@@ -1,12 +1,12 @@
 """What a tuning leaves: the kernel as a profile file, the exact plan beside it, and its trials."""
 
-import json
 import shutil
 from pathlib import Path
 
 from unrefuse.config import RunConfig
 from unrefuse.edit.plan import Plan, load_plan, save_plan
 from unrefuse.errors import UsageError
+from unrefuse.jsontext import json_text
 from unrefuse.report.results import Result
 from unrefuse.search.record import SETTINGS, TRIALS, write_whole
 from unrefuse.search.stage import Stage
@@ -29,7 +29,7 @@ def save_tuned(stage: Stage, result: Result, folder: Path, fingerprint: str) -> 
     save_plan(stage.plan, folder / PLAN, made_for)
     figures = {"split": result.split, **result.measurement.figures()}
     kernel = stage.kernel.describe(stage.multiplier)
-    text = json.dumps(kernel | made_for | {"plan": PLAN, "figures": figures}, indent=2)
+    text = json_text(kernel | made_for | {"plan": PLAN, "figures": figures}, indent=2)
     write_whole(folder / KERNEL, text + "\n")
 
 
