@@ -1,6 +1,5 @@
 """Every step of `unrefuse evaluate`: ask one model, or two, grade, report; grade again; compare."""
 
-import gc
 import json
 import platform
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from unrefuse.evaluate.transcripts import (
 from unrefuse.evaluate.vllm import adapter_rank, import_vllm, vllm_replies
 from unrefuse.jsontext import json_text
 from unrefuse.models.checkpoint import checkpoint_hash
+from unrefuse.models.device import release_memory
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
@@ -188,7 +188,7 @@ def _by_torch(
             "dtype": str(model.network.dtype).removeprefix("torch."),
         }
         del model
-        gc.collect()
+        release_memory()
     return lines, parts
 
 

@@ -1,6 +1,5 @@
 """Every step of the main job, in order: measure, find, edit in stages, save, test, report."""
 
-import gc
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from unrefuse.evaluate.generate import last_logits
 from unrefuse.evaluate.quality import check_logits
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.models.checkpoint import checkpoint_files, checkpoint_hash
+from unrefuse.models.device import is_spread, release_memory
 from unrefuse.models.forward import together
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.models.writers import text_config
@@ -79,6 +79,7 @@ def run_edit(config: RunConfig) -> Result:
         raise UsageError("where to? name a folder: --out DIR")
     out = check_out(config.out)
     run = out.with_name(f"{out.name}.tuning") if config.tune else None
+    device = config.device  # "auto" may be another card, or several, at the end
     prepared = prepare(config, SPLITS, run, saves=True)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
     before = prepared.before
@@ -93,8 +94,8 @@ def run_edit(config: RunConfig) -> Result:
             name, dtype = model.name, model.network.dtype
             made_for = fingerprint(checkpoint_files(model.folder))
             del model, prepared
-            gc.collect()
-            saved = load_folder(folder, config, name)
+            release_memory()
+            saved = load_folder(folder, config.model_copy(update={"device": device}), name)
             coarser = max(dtype, stored, key=lambda d: torch.finfo(d).eps)
             if config.preserve_norm:
                 stderr.print("rows keep their length, which no hook does: the test split decides")
@@ -209,6 +210,7 @@ def prepare(
             "dtype": str(network.dtype).removeprefix("torch."),
             "device": str(model.device),
             "batch_size": model.batch_size,
+            "device_map": "auto" if is_spread(network) else config.device_map,
         }
     )
     kernel = choose_kernel(

@@ -37,20 +37,23 @@ def diff(
             tell(f"{what}: {name}")
     tell(f"{len(found.changed)} tensors differ, {found.same} are equal")
     if found.along is not None:
-        tell(f"{found.along:.1%} of the whole change lies along the plan's directions")
+        from unrefuse.report.terminal import number
+
+        tell(f"{number(found.along, '.1%')} of the whole change lies along the plan's directions")
 
 
 def _table(found: Any) -> Any:
     from rich.table import Table
 
     from unrefuse.edit.compare import MAX_RANK
+    from unrefuse.report.terminal import number
 
     table = Table("tensor", "shape", "|B-A| / |A|", "rank", "along the plan")
     for c in found.changed:
         shape = " × ".join(map(str, c.shape))
         rank = "–" if c.rank is None else f"{'≥ ' if c.rank == MAX_RANK else ''}{c.rank}"
-        along = "–" if c.along is None else f"{c.along:.1%}"
-        table.add_row(c.name, shape, f"{c.relative:.2e}", rank, along)
+        along = number(c.along, ".1%")
+        table.add_row(c.name, shape, number(c.relative, ".2e"), rank, along)
     return table
 
 

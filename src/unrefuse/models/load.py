@@ -32,7 +32,7 @@ from unrefuse.models.checkpoint import (
     find_folder,
     tensor_names,
 )
-from unrefuse.models.device import choose_device, choose_dtype, free_memory
+from unrefuse.models.device import check_finite, choose_device, choose_dtype, free_memory
 from unrefuse.models.probe import describe, probe
 from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
@@ -129,8 +129,8 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
             f"{name}: the checkpoint has no {missing[0]} (of {len(missing)} tensors that lack)"
         )
     for parameter_name, parameter in network.named_parameters():
-        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
-            raise UsageError(f"{name}: the weights of {parameter_name} are not all finite")
+        if not parameter.is_meta:
+            check_finite(parameter, f"{name}: the weights of {parameter_name}", network.dtype)
     network.eval().requires_grad_(False)
     if not is_known(network):
         _probe(network, folder, config)
