@@ -38,7 +38,9 @@ from unrefuse.prompts.sets import (
 )
 from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_front, plot_result
-from unrefuse.report.results import Result, stage_line, write_json
+from unrefuse.report.results import RECORD, Result, stage_line, write_json
+from unrefuse.report.sbom import write_sbom
+from unrefuse.report.seal import write_sums
 from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
 from unrefuse.save import Discard, check_out, check_writable, copy_size, new_folder
 from unrefuse.search.finalists import Trial, hold_finals, merit
@@ -108,7 +110,8 @@ def run_edit(config: RunConfig) -> Result:
             raise Discard
         plot_result(result, folder / "result.png")
         write_card(result, folder)
-        write_json(result, folder / "run.json")
+        write_json(result, folder / RECORD)
+        write_sbom(result, folder)
         record = (folder / PLAN).parent
         if run is None:
             record.mkdir()
@@ -116,6 +119,7 @@ def run_edit(config: RunConfig) -> Result:
         else:
             save_tuned(best, result, run, made_for)
             keep_record(run, record)
+        write_sums(folder)
     if run is not None and result.saved:  # else the record stays: it can be gone on with
         shutil.rmtree(run)
     return result
@@ -144,7 +148,7 @@ def run_tune(config: RunConfig) -> Result:
     if result.saved:
         save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
         plot_result(result, out / "result.png")
-        write_json(result, out / "run.json")
+        write_json(result, out / RECORD)
     return result
 
 

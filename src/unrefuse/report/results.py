@@ -42,6 +42,7 @@ from unrefuse.search.stage import Stage
 
 Counts = dict[str, dict[str, list[int]]]  # per set, before and after: with a grade, and asked
 
+RECORD = "run.json"
 LIBRARIES = ("unrefuse", "torch", "transformers", "safetensors")
 
 
