@@ -22,7 +22,7 @@ ROOMS = (
         "kernel",
     ),
     *("edit", "evaluate", "search", "report", "save", "pipeline", "analysis"),
-    *("evaluation", "commands", "cli"),
+    *("evaluation", "doctor", "commands", "cli"),
 )
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]
 

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from unrefuse.commands import apply, diff, edit, evaluate, export, layers, prompts, verify
+from unrefuse.commands import apply, diff, doctor, edit, evaluate, export, layers, prompts, verify
 from unrefuse.commands.output import adapt_streams, say
 
 INTERRUPTED = 130
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 for command in (
     *(edit.edit, edit.tune, evaluate.evaluate, layers.analyze, layers.kernel),
-    *(apply.apply, export.export, export.revert, diff.diff, verify.verify),
+    *(apply.apply, export.export, export.revert, diff.diff, verify.verify, doctor.doctor),
 ):
     app.command()(command)
 app.add_typer(prompts.app, name="prompts")

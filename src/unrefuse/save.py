@@ -61,6 +61,12 @@ def check_writable(out: Path, size: int = 0) -> Path:
     return goal
 
 
+def free_space(path: Path) -> int:
+    """Bytes free on the disk where `path` will lie. Raises UsageError where that can't be told."""
+    with _told(path):
+        return shutil.disk_usage(_place(_goal(path))).free
+
+
 def check_new(file: Path, replace: bool = False) -> Path:
     """Where the file `file` will lie. Raises UsageError where it is there already, unless it may
     be replaced, and as `check_writable` does."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -33,6 +33,7 @@ from unrefuse.models.checkpoint import (
     tensor_names,
 )
 from unrefuse.models.device import check_finite, choose_device, choose_dtype, free_memory
+from unrefuse.models.fit import read_shapes
 from unrefuse.models.probe import describe, probe
 from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
@@ -201,10 +202,7 @@ def _device_map(
     does not hold it and the choice was left open. Raises UsageError where it does not fit."""
     if config.stream or files[0].suffix == ".bin":
         return config.device_map
-    numbers = 0
-    for file in files:
-        with safe_open(file, framework="pt") as shard:
-            numbers += sum(math.prod(shard.get_slice(n).get_shape()) for n in shard.keys())  # noqa: SIM118
+    numbers = sum(map(math.prod, read_shapes(files).values()))
     needed, free = numbers * dtype.itemsize, free_memory(device)
     if config.device_map or needed <= free:
         return config.device_map

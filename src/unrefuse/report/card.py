@@ -80,7 +80,7 @@ def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("unrefuse.report"),
         undefined=StrictUndefined,
-        autoescape=False,  # Markdown; untrusted text goes through `_code`
+        autoescape=False,  # noqa: S701 (Markdown; untrusted text goes through `_code`)
         keep_trailing_newline=True,
     )
     return environment.get_template("card.md.jinja")
