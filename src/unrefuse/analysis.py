@@ -1,6 +1,5 @@
 """Every step of `unrefuse analyze`: where refusal sits, and whether there is something to gain."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from unrefuse.config import LEAST_FLOOR, RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.layers import layer_strengths
+from unrefuse.jsontext import json_text
 from unrefuse.pipeline import clock, prepare
 from unrefuse.prompts.sets import SPLITS, load_prompts
 from unrefuse.save import new_file
@@ -54,7 +54,7 @@ def write_kernel(found: Analysis, topic: str, threshold: float, file: Path) -> l
     `edit --kernel` takes. Weights under `threshold` become 0. Raises UsageError where `file`
     exists or can't be written, and where no layer of the topic has an effect."""
     weights = [round(w, 4) if w >= threshold else 0.0 for w in found.weights(topic)]
-    text = json.dumps({"weights": weights, "topic": topic}, indent=2) + "\n"
+    text = json_text({"weights": weights, "topic": topic}, indent=2) + "\n"
     with new_file(file) as new:
         new.write_text(text, encoding="utf-8")
     return weights

@@ -4,8 +4,8 @@ import sys
 
 import typer
 
-from unrefuse.commands import apply, diff, edit, evaluate, export, layers, prompts
-from unrefuse.commands.output import say
+from unrefuse.commands import apply, diff, doctor, edit, evaluate, export, layers, prompts, verify
+from unrefuse.commands.output import adapt_streams, say
 
 INTERRUPTED = 130
 
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 for command in (
     *(edit.edit, edit.tune, evaluate.evaluate, layers.analyze, layers.kernel),
-    *(apply.apply, export.export, export.revert, diff.diff),
+    *(apply.apply, export.export, export.revert, diff.diff, verify.verify, doctor.doctor),
 ):
     app.command()(command)
 app.add_typer(prompts.app, name="prompts")
@@ -28,6 +28,7 @@ def main() -> None:
     """The entry point: one line and status 2 for a mistake, 130 for Ctrl-C."""
     from unrefuse.errors import UsageError
 
+    adapt_streams()
     try:
         app()
     except UsageError as error:

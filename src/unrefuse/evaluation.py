@@ -1,6 +1,5 @@
 """Every step of `unrefuse evaluate`: ask one model, or two, grade, report; grade again; compare."""
 
-import gc
 import json
 import platform
 from collections.abc import Sequence
@@ -42,7 +41,9 @@ from unrefuse.evaluate.transcripts import (
     to_text,
 )
 from unrefuse.evaluate.vllm import adapter_rank, import_vllm, vllm_replies
+from unrefuse.jsontext import json_text
 from unrefuse.models.checkpoint import checkpoint_hash
+from unrefuse.models.device import release_memory
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
@@ -83,7 +84,7 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     """
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
-    check_out(config.out)
+    out = check_out(config.out)
     served = _endpoints(config, options)
     _check_backend(config, options)
     judge = judge_of(config)
@@ -102,14 +103,14 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
         | {"python": platform.python_version(), "machine": platform.machine()},
     }
     found = Evaluation(lines, DETECTOR, None, parts)
-    with new_folder(config.out) as made:
+    with new_folder(out) as made:
         _write(found, made)
     if served:
         forget_replies(config)
     if judge:
         go_on = f"the replies are in {config.out}: `unrefuse evaluate --transcripts {config.out}`"
         found = _graded(found, judge, f"{go_on} --judge ... goes on")
-        _write(found, config.out)
+        _write(found, out)
     return found
 
 
@@ -245,7 +246,7 @@ def _by_torch(
             "dtype": str(model.network.dtype).removeprefix("torch."),
         }
         del model
-        gc.collect()
+        release_memory()
     return lines, parts
 
 
@@ -289,8 +290,7 @@ def _graded(found: Evaluation, judge: Judge, otherwise: str) -> Evaluation:
 
 def _write(found: Evaluation, folder: Path) -> None:
     write_whole(folder / FILE, to_text(found.lines))
-    record = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
-    write_whole(folder / REPORT, record + "\n")
+    write_whole(folder / REPORT, json_text(found.to_json(), indent=2) + "\n")
 
 
 def _prompts(config: RunConfig, imports: Sequence[str]) -> list[Prompt]:

@@ -1,6 +1,5 @@
 """Every step of the main job, in order: measure, find, edit in stages, save, test, report."""
 
-import gc
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from unrefuse.evaluate.judges import Judge, judge_of
 from unrefuse.evaluate.quality import check_logits
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.models.checkpoint import checkpoint_files, checkpoint_hash
+from unrefuse.models.device import is_spread, release_memory
 from unrefuse.models.forward import together
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.models.writers import text_config
@@ -39,9 +39,11 @@ from unrefuse.prompts.sets import (
 )
 from unrefuse.report.card import write_card
 from unrefuse.report.plots import plot_front, plot_result
-from unrefuse.report.results import Result, stage_line, write_json
+from unrefuse.report.results import RECORD, Result, stage_line, write_json
+from unrefuse.report.sbom import write_sbom
+from unrefuse.report.seal import write_sums
 from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
-from unrefuse.save import Discard, check_out, new_folder
+from unrefuse.save import Discard, check_out, check_writable, copy_size, new_folder
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.judging import measured_by
 from unrefuse.search.method import Ablation, Method, Selective
@@ -79,27 +81,26 @@ def run_edit(config: RunConfig) -> Result:
     """
     if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
-    check_out(config.out)
+    out = check_out(config.out)
     judge = judge_of(config)
-    run = config.out.with_name(f"{config.out.name}.tuning") if config.tune else None
-    prepared = prepare(config, SPLITS, run)
+    run = out.with_name(f"{out.name}.tuning") if config.tune else None
+    device = config.device  # "auto" may be another card, or several, at the end
+    prepared = prepare(config, SPLITS, run, saves=True)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
     before = prepared.before
-    assert config.out is not None
     best, result = search(prepared)
     if best is None:
         return result
     plan = best.plan
-    size = sum(file.stat().st_size for file in checkpoint_files(model.folder))
-    with new_folder(config.out, size + 2**24) as folder:
+    with new_folder(out, copy_size(model.folder)) as folder:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
             wanted = _probe(model, before["search"], plan)
             name, dtype = model.name, model.network.dtype
             made_for = fingerprint(checkpoint_files(model.folder))
             del model, prepared
-            gc.collect()
-            saved = load_folder(folder, config, name)
+            release_memory()
+            saved = load_folder(folder, config.model_copy(update={"device": device}), name)
             coarser = max(dtype, stored, key=lambda d: torch.finfo(d).eps)
             if config.preserve_norm:
                 stderr.print("rows keep their length, which no hook does: the test split decides")
@@ -112,7 +113,8 @@ def run_edit(config: RunConfig) -> Result:
             raise Discard
         plot_result(result, folder / "result.png")
         write_card(result, folder)
-        write_json(result, folder / "run.json")
+        write_json(result, folder / RECORD)
+        write_sbom(result, folder)
         record = (folder / PLAN).parent
         if run is None:
             record.mkdir()
@@ -120,6 +122,7 @@ def run_edit(config: RunConfig) -> Result:
         else:
             save_tuned(best, result, run, made_for)
             keep_record(run, record)
+        write_sums(folder)
     if run is not None and result.saved:  # else the record stays: it can be gone on with
         shutil.rmtree(run)
     return result
@@ -131,9 +134,9 @@ def run_tune(config: RunConfig) -> Result:
     `config.out` is the folder of the run, with its trials. The figures are those of the test
     split, by hooks. Raises UsageError for a mistake in usage or input.
     """
-    out = config.out
-    if out is None:
+    if config.out is None:
         raise UsageError("where to? name a folder: --out DIR")
+    out = check_writable(config.out)
     if config.preserve_norm:
         raise UsageError("rows that keep their length are no hook's: use edit --tune, not tune")
     if config.tune is None:
@@ -149,7 +152,7 @@ def run_tune(config: RunConfig) -> Result:
     if result.saved:
         save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
         plot_result(result, out / "result.png")
-        write_json(result, out / "run.json")
+        write_json(result, out / RECORD)
     return result
 
 
@@ -213,12 +216,15 @@ def _tested(result: Result, measured: Measurement, judge: Judge | None) -> Resul
     )
 
 
-def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None) -> Prepared:
+def prepare(
+    config: RunConfig, splits: tuple[str, ...], run: Path | None = None, saves: bool = False
+) -> Prepared:
     """Loads the model, asks the original on `splits`, captures its states, chooses the kernel.
 
     The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
-    `run`, the folder of a tuning, the replies are kept there for a run that goes on with it.
-    Raises UsageError for what leaves the floors unmeasured, where `splits` has that of the test.
+    `run`, the folder of a tuning, the replies are kept there for a run that goes on with it. With
+    `saves`, there must be room for the model in `config.out`. Raises UsageError for what leaves the
+    floors unmeasured, where `splits` has that of the test.
     """
     config = validated(config)
     edits = "test" in splits
@@ -230,6 +236,7 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
     if config.backend != "torch":
         raise UsageError("an edit needs --backend torch: vLLM only writes replies, for evaluate")
     if run:
+        check_writable(run)
         check_run(run, config.resume)
     seconds: dict[str, float] = {}
     with clock(seconds, "load"):
@@ -239,6 +246,8 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         prompts += load_pairs(config, prompts)
         check_prompts(prompts)
         folder = find_checkpoint(config)
+        if saves and config.out:
+            check_out(config.out, size=copy_size(folder))
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         if edits and (folder / PLAN).is_file():
             raise UsageError(
@@ -252,6 +261,7 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
             "dtype": str(network.dtype).removeprefix("torch."),
             "device": str(model.device),
             "batch_size": model.batch_size,
+            "device_map": "auto" if is_spread(network) else config.device_map,
         }
     )
     kernel = choose_kernel(

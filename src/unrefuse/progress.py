@@ -1,13 +1,29 @@
 """Progress on stderr: a bar that goes away on a terminal, nothing elsewhere."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track as rich_track
 
 T = TypeVar("T")
-stderr = Console(stderr=True)
+
+
+class _Log(Console):
+    """Lines as they are: names and replies are no markup. A log that can't be written, on a full
+    disk or to a reader that has gone, ends no run."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        lines = all(isinstance(each, str) for each in objects)
+        with contextlib.suppress(OSError):
+            super().print(*objects, **{"soft_wrap": lines} | options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+stderr = _Log(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:

@@ -149,3 +149,17 @@ def test_bad_folders_are_told(tmp_path):
     (broken / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(UsageError, match="truncated or damaged"):
         compare(good, broken)
+
+
+def test_tensors_of_zeros_and_of_nan(tmp_path):
+    one, nan = torch.ones(3, 4), torch.full((3, 4), torch.nan)
+    tensors = {"zero": 0 * one, "tiny": 1e-30 * one, "nan": nan, "scalar": torch.tensor(torch.nan)}
+    a = checkpoint(tmp_path / "a", **tensors)
+    assert compare(a, a).same == 4  # though a NaN is not equal to itself
+    b = checkpoint(tmp_path / "b", **tensors | {"zero": one, "tiny": 2e-30 * one, "nan": one})
+    changed = {c.name: c for c in compare(a, b).changed}
+    assert changed["zero"].relative is None
+    assert changed["zero"].rank == changed["tiny"].rank == 1
+    assert changed["tiny"].relative == pytest.approx(1)
+    assert changed["nan"].rank is None
+    assert changed["nan"].relative != changed["nan"].relative

@@ -16,7 +16,7 @@ from unrefuse.report.results import (
     weakest_topic,
     write_json,
 )
-from unrefuse.report.terminal import layer_bars, plain
+from unrefuse.report.terminal import layer_bars, number, plain
 
 
 def printed(renderable):
@@ -151,3 +151,10 @@ def test_bars_are_scaled_to_the_largest_and_never_negative():
 def test_plain_text_is_one_printable_line():
     assert plain("a\n\tb\x1b[0m\u202ec") == "a b [0m c"
     assert plain("x" * 20, 5) == "xxxx…"
+
+
+def test_what_is_not_finite_is_said_in_tables():
+    shown = printed(layer_bars({"x": [1.0, float("nan"), float("inf")]}))
+    assert shown.count("not finite") == 2
+    assert "█" in shown
+    assert (number(None, ".2f"), number(0.125, ".2f")) == ("–", "0.12")

@@ -13,7 +13,7 @@ from unrefuse.commands.options import (
     Revision,
     TrustRemoteCode,
 )
-from unrefuse.commands.output import print_json, say_scaled
+from unrefuse.commands.output import print_json, say_scaled, tell
 
 
 def apply(
@@ -55,4 +55,4 @@ def apply(
         print_json(written)
     else:
         norm = ", rows keep their length" if written["preserve_norm"] else ""
-        typer.echo(f"edited {written['matrices']} matrices{norm}; saved: {out}")
+        tell(f"edited {written['matrices']} matrices{norm}; saved: {out}")

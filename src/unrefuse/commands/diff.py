@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from unrefuse.commands.options import Json
-from unrefuse.commands.output import console, print_json
+from unrefuse.commands.output import print_json, show, tell
 
 
 def diff(
@@ -26,7 +26,7 @@ def diff(
         print_json(_json(found))
         return
     if found.changed:
-        console().print(_table(found))
+        show(_table(found))
     names = [
         (f"only in {a}", found.only_a),
         (f"only in {b}", found.only_b),
@@ -34,23 +34,26 @@ def diff(
     ]
     for what, which in names:
         for name in which:
-            typer.echo(f"{what}: {name}")
-    typer.echo(f"{len(found.changed)} tensors differ, {found.same} are equal")
+            tell(f"{what}: {name}")
+    tell(f"{len(found.changed)} tensors differ, {found.same} are equal")
     if found.along is not None:
-        typer.echo(f"{found.along:.1%} of the whole change lies along the plan's directions")
+        from unrefuse.report.terminal import number
+
+        tell(f"{number(found.along, '.1%')} of the whole change lies along the plan's directions")
 
 
 def _table(found: Any) -> Any:
     from rich.table import Table
 
     from unrefuse.edit.compare import MAX_RANK
+    from unrefuse.report.terminal import number
 
     table = Table("tensor", "shape", "|B-A| / |A|", "rank", "along the plan")
     for c in found.changed:
         shape = " × ".join(map(str, c.shape))
         rank = "–" if c.rank is None else f"{'≥ ' if c.rank == MAX_RANK else ''}{c.rank}"
-        along = "–" if c.along is None else f"{c.along:.1%}"
-        table.add_row(c.name, shape, f"{c.relative:.2e}", rank, along)
+        along = number(c.along, ".1%")
+        table.add_row(c.name, shape, number(c.relative, ".2e"), rank, along)
     return table
 
 

@@ -51,7 +51,7 @@ from unrefuse.commands.options import (
     Width,
     settings_of,
 )
-from unrefuse.commands.output import console, print_json, say
+from unrefuse.commands.output import print_json, say, show, tell
 
 
 def edit(
@@ -175,13 +175,11 @@ def _report(result: Any, where: str, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json())
     else:
-        screen = console()
-        screen.print(result_table(result))
-        screen.print(f"\nkernel: {result.kernel.source}, multiplier {result.multiplier:g}")
-        screen.print(layer_bars({"weight": result.kernel.weights}))
-        screen.print(example_text(result))
+        show(result_table(result))
+        tell(f"\nkernel: {result.kernel.source}, multiplier {result.multiplier:g}")
+        show(layer_bars({"weight": result.kernel.weights}), example_text(result))
         if result.saved:
-            screen.print(f"\nsaved: {where}", highlight=False, soft_wrap=True, markup=False)
+            tell(f"\nsaved: {where}")
     for reason in result.reasons:
         say(reason)
     if not result.saved:

@@ -31,7 +31,7 @@ from unrefuse.commands.options import (
     TrustRemoteCode,
     settings_of,
 )
-from unrefuse.commands.output import console, print_json
+from unrefuse.commands.output import print_json, show, tell
 
 
 def evaluate(
@@ -122,11 +122,9 @@ def evaluate(
     if as_json:
         print_json(found.to_json())
         return
-    screen = console()
-    screen.print(evaluation_tables(found))
+    show(evaluation_tables(found))
     if out:
-        where = f"\nsaved: {out} (report: {out}/evaluation.json, replies: {out}/transcripts.jsonl)"
-        screen.print(where, highlight=False, soft_wrap=True, markup=False)
+        tell(f"\nsaved: {out} (report: {out}/evaluation.json, replies: {out}/transcripts.jsonl)")
 
 
 def _settings(given: dict[str, Any]) -> Any:
@@ -147,4 +145,4 @@ def _compare(first: Path, second: Path, as_json: bool) -> None:
     if as_json:
         print_json(asdict(comparison))
     else:
-        console().print(comparison_tables(comparison))
+        show(comparison_tables(comparison))

@@ -19,7 +19,7 @@ from unrefuse.commands.options import (
     Target,
     TrustRemoteCode,
 )
-from unrefuse.commands.output import print_json, say, say_scaled
+from unrefuse.commands.output import print_json, say, say_scaled, tell
 
 Original = Annotated[
     str, typer.Argument(metavar="MODEL", help="The unedited original: a folder or a hub name.")
@@ -87,9 +87,9 @@ def export(
         return
     if lora or gguf_lora:
         matrices = f"{written['matrices']} matrices, scale {written['scale']:g}"
-        typer.echo(f"adapter: rank {written['rank']}, {matrices}")
+        tell(f"adapter: rank {written['rank']}, {matrices}")
     for path in filter(None, (lora, gguf_lora, control_vector)):
-        typer.echo(f"saved: {path}")
+        tell(f"saved: {path}")
 
 
 def revert(
@@ -103,12 +103,10 @@ def revert(
 ) -> None:
     """Take the edit out of EDITED again: its weights less what the adapter adds to them."""
     from unrefuse.edit.revert import largest_difference, revert_checkpoint
-    from unrefuse.models.checkpoint import checkpoint_files
-    from unrefuse.save import check_out, new_folder
+    from unrefuse.save import check_out, copy_size, new_folder
 
     check_out(out)
-    size = sum(file.stat().st_size for file in checkpoint_files(edited))
-    with new_folder(out, size + 2**24) as folder:
+    with new_folder(out, copy_size(edited)) as folder:
         names = revert_checkpoint(edited, adapter, folder)
         figures: dict[str, Any] = {"out": str(out), "tensors": len(names)}
         if original:
@@ -117,9 +115,9 @@ def revert(
     if as_json:
         print_json(figures)
         return
-    typer.echo(f"reverted {len(names)} tensors: {out}")
+    tell(f"reverted {len(names)} tensors: {out}")
     if original:
-        typer.echo(
+        tell(
             f"largest difference from {original}: {largest:.2g}; {equal:.2%} of the entries are "
             "equal"
         )

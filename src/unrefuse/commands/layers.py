@@ -38,7 +38,7 @@ from unrefuse.commands.options import (
     kernel_settings,
     settings_of,
 )
-from unrefuse.commands.output import console, print_json
+from unrefuse.commands.output import print_json, show, tell
 from unrefuse.errors import UsageError
 
 
@@ -81,11 +81,12 @@ def analyze(
     from unrefuse.analysis import write_kernel
     from unrefuse.report.plots import check_image, plot_layers
     from unrefuse.report.terminal import layer_bars
-    from unrefuse.save import check_new
+    from unrefuse.save import check_new, new_file
     from unrefuse.search.objective import TooFew
 
     if plot:
         check_image(plot)
+        check_new(plot, replace=True)
     if kernel_out:
         check_new(kernel_out)
     if topic and not kernel_out:
@@ -94,7 +95,7 @@ def analyze(
         found = run(settings, topic or "")
     except TooFew as few:
         verdict = f"Nothing to gain that could be measured: {few}"
-        print_json({"verdict": verdict}) if as_json else typer.echo(verdict)
+        print_json({"verdict": verdict}) if as_json else tell(verdict)
         return
     peak, width = found.suggest()
     command = f"unrefuse edit {settings.model} --peak {peak:.2f} --width {width:.2f}"
@@ -102,25 +103,26 @@ def analyze(
         write_kernel(found, topic or "", settings.kernel.threshold, kernel_out)
         command = f"unrefuse edit {settings.model} --kernel {kernel_out}"
     if plot:
-        plot_layers(found, settings.model, plot)
+        with new_file(plot, replace=True) as file:
+            plot_layers(found, settings.model, file)
     if as_json:
         print_json(found.to_json())
         return
-    screen, whole, told = console(), found.strengths[""], found.told
+    whole, told = found.strengths[""], found.told
     columns = {
         "effect (nats)": whole.effect,
         "harm told from alarm (AUC)": told.auc,
         "could be freed": told.freed,
     }
-    screen.print(layer_bars(columns, 2))
+    show(layer_bars(columns, 2))
     for name, (freed, n) in told.topics.items():
         line = f"{name}: {n} false refusals, {freed:.0%} could be freed"
         if name in found.strengths:
             effect = found.strengths[name].effect
             line += f"; largest effect {max(effect):.2f} in layer {effect.index(max(effect))}"
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
-    screen.print(f"\n{told.verdict()}", markup=False, highlight=False, soft_wrap=True)
-    screen.print(f"to edit: {command} --out DIR", markup=False, highlight=False, soft_wrap=True)
+        tell(line)
+    tell(f"\n{told.verdict()}")
+    tell(f"to edit: {command} --out DIR")
 
 
 def kernel(
@@ -151,9 +153,12 @@ def kernel(
     kernels = [(chosen.source, chosen)]
     kernels += [(name, named_kernel(name, layers, settings.threshold)) for name in compare or []]
     if plot:
-        from unrefuse.report.plots import plot_kernels
+        from unrefuse.report.plots import check_image, plot_kernels
+        from unrefuse.save import new_file
 
-        plot_kernels(kernels, plot)
+        check_image(plot)
+        with new_file(plot, replace=True) as file:
+            plot_kernels(kernels, file)
     if as_json:
         compared = {name: k.describe() for name, k in kernels[1:]}
         print_json(chosen.describe() | ({"compare": compared} if compared else {}))
@@ -161,4 +166,4 @@ def kernel(
     from unrefuse.report.terminal import layer_bars
 
     bars = {name: kernel.weights for name, kernel in kernels}
-    console().print(layer_bars(bars))
+    show(layer_bars(bars))

@@ -1,29 +1,88 @@
-"""What commands print: tables and text on stdout, or one JSON object, and lines on stderr."""
+"""What commands print: tables and text on stdout, or one JSON object, and lines on stderr.
 
-import json
+A finished run must not fail for what it prints: not for a character that the terminal lacks, and
+not for a reader that has gone (`| head`).
+"""
+
+import codecs
+import contextlib
+import io
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-import typer
+from unrefuse.errors import UsageError
+from unrefuse.jsontext import json_text
+
+LOOKALIKES = {"→": "->", "█": "#", "…": "...", "≥": ">=", "×": "x", "±": "+-", "–": "-"}
 
 
-def console() -> Any:
-    """A rich console on stdout, imported where it is used."""
+def adapt_streams() -> None:
+    """From here on, what a stream's encoding lacks is printed as its like or its escape."""
+    codecs.register_error("unrefuse", _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="unrefuse")
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Text on stdout. Raises UsageError where that can't be written, as on a full disk."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        # Python would try, and complain, once more at its end.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise UsageError(f"cannot print: {error.strerror}") from None
+
+
+def show(*items: Any) -> None:
+    """Tables and other renderables of rich on stdout. What is untrusted in them is no markup."""
     from rich.console import Console
 
-    return Console()
+    page = _Page()
+    screen = Console(file=page, markup=False, highlight=False, emoji=False)
+    for item in items:
+        screen.print(item)
+    tell(page.getvalue(), end="")
+
+
+class _Page(io.StringIO):
+    """What rich takes for stdout, so that one function alone prints."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return _encoding()
+
+    def isatty(self) -> bool:
+        return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _encoding() -> str:
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
 
 
 def print_json(value: dict[str, Any]) -> None:
     """One object on stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    tell(json_text(value, ascii_only=not _encoding().startswith("utf")))
 
 
 def say(line: str) -> None:
     """One line on stderr."""
-    typer.echo(line, err=True)
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def say_scaled(run: Path, scale: float) -> None:
     """That less than the measured strength was written."""
     say(f"the figures of {run} are those of scale 1: at scale {scale:g} nothing was measured")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    known = (LOOKALIKES.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking)
+    return "".join(known), error.end

@@ -12,7 +12,7 @@ from unrefuse.commands.options import (
     Keep,
     Target,
 )
-from unrefuse.commands.output import console, print_json
+from unrefuse.commands.output import print_json, show, tell
 
 app = typer.Typer(no_args_is_help=True, help="List, show and check prompt sets.")
 
@@ -36,7 +36,7 @@ def list_prompts(as_json: Json = False) -> None:
     table = Table("source", "set", "split", "language", "prompts")
     for key, n in sorted(rows.items()):
         table.add_row(*key, str(n))
-    console().print(table)
+    show(table)
 
 
 @app.command("show")
@@ -57,7 +57,7 @@ def show_prompts(
         print_json({"prompts": [vars(p) for p in prompts]})
         return
     for p in prompts:
-        typer.echo("\t".join((p.split, p.lang, p.topic, plain(p.text))))
+        tell("\t".join((p.split, p.lang, p.topic, plain(p.text))))
 
 
 @app.command("check")
@@ -88,7 +88,7 @@ def check_prompts(
         print_json({"prompts": len(prompts), "problems": problems})
     else:
         for problem in problems:
-            typer.echo(problem)
-        typer.echo(f"{len(prompts)} prompts, {len(problems)} problems")
+            tell(problem)
+        tell(f"{len(prompts)} prompts, {len(problems)} problems")
     if problems:
         raise typer.Exit(2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unrefuse.edit.plan import MatrixEdit
+from unrefuse.errors import UsageError
 
 COLUMNS = 256  # of a block: at d_model 4096, 4 MiB in float32, about a core's cache
 _lock = threading.Lock()
@@ -49,24 +50,31 @@ def edit_slab(slab: Tensor, edit: MatrixEdit, axis: int, preserve_norm: bool = F
     "Norm-Preserving Biprojected Abliteration", 2025, keeps row lengths too, and takes the
     direction out of the rows' unit vectors: where rows differ in length, that leaves more of
     it in what is written. Here it is taken out of W, and of second order is left.) A row of zeros
-    after the edit stays one. To be called within `one_thread`.
+    after the edit stays one. To be called within `one_thread`. Raises UsageError where the edited
+    weights do not fit in float16.
     """
     rows = slab.movedim(axis, 0)
     rows = rows.reshape(len(rows), -1) if axis == 0 else rows
     blocks = _Blocks(rows, edit)
-    if not preserve_norm:
-        for columns, block in blocks.edited():
-            columns.copy_(block)
-        return
+    scale = _row_scale(rows, blocks) if preserve_norm else None
+    for columns, block in blocks.edited():
+        columns.copy_(block if scale is None else block.mul_(scale))
+    if slab.dtype == torch.float16 and not bool(torch.isfinite(slab).all()):
+        raise UsageError(
+            f"the edited weights of {edit.module} are beyond float16, which ends at 65504: edit a "
+            "copy of the model in bfloat16 or float32"
+        )
+
+
+def _row_scale(rows: Tensor, blocks: "_Blocks") -> Tensor:
+    """What brings each row of the edited matrix back to its length, `(d_model, 1)`."""
     after = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for _, block in blocks.edited():
         after += block.square().sum(1).double()
     before = torch.zeros_like(after)
     for columns in torch.split(rows, COLUMNS, 1):
         before += columns.float().square().sum(1).double()
-    scale = torch.where(after > 0, (before / after).sqrt(), 1.0).float().unsqueeze(1)
-    for columns, block in blocks.edited():
-        columns.copy_(block.mul_(scale))
+    return torch.where(after > 0, (before / after).sqrt(), 1.0).float().unsqueeze(1)
 
 
 class _Blocks:

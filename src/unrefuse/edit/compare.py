@@ -18,7 +18,7 @@ MAX_RANK = 64
 
 @dataclass(frozen=True)
 class Change:
-    """How one tensor differs. `relative` is `|B - A| / |A|` (Frobenius).
+    """How one tensor differs. `relative` is `|B - A| / |A|` (Frobenius), None where A is zero.
 
     `rank` is the numerical rank of B - A, at most MAX_RANK; None where it is no matrix. `along` is
     the share of `|B - A|^2` in the span of the plan's directions; None for a tensor outside it.
@@ -26,7 +26,7 @@ class Change:
 
     name: str
     shape: tuple[int, ...]
-    relative: float
+    relative: float | None
     rank: int | None
     along: float | None
     energy: float
@@ -106,23 +106,27 @@ def _by_number(name: str) -> list[str | int]:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.float(), b.float())
+    if a.dtype != b.dtype:
+        return torch.equal(a.float(), b.float())
+    # By bytes too: a NaN is not equal to itself.
+    x, y = (tensor.reshape(-1).view(torch.uint8) for tensor in (a, b))
+    return torch.equal(a, b) or torch.equal(x, y)
 
 
 def _change(name: str, a: Tensor, b: Tensor, planned: tuple[MatrixEdit, int] | None) -> Change:
     change = b.float() - a.float()
-    energy = float(change.square().sum())
+    energy = float(change.double().square().sum())
     along = None
     if planned:
         edit, axis = planned
         check_fits(name, a.shape, edit, axis)
         basis = torch.linalg.qr(edit.write).Q
         inside = basis.T @ change.movedim(axis, 0).reshape(len(basis), -1)
-        along = float(inside.square().sum()) / energy
+        along = float(inside.double().square().sum()) / energy
     rank = None
     if change.dim() == 2 and math.isfinite(energy):
         stored = [tensor for tensor in (a, b) if tensor.is_floating_point()]
         rank = numerical_rank(change, max(map(rounding_noise, stored), default=0.0))
-    size = float(a.float().norm())
-    relative = math.sqrt(energy) / size if size else math.inf
+    size = float(a.double().norm())
+    relative = math.sqrt(energy) / size if size else None
     return Change(name, tuple(a.shape), relative, rank, along, energy)

@@ -9,14 +9,11 @@ from pathlib import Path
 import torch
 
 from unrefuse.edit.lora import load_factors, share_along
-from unrefuse.edit.recipe import read_plan
+from unrefuse.edit.recipe import OF_THE_EDIT, read_plan
 from unrefuse.edit.stored import overwrite_tensors, read_tensor, tensor_files
 from unrefuse.edit.weights import check_fits, planned_tensors
 from unrefuse.errors import UsageError
 from unrefuse.progress import track
-
-# These describe the edit, not the weights that come back.
-OF_THE_EDIT = ("README.md", "run.json", "result.png")
 
 
 def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:

@@ -20,6 +20,7 @@ from unrefuse.edit.columns import edit_slab, one_thread
 from unrefuse.edit.copying import CHUNK, WORKERS, copy_bytes, make_target
 from unrefuse.edit.header import Stored, read_header
 from unrefuse.edit.plan import MatrixEdit, Plan
+from unrefuse.edit.recipe import OF_THE_EDIT
 from unrefuse.edit.weights import check_fits, edit_tensor, has_rows, planned_tensors
 from unrefuse.errors import UsageError
 from unrefuse.models.checkpoint import INDEX, PICKLE_INDEX, checkpoint_files
@@ -92,8 +93,7 @@ def other_files(source: Path) -> Iterator[Path]:
     """The files of a checkpoint that are not weights and go into its edited copy."""
     for file in sorted(source.iterdir()):
         weights = file.name.endswith(WEIGHT_ENDINGS) or file.name == PICKLE_INDEX
-        # The original's card and run.json would describe another model.
-        if file.is_file() and not weights and file.name not in ("README.md", "run.json"):
+        if file.is_file() and not weights and file.name not in OF_THE_EDIT:
             yield file
 
 

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from unrefuse.evaluate.refusal import is_settled
+from unrefuse.models.device import not_finite
 from unrefuse.models.forward import prefix_cache, shared_prefix
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of, text_config
@@ -25,6 +26,8 @@ from unrefuse.prompts.thinking import (
     may_close,
     thought_tokens,
 )
+
+LOST = -1  # in place of a token, where the logits are not finite
 
 
 def text_of(model: Model, reply: Sequence[int]) -> str:
@@ -95,6 +98,8 @@ def decode(
             batch = batch.joined(new) if batch.rows else new
         going = []
         for place, (i, token) in enumerate(zip(batch.rows, batch.following.tolist(), strict=True)):
+            if token == LOST:
+                raise not_finite("the model's logits", model.network.dtype)
             if token not in ends:
                 replies[i].append(token)
                 if goes_on(i):
@@ -165,7 +170,8 @@ def _begin(
 
 
 def _next(model: Model, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-    """Reads `ids` `(rows, tokens)`, the last of `mask`, and gives the likeliest next tokens."""
+    """Reads `ids` `(rows, tokens)`, the last of `mask`, and gives the likeliest next tokens, or
+    LOST: told with the tokens, it costs no further wait for the device."""
     states = model.network.get_decoder()(
         input_ids=ids,
         attention_mask=mask,
@@ -173,4 +179,7 @@ def _next(model: Model, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tenso
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    return logits_of(model.network, states[:, -1]).argmax(dim=-1).to(model.device)
+    logits = logits_of(model.network, states[:, -1])
+    likeliest = logits.argmax(dim=-1, keepdim=True)  # of a NaN, that
+    finite = logits.gather(-1, likeliest).isfinite()
+    return torch.where(finite, likeliest, LOST).squeeze(-1).to(model.device)

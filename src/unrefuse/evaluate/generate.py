@@ -13,6 +13,7 @@ from torch import Tensor
 from unrefuse.evaluate.decode import decode, text_of
 from unrefuse.evaluate.refusal import Grade, grade
 from unrefuse.evaluate.transcripts import DETECTOR
+from unrefuse.models.device import check_finite
 from unrefuse.models.forward import one_pass, row_ends, shared_prefix, together
 from unrefuse.models.load import Model, cache_bytes
 from unrefuse.progress import stderr, track
@@ -106,7 +107,9 @@ def last_logits(model: Model, prompts: Sequence[str]) -> Tensor:
     """Next-token logits `(prompts, vocab)`, float32 on the CPU, in one batch."""
     inputs = left_pad(encode(model.tokenizer, prompts), model.device)
     logits: Tensor = model.network(**inputs, use_cache=False, logits_to_keep=1).logits
-    return logits[:, -1].float().cpu()
+    logits = logits[:, -1].float().cpu()
+    check_finite(logits.amax(dim=-1), "the model's logits", model.network.dtype)
+    return logits
 
 
 @torch.inference_mode()

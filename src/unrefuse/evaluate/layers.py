@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unrefuse.activations.capture import residuals
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.margin import make_openings
+from unrefuse.models.device import check_finite
 from unrefuse.models.forward import together
 from unrefuse.models.load import Model
 from unrefuse.models.stream import own
@@ -115,6 +116,7 @@ def _effects(
     jobs = [partial(measure, batch) for batch in batches(forced.sequences, model.batch_size)]
     for _ in together(model, jobs, "effect by layer", model.layers + 1):
         pass
+    check_finite(result, "the model's logits", model.network.dtype)
     return result
 
 

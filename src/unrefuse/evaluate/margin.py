@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unrefuse.evaluate.generate import final_hidden
+from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
 from unrefuse.prompts.chat import encode
@@ -51,7 +52,9 @@ def margins(model: Model, openings: Openings) -> Tensor:
         opening_margins(model, hidden[i : i + size], openings.openings[i : i + size]).cpu()
         for i in range(0, len(hidden), size)
     ]
-    return torch.cat(found)
+    margin = torch.cat(found)
+    check_finite(margin, "the model's logits", model.network.dtype)
+    return margin
 
 
 def opening_margins(

@@ -6,10 +6,12 @@ from importlib.resources import files
 import torch
 
 from unrefuse.evaluate.generate import final_hidden
+from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
 
 PASSAGES = ("en", "zh", "ja", "code")
+HIGHEST = 700.0  # the mean loss whose `exp` a float still holds
 WINDOW = 512  # tokens that are read at once, each window from a fresh beginning
 
 
@@ -43,4 +45,6 @@ def perplexity(model: Model, text: str) -> tuple[float, int]:
         logits = logits_of(model.network, states)
         wanted = torch.tensor(window[1:], device=logits.device)
         loss += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
-    return math.exp(loss / sum(lengths)), sum(lengths)
+    check_finite(torch.tensor(loss), "the model's logits", model.network.dtype)
+    mean = loss / sum(lengths)
+    return math.exp(mean) if mean < HIGHEST else math.inf, sum(lengths)

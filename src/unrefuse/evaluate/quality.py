@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from unrefuse.evaluate.decode import text_of
 from unrefuse.evaluate.generate import Reply, final_hidden
 from unrefuse.evaluate.statistics import Estimate, bootstrap
+from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
 from unrefuse.prompts.chat import encode
@@ -73,7 +74,9 @@ def divergences(model: Model, reference: Reference) -> NDArray[np.float64]:
     ):
         kl = token_divergences(model, before, after, reference.head).clamp(min=0)
         rows.append((float(kl.double().sum()), float(len(before))))
-    return np.array(rows)
+    found = np.array(rows)
+    check_finite(torch.from_numpy(found), "the model's logits", model.network.dtype)
+    return found
 
 
 def token_divergences(

@@ -9,6 +9,7 @@ from typing import Literal, cast
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.refusal import Grade, grade
 from unrefuse.evaluate.statistics import mcnemar
+from unrefuse.jsontext import json_text
 
 FILE = "transcripts.jsonl"
 GRADES = ("refused", "partly", "answered", "broken")
@@ -49,7 +50,7 @@ def detected(line: Line) -> Grade:
 
 
 def to_text(lines: Sequence[Line]) -> str:
-    return "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
+    return "".join(json_text(asdict(line)) + "\n" for line in lines)
 
 
 def read_transcripts(folder: Path) -> list[Line]:

@@ -1,5 +1,6 @@
 """The device of a run, what it is fast at, and how much memory is free on it."""
 
+import gc
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor, nn
 
 from unrefuse.errors import UsageError, first_line
 
@@ -19,7 +21,9 @@ def free_memory(device: torch.device) -> int:
     As the system, a control group and a resource limit allow.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch holds and does not use, it uses first.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = [int(psutil.virtual_memory().available)]
     with suppress(OSError, ValueError):  # no control group, or "max": no limit
         limit = int((CGROUP / "memory.max").read_text())
@@ -32,6 +36,38 @@ def free_memory(device: torch.device) -> int:
         if limit != psutil.RLIM_INFINITY:
             free.append(limit - process.memory_info().data)
     return max(0, min(free))
+
+
+def release_memory() -> None:
+    """Gives back what nothing holds any more: networks that refer to themselves, and the blocks
+    that torch keeps of an accelerator's memory."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def is_spread(network: nn.Module) -> bool:
+    """Whether accelerate has put a network on several devices."""
+    return len(set(getattr(network, "hf_device_map", {}).values())) > 1
+
+
+def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Raises UsageError where not all `values`, computed in `dtype`, are finite numbers."""
+    if not bool(torch.isfinite(values).all()):
+        raise not_finite(what, dtype)
+
+
+def not_finite(what: str, dtype: torch.dtype) -> UsageError:
+    """What to do where numbers are not finite: float16 ends at 65504, where models that were made
+    in bfloat16 often go on; elsewhere the model itself is at fault."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float16:
+        do = "it ends at 65504, and this model goes further: compute in --dtype bfloat16 or float32"
+    elif dtype == torch.bfloat16:
+        do = "its weights or its code are damaged, unless --dtype float32 helps"
+    else:
+        do = "its weights or its code are damaged"
+    return UsageError(f"{what} are not all finite in {name}: {do}")
 
 
 def choose_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -32,7 +32,8 @@ from unrefuse.models.checkpoint import (
     find_folder,
     tensor_names,
 )
-from unrefuse.models.device import choose_device, choose_dtype, free_memory
+from unrefuse.models.device import check_finite, choose_device, choose_dtype, free_memory
+from unrefuse.models.fit import read_shapes
 from unrefuse.models.probe import describe, probe
 from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
@@ -142,8 +143,8 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
             f"{name}: the checkpoint has no {missing[0]} (of {len(missing)} tensors that lack)"
         )
     for parameter_name, parameter in network.named_parameters():
-        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
-            raise UsageError(f"{name}: the weights of {parameter_name} are not all finite")
+        if not parameter.is_meta:
+            check_finite(parameter, f"{name}: the weights of {parameter_name}", network.dtype)
     network.eval().requires_grad_(False)
     if not is_known(network):
         _probe(network, folder, config)
@@ -223,10 +224,7 @@ def _device_map(
     does not hold it and the choice was left open. Raises UsageError where it does not fit."""
     if config.stream or files[0].suffix == ".bin":
         return config.device_map
-    numbers = 0
-    for file in files:
-        with safe_open(file, framework="pt") as shard:
-            numbers += sum(math.prod(shard.get_slice(n).get_shape()) for n in shard.keys())  # noqa: SIM118
+    numbers = sum(map(math.prod, read_shapes(files).values()))
     needed, free = numbers * dtype.itemsize, free_memory(device)
     if config.device_map or needed <= free:
         return config.device_map

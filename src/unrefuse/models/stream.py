@@ -35,7 +35,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from unrefuse.errors import UsageError
-from unrefuse.models.device import free_memory
+from unrefuse.models.device import check_finite, free_memory
 from unrefuse.models.writers import blocks
 from unrefuse.progress import stderr, track
 
@@ -223,8 +223,8 @@ class Stream:
         for name, parameter in self._blocks[layer].named_parameters():
             if parameter.is_meta:
                 raise UsageError(f"the checkpoint has no weights for {name} of block {layer}")
-            if not bool(torch.stack(torch.aminmax(parameter)).isfinite().all()):
-                raise UsageError(f"the weights of {name} of block {layer} are not all finite")
+            ends = torch.stack(torch.aminmax(parameter))
+            check_finite(ends, f"the weights of {name} of block {layer}", self.network.dtype)
         self._checked.add(layer)
 
     def _release(self, layer: int) -> None:

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from unrefuse.config import RunConfig
 from unrefuse.evaluate.pairs import OUTCOMES
 from unrefuse.report.results import Result, judge_lines, retention_line
 from unrefuse.report.terminal import plain
 
+CARD = "README.md"
 MEANINGS = {
     "removal": "of the harmless prompts that the original refused, the share answered now",
     "retention": "of the harmful prompts that the original refused, the share still refused",
@@ -27,14 +29,7 @@ SHOWN = 20  # of the prompts that stay refused
 
 def write_card(result: Result, folder: Path) -> None:
     """Writes `folder`/README.md. The base model is named as the user named it."""
-    record = result.to_json()
-    base = (
-        "SmolLM2-135M-Instruct with planted refusals"
-        if (result.config.model == "demo")
-        else Path(result.config.model).name
-        if Path(result.config.model).is_dir()
-        else (result.config.model)
-    )
+    record, base = result.to_json(), base_name(result.config)
     exchanges = [e for e in result.measurement.exchanges if e.as_expected and e.after]
     still = [
         e.prompt.text
@@ -42,27 +37,77 @@ def write_card(result: Result, folder: Path) -> None:
         if e.prompt.set == "target" and e.as_expected and e.after and e.after.grade != "answered"
     ]
     kept = [e for e in exchanges if e.prompt.set == "keep" and e.as_expected]
-    environment = Environment(
-        loader=PackageLoader("unrefuse.report"),
-        undefined=StrictUndefined,
-        autoescape=False,  # Markdown; untrusted text goes through `_code`
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("card.md.jinja").render(
+    text = _template().render(
+        **_of_record(record),
         card_data=_metadata(result, base),
-        title=_code(result.config.out.name if result.config.out else base),
+        title=_code(title(result.config)),
         base=_code(base),
         version=record["versions"]["unrefuse"],
         edit=EDITS[result.config.method],
         norm=", whose rows kept their length" if result.config.preserve_norm else "",
-        weakest=record["weakest"] and _code(_weakest(record["weakest"])),
-        pairs=[
+        layers=len(result.kernel.weights),
+        layers_edited=sum(weight > 0 for weight in result.kernel.weights),
+        kernel=_code(result.kernel.source),
+        multiplier=f"{result.multiplier:g}",
+        kept=sum(e.after is not None and e.after.grade == "refused" for e in kept),
+        kept_of=len(kept),
+        still_total=len(still),
+        still=[_code(text) for text in still[:SHOWN]],
+        reply_tokens=result.config.reply_tokens,
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def figures_text(record: dict[str, Any]) -> str:
+    """The section of the card that has the figures, from the object of run.json alone."""
+    template = _template()
+    return "".join(template.blocks["figures"](template.new_context(_of_record(record))))
+
+
+def base_name(config: RunConfig) -> str:
+    """The base model as the user named it, without the folder that it lies in."""
+    if config.model == "demo":
+        return "SmolLM2-135M-Instruct with planted refusals"
+    return Path(config.model).name if Path(config.model).is_dir() else config.model
+
+
+def title(config: RunConfig) -> str:
+    """The name of the saved model: that of its folder."""
+    return (config.out and config.out.resolve().name) or base_name(config)
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("unrefuse.report"),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701 (Markdown; untrusted text goes through `_code`)
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md.jinja")
+
+
+def _of_record(record: dict[str, Any]) -> dict[str, Any]:
+    """What the section of the figures shows."""
+    pairs = record["pairs"]
+    return {
+        "figures": [_row(name, record[name]) for name in MEANINGS],
+        "retention_test": retention_line(record["retention_test"]),
+        "grades": [
+            {"name": name}
+            | {
+                grade: [f"{count} of {asked}" for count, asked in record[grade][name].values()]
+                for grade in ("refused", "broken")
+            }
+            for name in record["refused"]
+        ],
+        "weakest": record["weakest"] and _code(_weakest(record["weakest"])),
+        "pairs": [
             {"name": name.replace("_", "-"), **{w: _count(e[name]) for w, e in pairs.items()}}
             for name in (*OUTCOMES.values(), "broken")
         ]
-        if (pairs := record["pairs"])
+        if pairs
         else [],
-        contexts=[
+        "contexts": [
             {
                 "name": name,
                 **{
@@ -72,32 +117,12 @@ def write_card(result: Result, folder: Path) -> None:
             }
             for name, sets in record["contexts"].items()
         ],
-        layers=len(result.kernel.weights),
-        layers_edited=sum(weight > 0 for weight in result.kernel.weights),
-        figures=[_row(name, record[name]) for name in MEANINGS],
-        retention_test=retention_line(record["retention_test"]),
-        judged=[_code(line) for line in judge_lines(result)],
-        grades=[
-            {"name": name}
-            | {
-                grade: [f"{count} of {asked}" for count, asked in record[grade][name].values()]
-                for grade in ("refused", "broken")
-            }
-            for name in record["refused"]
-        ],
-        parts=[
+        "judged": [_code(line) for line in judge_lines(record)],
+        "parts": [
             ("By topic", _parts(record["by_topic"])),
             ("By language", _parts(record["by_lang"])),
         ],
-        kernel=_code(result.kernel.source),
-        multiplier=f"{result.multiplier:g}",
-        kept=sum(e.after is not None and e.after.grade == "refused" for e in kept),
-        kept_of=len(kept),
-        still_total=len(still),
-        still=[_code(text) for text in still[:SHOWN]],
-        reply_tokens=result.config.reply_tokens,
-    )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    }
 
 
 def _count(e: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from unrefuse.evaluate.statistics import INTERVAL, share
 from unrefuse.evaluate.transcripts import GRADES, Comparison, Line
 from unrefuse.prompts.sets import SETS, Prompt
 from unrefuse.report.results import agreement_line, retention_line, retention_test
-from unrefuse.report.terminal import plain
+from unrefuse.report.terminal import number, plain
 from unrefuse.search.objective import Exchange, removed, retained, shares_by
 
 WHENS = ("before", "after")
@@ -267,8 +267,9 @@ def _of(e: dict[str, float]) -> str:
 
 
 def _perplexity(e: dict[str, float]) -> str:
-    return f"{e['value']:.2f} ({e['n']} tokens)"
+    return f"{number(e['value'], '.2f')} ({e['n']} tokens)"
 
 
 def _with_error(e: dict[str, float]) -> str:
-    return f"{e['value']:.3f} ± {e['stderr']:.3f}" if e["stderr"] is not None else str(e["value"])
+    value = number(e["value"], ".3f")
+    return value if e["stderr"] is None else f"{value} ± {number(e['stderr'], '.3f')}"

@@ -1,9 +1,8 @@
 """The result of a run: as one JSON object, and as tables in the terminal."""
 
-import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from unrefuse.evaluate.pairs import pair_outcomes
 from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
 from unrefuse.evaluate.transcripts import DETECTOR
+from unrefuse.jsontext import json_text
 from unrefuse.kernel import Kernel
 from unrefuse.prompts.sets import SETS
 from unrefuse.prompts.thinking import after_thinking
@@ -37,6 +37,7 @@ from unrefuse.search.stage import Stage
 
 Counts = dict[str, dict[str, list[int]]]  # per set, before and after: with a grade, and asked
 
+RECORD = "run.json"
 LIBRARIES = ("unrefuse", "torch", "transformers", "safetensors")
 
 
@@ -146,9 +147,7 @@ def weakest_topic(exchanges: Sequence[Exchange]) -> dict[str, Any] | None:
 
 
 def write_json(result: Result, file: Path) -> None:
-    file.write_text(
-        json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    file.write_text(json_text(result.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def peak_rss_mib() -> int:
@@ -248,23 +247,23 @@ def result_table(result: Result) -> RenderableType:
     shipped = measured.kept_shipped
     if shipped.n not in (0, measured.kept.n):
         lines.append(f"of the shipped keep prompts {shipped.kept} of {shipped.n} still refused")
-    lines += judge_lines(result)
+    lines += judge_lines(result.to_json())
     return Group(figures, Text("\n".join(lines) + "\n"), replies, *tables)
 
 
-def judge_lines(result: Result) -> list[str]:
+def judge_lines(record: Mapping[str, Any]) -> list[str]:
     """Who graded, where it was not the detector; what the detector says then; and of a judge that
-    failed."""
-    if result.unjudged:
-        return [f"not graded by the judge that was asked for: {plain(result.unjudged, 300)}"]
-    if not (result.detected and result.agreement):
+    failed. `record` is the object of run.json."""
+    if record["unjudged"]:
+        return [f"not graded by the judge that was asked for: {plain(record['unjudged'], 300)}"]
+    if not (record["by_detector"] and record["agreement"]):
         return []
     figures = (
-        f"{name} {getattr(result.detected, name).value:.2f}"
+        f"{name} {record['by_detector'][name]['value']:.2f}"
         for name in ("removal", "retention", "quality")
     )
     return [
-        agreement_line(result.judge, result.agreement),
+        agreement_line(record["judge"], record["agreement"]),
         f"by the built-in detector: {', '.join(figures)}",
     ]
 

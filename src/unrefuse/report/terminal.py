@@ -1,5 +1,6 @@
 """Plain text for the terminal: bars by layer, and untrusted text made safe to print."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
@@ -23,14 +24,22 @@ def layer_bars(columns: Mapping[str, Sequence[float]], digits: int = 4) -> Table
     for name in columns:
         table.add_column(Text(name), no_wrap=True)
     layers = len(next(iter(columns.values())))
-    tops = {name: max(1e-12, *values) for name, values in columns.items()}
+    tops = {name: max([1e-12, *filter(math.isfinite, values)]) for name, values in columns.items()}
     for layer in range(layers):
         cells = []
         for name, values in columns.items():
-            bar = "█" * round(width * max(0.0, values[layer]) / tops[name])
-            cells.append(f"{values[layer]:7.{digits}f} {bar}")
+            value = values[layer]
+            bar = round(width * max(0.0, value) / tops[name]) if math.isfinite(value) else 0
+            cells.append(f"{number(value, f'7.{digits}f')} {'█' * bar}")
         table.add_row(str(layer), depth_third(layer, layers), *cells)
     return table
+
+
+def number(value: float | None, form: str) -> str:
+    """A figure for a table: a dash where there is none, words where it is no finite number."""
+    if value is None:
+        return "–"
+    return format(value, form) if math.isfinite(value) else "not finite"
 
 
 def plain(text: str, length: int = 10_000) -> str:

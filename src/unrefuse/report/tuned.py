@@ -1,6 +1,5 @@
 """What a tuning leaves: the kernel as a profile file, the exact plan beside it, and its trials."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from unrefuse.config import RunConfig
 from unrefuse.edit.plan import Plan, load_plan, plan_hash, save_plan
 from unrefuse.edit.recipe import check_made_for
 from unrefuse.errors import UsageError
+from unrefuse.jsontext import json_text
 from unrefuse.measured import KEY, Measured
 from unrefuse.report.results import Result
 from unrefuse.search.record import SETTINGS, TRIALS, write_whole
@@ -28,7 +28,7 @@ def save_tuned(stage: Stage, result: Result, folder: Path, fingerprint: str) -> 
     save_plan(stage.plan, folder / PLAN, made_for | record)
     figures = {"split": result.split, **result.measurement.figures()}
     kernel = stage.kernel.describe(stage.multiplier)
-    text = json.dumps(kernel | made_for | {"plan": PLAN, "figures": figures}, indent=2)
+    text = json_text(kernel | made_for | {"plan": PLAN, "figures": figures}, indent=2)
     write_whole(folder / KERNEL, text + "\n")
 
 

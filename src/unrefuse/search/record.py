@@ -11,6 +11,7 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.refusal import grade
+from unrefuse.jsontext import json_text
 from unrefuse.prompts.sets import Prompt
 
 SETTINGS, TRIALS = "settings.json", "trials.jsonl"
@@ -43,7 +44,7 @@ def open_run(folder: Path, config: RunConfig) -> None:
     if not file.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(settings, indent=2) + "\n")
+            write_whole(file, json_text(settings, indent=2) + "\n")
         except OSError as error:
             raise UsageError(f"cannot write {folder}: {error.strerror}") from None
         return
@@ -74,7 +75,7 @@ def write_whole(file: Path, text: str) -> None:
 
 def append_trial(folder: Path, row: dict[str, Any]) -> None:
     """Adds one line to trials.jsonl, in one write: several workers may share the file."""
-    line = json.dumps(row, ensure_ascii=False) + "\n"
+    line = json_text(row) + "\n"
     with (folder / TRIALS).open("ab", buffering=0) as file:
         file.write(line.encode())
 
@@ -109,5 +110,5 @@ def remembered(
         rows = [
             {"prompt": p.text, **asdict(reply)} for p, reply in zip(prompts, replies, strict=True)
         ]
-        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_whole(file, "".join(json_text(row) + "\n" for row in rows))
     return replies

@@ -1,0 +1,27 @@
+"""`unrefuse verify`: whether a saved model is as it was written."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unrefuse.commands.options import Json
+from unrefuse.commands.output import print_json, tell
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved model.")],
+    as_json: Json = False,
+) -> None:
+    """Check a saved model: its files by SHA256SUMS, its card by run.json. Exit 2 on a fault."""
+    from unrefuse.report.seal import find_faults
+
+    faults = find_faults(folder)
+    if as_json:
+        print_json({"folder": str(folder), "faults": faults})
+    else:
+        for fault in faults:
+            tell(fault)
+        tell(f"{folder}: {f'{len(faults)} faults' if faults else 'as it was written'}")
+    if faults:
+        raise typer.Exit(2)

@@ -1,0 +1,104 @@
+"""What lets a saved model be checked: the hashes of its files, and its card against its record."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from jinja2 import TemplateError
+
+from unrefuse.edit.recipe import SUMS
+from unrefuse.errors import UsageError, first_line
+from unrefuse.progress import track
+from unrefuse.report.card import CARD, figures_text
+from unrefuse.report.results import RECORD
+
+ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"))  # of names, as sha256sum does
+
+
+def write_sums(folder: Path) -> None:
+    """Writes SHA256SUMS over all files of `folder`, for `sha256sum --check` too."""
+    files = _files(folder)
+    named = track(files.items(), "hashing", len(files))
+    lines = [_line(name, _hash(file)) for name, file in named]
+    (folder / SUMS).write_bytes(b"".join(lines))
+
+
+def find_faults(folder: Path) -> list[str]:
+    """What is wrong with a saved model: a file that is not as it was written, is missing, or was
+    added, and figures that are not those of the record or do not keep the floors. A line each.
+
+    It tells damage and mistakes, not forgery: whoever changes a file can change its hash too.
+    Raises UsageError where there is nothing to check.
+    """
+    wanted = _read_sums(folder / SUMS)
+    there = _files(folder)
+    faults = []
+    for name, digest in track(wanted.items(), "hashing", len(wanted)):
+        if name not in there:
+            faults.append(f"{name} is missing")
+        elif _hash(there[name]) != digest:
+            faults.append(f"{name} is not as it was written")
+    # Hubs and downloads add hidden files.
+    hidden = {name for name in there if any(p.startswith(".") for p in name.split("/"))}
+    faults += [f"{name} was added" for name in there if name not in wanted and name not in hidden]
+    return faults + list(_faults_of_card(folder))
+
+
+def _faults_of_card(folder: Path) -> Iterator[str]:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+        for figure in ("retention", "quality"):
+            value, floor = record[figure]["value"], record["config"][f"{figure}_floor"]
+            if not value >= floor:
+                yield f"{RECORD}: {figure} {value:.3f} is under its floor {floor:.3f}"
+        if figures_text(record) not in card:
+            by = record["versions"]["unrefuse"]
+            yield f"the figures of {CARD} are not those of {RECORD}, as unrefuse {by} writes them"
+    except OSError as error:
+        yield f"cannot read {error.filename}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
+        yield f"{RECORD} is no record of this version of unrefuse: {first_line(error)}"
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files in a folder by their path in it, but the sums themselves."""
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*"))}
+    return {name: file for name, file in files.items() if file.is_file() and name != SUMS}
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def _line(name: str, digest: str) -> bytes:
+    escaped = name
+    for character, escape in ESCAPES:
+        escaped = escaped.replace(character, escape)
+    mark = "\\" if escaped != name else ""
+    return os.fsencode(f"{mark}{digest}  {escaped}\n")
+
+
+def _read_sums(file: Path) -> dict[str, str]:
+    try:
+        text = os.fsdecode(file.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"there is nothing to check by in {file.parent}: {SUMS}: {error.strerror}; `unrefuse "
+            "edit` writes it"
+        ) from None
+    wanted = {}
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        digest, _, name = line.removeprefix("\\").partition("  ")
+        if line.startswith("\\"):
+            name = "\\".join(
+                part.replace("\\n", "\n").replace("\\r", "\r") for part in name.split("\\\\")
+            )
+        path = PurePosixPath(name)
+        if len(digest) != 64 or not name or path.is_absolute() or ".." in path.parts:
+            raise UsageError(f"{file}:{number}: no line of sums for files in this folder")
+        wanted[name] = digest.lower()
+    return wanted

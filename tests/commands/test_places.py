@@ -1,0 +1,44 @@
+"""Every command that writes says first that it can't write there: before it looks for a model."""
+
+import sys
+
+import pytest
+
+from tests.test_save import paths
+from unrefuse import cli
+
+NONE = "/no/such/model"
+COMMANDS = {
+    "edit": ["edit", NONE, "--out"],
+    "edit --tune": ["edit", NONE, "--tune", "optuna", "--out"],
+    "tune": ["tune", NONE, "--out"],
+    "apply": ["apply", "/no/such/run", NONE, "--out"],
+    "export --lora": ["export", "/no/such/run", NONE, "--lora"],
+    "export --gguf-lora": ["export", "/no/such/run", NONE, "--gguf-lora"],
+    "export --control-vector": ["export", "/no/such/run", NONE, "--control-vector"],
+    "revert": ["revert", NONE, "--adapter", NONE, "--out"],
+    "evaluate": ["evaluate", NONE, "--out"],
+    "evaluate --transcripts": ["evaluate", "--transcripts", NONE, "--out"],
+    "analyze --kernel-out": ["analyze", NONE, "--kernel-out"],
+    "analyze --plot": ["analyze", NONE, "--plot"],
+    "kernel --plot": ["kernel", "--plot"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_cannot_be_written_is_said_first(tmp_path, monkeypatch, capsys, command):
+    paths(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for place, told in {
+        "file/x.png": "is a file",
+        "dangling/x.png": "is a link to /no/such/disk",
+        "n" * 300 + ".png": "File name too long",
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["unrefuse", *COMMANDS[command], str(tmp_path / place)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        err = capsys.readouterr().err
+        assert told in err
+        assert len(err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,59 @@
+"""What a model needs, told from its files alone, against the loaded model."""
+
+import pytest
+import torch
+
+from tests import pico
+from unrefuse.errors import UsageError
+from unrefuse.models import fit, load
+from unrefuse.models.checkpoint import checkpoint_files
+from unrefuse.models.fit import Size, read_shapes, size_of, ways_to_run
+from unrefuse.models.load import load_model
+from unrefuse.models.stream import _matrices
+from unrefuse.models.writers import blocks
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma3", "falcon_h1"])
+def test_the_size_is_that_of_the_network(tmp_path, model_type):
+    files = checkpoint_files(pico.save(tmp_path / "m", model_type, max_shard_size="20KB"))
+    size = size_of(read_shapes(files), 7)
+    network = pico.network(model_type)
+    held = [sum(matrix.numel() for *_, matrix in _matrices(block)) for block in blocks(network)]
+    assert size.numbers == network.num_parameters()
+    assert (size.streamed, size.largest_block, size.stored) == (sum(held), max(held), 7)
+
+
+def test_a_model_without_blocks_has_a_size():
+    assert size_of({"head": (3, 4), "norm.0.weight": (5,)}, 0) == Size(17, 0, 0, 0)
+
+
+def test_the_ways_by_what_is_free(monkeypatch):
+    free = {"cuda": 100, "cpu": 250}
+    monkeypatch.setattr(fit, "free_memory", lambda device: free[device.type])
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    size = Size(numbers=150, largest_block=10, streamed=120, stored=300)
+    ways = ways_to_run(size, torch.bfloat16, torch.device("cuda"), disk=2**24 + 299)
+    assert [(way.option, way.needed, way.fits) for way in ways] == [
+        ("", 300, False),
+        ("--device-map auto", 300, True),  # 100 + 100 + 250
+        ("--stream", 100, True),
+        ("unrefuse apply", 2**24 + 300, False),
+    ]
+    assert "--device-map auto" not in {
+        way.option for way in ways_to_run(size, torch.bfloat16, torch.device("cpu"), 0)
+    }
+
+
+def test_what_is_said_to_fit_is_what_loads(tmp_path, monkeypatch):
+    folder = pico.save(tmp_path / "m")
+    numbers = size_of(read_shapes(checkpoint_files(folder)), 0).numbers
+    for free, fits in ((4 * numbers, True), (4 * numbers - 1, False)):
+        for module in (fit, load):
+            monkeypatch.setattr(module, "free_memory", lambda device, free=free: free)
+        size = Size(numbers, 0, 0, 0)
+        assert ways_to_run(size, torch.float32, torch.device("cpu"), 0)[0].fits is fits
+        if fits:
+            load_model(pico.run_config(str(folder), batch_size=1))
+        else:
+            with pytest.raises(UsageError, match="does not fit"):
+                load_model(pico.run_config(str(folder), batch_size=1))

@@ -1,0 +1,133 @@
+"""A saved model is checked by its sums, and its card by its record."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.results import result
+from unrefuse.commands import verify as command
+from unrefuse.edit.recipe import SBOM, SUMS
+from unrefuse.errors import UsageError
+from unrefuse.report.card import write_card
+from unrefuse.report.results import write_json
+from unrefuse.report.sbom import installed, write_sbom
+from unrefuse.report.seal import find_faults, write_sums
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seal") / "out"
+    (folder / "tuning").mkdir(parents=True)
+    made = result(folder, removal=0.8)
+    made = replace(made, config=made.config.model_copy(update={"model_sha256": "a" * 64}))
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+    (folder / "tuning" / "a\\b\n日本.json").write_text("{}")
+    write_card(made, folder)
+    write_json(made, folder / "run.json")
+    write_sbom(made, folder)
+    write_sums(folder)
+    return folder
+
+
+@pytest.fixture
+def saved(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "out"))
+
+
+def change(file, old, new):
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_a_saved_model_is_as_it_was_written(saved):
+    assert find_faults(saved) == []
+    done = subprocess.run(
+        ["sha256sum", "--check", "--quiet", SUMS], cwd=saved, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"")
+    listed = (saved / SUMS).read_bytes().count(b"\n")
+    assert listed == sum(file.is_file() for file in saved.rglob("*")) - 1
+
+
+def test_damage_is_named_by_file(saved):
+    (saved / "model.safetensors").write_bytes(bytes(255) + b"x")
+    (saved / SBOM).unlink()
+    (saved / "more.bin").write_text("x")
+    (saved / ".cache").mkdir()  # of a download
+    (saved / ".cache" / "x").write_text("x")
+    (saved / ".gitattributes").write_text("x")
+    assert find_faults(saved) == [
+        "model.safetensors is not as it was written",
+        f"{SBOM} is missing",
+        "more.bin was added",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda f: change(f / "README.md", "| removal | 0.80", "| removal | 0.98"), "the figures"),
+        (lambda f: change(f / "run.json", '"lost": 0', '"lost": 1'), "the figures of README.md"),
+        (lambda f: change(f / "run.json", '"retention": {\n    "value": 1.0', '"retention": {\n    '
+                          '"value": 0.5'), "retention 0.500 is under its floor 0.950"),
+        (lambda f: change(f / "run.json", '"retention": {\n    "value": 1.0', '"retention": {\n    '
+                          '"value": NaN'), "retention nan is under its floor"),
+        (lambda f: change(f / "run.json", '"retention_test"', '"x"'), "no record of this version"),
+        (lambda f: (f / "run.json").write_text("{"), "no record of this version"),
+        (lambda f: (f / "run.json").write_text("[]"), "no record of this version"),
+        (lambda f: (f / "run.json").unlink(), "cannot read"),
+        (lambda f: (f / "README.md").write_bytes(b"\xff"), "the figures of"),
+    ],
+)  # fmt: skip
+def test_the_card_must_have_the_figures_of_the_record_and_these_keep_the_floors(saved, spoil, told):
+    spoil(saved)
+    write_sums(saved)
+    faults = find_faults(saved)
+    assert any(told in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    "line", ["x", f"{'0' * 64}  ../run.json", f"{'0' * 64}  /etc/passwd", f"{'0' * 64}  ", ""]
+)
+def test_sums_that_are_none_or_name_files_elsewhere(saved, line):
+    with (saved / SUMS).open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UsageError, match=f"{SUMS}:6: no line of sums"):
+        find_faults(saved)
+
+
+def test_a_folder_without_sums_has_nothing_to_check(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UsageError, match="nothing to check by"):
+            find_faults(folder)
+
+
+def test_the_command_says_faults_and_has_a_status(saved, capsys):
+    command.verify(saved, as_json=True)
+    assert json.loads(capsys.readouterr().out)["faults"] == []
+    (saved / "run.json").unlink()
+    with pytest.raises(command.typer.Exit) as ended:
+        command.verify(saved)
+    assert ended.value.exit_code == 2
+    assert capsys.readouterr().out.splitlines()[0] == "run.json is missing"
+
+
+def test_the_bill_of_materials_names_the_base_and_what_wrote_it(saved):
+    bill = json.loads((saved / SBOM).read_text(encoding="utf-8"))
+    model = bill["metadata"]["component"]
+    assert model["name"] == "out"
+    assert model["pedigree"]["ancestors"][0]["hashes"][0]["content"] == "a" * 64
+    parts = {part["name"]: part["purl"] for part in bill["components"]}
+    assert parts["safetensors"].startswith("pkg:pypi/safetensors@")
+    assert {"unrefuse", "torch", "numpy", "markupsafe"} <= set(parts)  # the last by jinja2 alone
+    assert "pytest" not in parts
+    assert len(set(parts.values())) == len(parts)
+
+
+def test_a_package_that_is_not_installed_is_left_out():
+    assert installed("no-such-package-at-all") == {}
