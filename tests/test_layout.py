@@ -11,6 +11,7 @@ ROOT = Path(unrefuse.__file__).parent
 ROOMS = (
     *(
         "errors",
+        "textfile",
         "progress",
         "config",
         "prompts",

@@ -14,6 +14,7 @@ from unrefuse.commands.options import (
     DataSplit,
     Device,
     Dtype,
+    Imports,
     Json,
     Keep,
     Lang,
@@ -53,10 +54,7 @@ def evaluate(
     judge_input: Annotated[
         str | None, typer.Option(help="What it reads. Default '{reply}'; {prompt} too.")
     ] = None,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option("--import", help="FORMAT:FILE, as xstest:FILE; may be repeated."),
-    ] = None,
+    imports: Imports = None,
     benchmarks: Annotated[
         str | None, typer.Option(help="lm-eval tasks, as arc_easy,hellaswag.")
     ] = None,
@@ -110,7 +108,6 @@ def evaluate(
         options = Options(
             against,
             judged_by,
-            tuple(imports or ()),
             tuple(name for name in (benchmarks or "").split(",") if name),
             benchmark_path,
             adapter,

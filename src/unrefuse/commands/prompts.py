@@ -57,7 +57,7 @@ def show_prompts(
         print_json({"prompts": [vars(p) for p in prompts]})
         return
     for p in prompts:
-        typer.echo("\t".join((p.split, p.lang, p.topic, plain(p.text))))
+        typer.echo("\t".join(map(plain, (p.split, p.lang, p.topic, p.text))))
 
 
 @app.command("check")
