@@ -11,6 +11,8 @@ _ENOUGH = 0.2  # of the letters: a Chinese sentence may hold English names, with
 
 def language(text: str) -> str:
     """zh, ja or ko, or nothing: one script serves many languages elsewhere."""
+    if text.isascii():
+        return ""
     counts = letters(text)
     lang = max(_SCRIPTS.values(), key=lambda lang: counts[lang])
     return lang if counts[lang] > _ENOUGH * counts.total() else ""

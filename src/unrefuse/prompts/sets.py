@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,23 +142,25 @@ def split(prompts: Sequence[Prompt], seed: int, shares: tuple[float, ...] = SHAR
     if len(done) == len(prompts):
         return done
     totals = Counter(p.set for p in prompts if not p.split)
-    ends = [sum(shares[: i + 1]) / sum(shares) for i in range(len(shares))]
-    taken: Counter[tuple[str, str]] = Counter()
-
-    def first_open(name: str) -> str:
-        filled = 0
-        for part, end in zip(SPLITS, ends, strict=False):
-            filled += taken[name, part]
-            if filled < round(totals[name] * end):
-                return part
-        return SPLITS[len(shares) - 1]
-
+    ends = [0.0, *(sum(shares[: i + 1]) / sum(shares) for i in range(len(shares)))]
+    room = {
+        (name, part): round(n * end) - round(n * start)
+        for name, n in totals.items()
+        for part, (start, end) in zip(SPLITS, pairwise(ends), strict=False)
+    }
     for group in sorted(_groups(prompts, totals), key=lambda own: _lot(own, seed)):
         free = sorted((p for p in group if not p.split), key=lambda p: (p.text, p.set))
-        given = [p.split for p in group if p.split]
-        part = given[0] if given else first_open(free[0].set)
-        done += [replace(p, split=part) for p in free]
-        taken.update((p.set, part) for p in free)
+        counts = Counter(p.set for p in free)
+        # The first split with room for the whole group, else for a prompt of it, else the first.
+        parts = [p.split for p in group if p.split] or [
+            part
+            for least in (counts, {free[0].set: 1}, {})
+            for part in SPLITS[: len(shares)]
+            if all(room[name, part] >= n for name, n in least.items())
+        ]
+        done += [replace(p, split=parts[0]) for p in free]
+        for name, n in counts.items():
+            room[name, parts[0]] = room.get((name, parts[0]), 0) - n
     return done
 
 
