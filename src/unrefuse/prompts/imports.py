@@ -56,7 +56,9 @@ def import_rows(spec: str) -> tuple[Path, Rows]:
     _, _, path = spec.partition(":")
     if not is_import(spec) or not path:
         raise UsageError(f"{spec!r} is no import: FORMAT:FILE, FORMAT one of {', '.join(FORMATS)}")
-    return Path(path), _rows(_name(spec), Path(path))
+    # The shell leaves a home folder after a colon as it is.
+    file = Path(path).expanduser() if path.startswith("~/") else Path(path)
+    return file, _rows(_name(spec), file)
 
 
 def _name(spec: str) -> str:

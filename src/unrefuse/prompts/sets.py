@@ -56,19 +56,7 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
     def read(source: str, name: str) -> list[Prompt]:
         return read_set(source, name, config.column, config.data_split)
 
-    imported = read_imports(config.imports)
-    if any(p.set == "target" for p in imported):
-        check_place(config, "target")
-    main = {
-        name: []
-        if name == "target" and any(p.set == name for p in imported)
-        else read(getattr(config, name), name)
-        for name in SETS
-    }
-    known = {same_text(p.text) for own in main.values() for p in own}
-    for prompt in imported:
-        if same_text(prompt.text) not in known:
-            main[prompt.set].append(prompt)
+    main = _with_imports({name: read(getattr(config, name), name) for name in SETS}, config)
     tests = {name: read(file, name) for name in SETS if (file := getattr(config, f"test_{name}"))}
     check_prompts([p for part in (main, tests) for own in part.values() for p in own])
     prompts = split([p for name in SETS if name not in tests for p in main[name]], config.seed)
@@ -124,6 +112,18 @@ def read_imports(specs: Sequence[str]) -> list[Prompt]:
                 raise UsageError(f"{prompt.place}: the prompt is empty")
             prompts.setdefault((prompt.set, same_text(prompt.text)), prompt)
     return list(prompts.values())
+
+
+def _with_imports(main: dict[str, list[Prompt]], config: RunConfig) -> dict[str, list[Prompt]]:
+    """The prompts by set with those that are imported. What is there already is not added."""
+    imported = read_imports(config.imports)
+    if any(p.set == "target" for p in imported):
+        check_place(config, "target")
+        main = main | {"target": []}
+    known = {same_text(p.text) for own in main.values() for p in own}
+    known |= {same_text(p.text) for p in read_set("shipped", "keep")}
+    new = [p for p in imported if same_text(p.text) not in known]
+    return {name: [*own, *(p for p in new if p.set == name)] for name, own in main.items()}
 
 
 def check_place(config: RunConfig, name: str) -> None:
