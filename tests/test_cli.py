@@ -64,13 +64,17 @@ def test_shipped_prompts_have_no_problems(tmp_path):
         (["MODEL", "--out", "OUT", "--width", "0"], "width"),
         (["MODEL", "--out", "OUT", "--retention-floor", "0"], "retention_floor"),
         (["MODEL", "--out", "OUT", "--pairs", "PAIRS"], "pairs.csv:3: a pair needs"),
+        (["MODEL", "--out", "OUT", "--target", "CUT"], "cut.csv:2: 2 cells"),
+        (["MODEL", "--out", "OUT", "--import", "IMPORT"], "cut.csv:2: 2 cells"),
         (["/no/such/folder", "--out", "OUT"], "no such folder"),
         (["MODEL", "--out", "OUT", "--limit", "16", "--reply-tokens", "8"], "too few target"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
     places = {"MODEL": pico.save(tmp_path / "m"), "OUT": tmp_path / "out", "IN_USE": tmp_path,
-              "PAIRS": tmp_path / "m" / "pairs.csv"}  # fmt: skip
+              "PAIRS": tmp_path / "m" / "pairs.csv", "CUT": tmp_path / "m" / "cut.csv",
+              "IMPORT": f"do-not-answer:{tmp_path / 'm' / 'cut.csv'}"}  # fmt: skip
+    places["CUT"].write_text("prompt\nWhy, oh why?\n")
     places["PAIRS"].write_text("harmless,harmful\na,b\nc,\n")
     done = unrefuse("edit", *[places.get(word, word) for word in words], "--json")
     assert done.returncode == 2

@@ -73,12 +73,32 @@ def test_a_resolved_configuration_reads_back(tmp_path):
     assert load_config(file) == config
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", "model = "])
-def test_a_damaged_file_is_one_line(tmp_path, text):
-    file = tmp_path / "c.json"
-    file.write_text(text)
-    with pytest.raises(UsageError, match=r"c\.json"):
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        *(("c.json", text.encode()) for text in ("[1]", "{", "model = ", "[" * 100_000)),
+        ("c.json", b'{"model": "m", "seed": 1, "seed": 2}'),
+        ("c.toml", b"model = "),
+        ("c.toml", b"a = " + b"[" * 100_000),
+        ("c.toml", 'model = "\u00f6"'.encode("latin-1")),
+        ("c.toml", 'model = "m"'.encode("utf-16")),
+        ("c.json", b'{"model": "m"}\0'),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, name, data):
+    file = tmp_path / name
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match=r"c\.(json|toml)") as caught:
         load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("c.toml", 'model = "m"'), ("C.JSON", '{"model": "m"}')]
+)
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert load_config(tmp_path / name) == RunConfig(model="m")
 
 
 @pytest.mark.parametrize("setting", ["retention_floor", "retention_bound", "limit"])

@@ -285,8 +285,9 @@ def test_imported_prompts_take_the_place_of_the_shipped_ones(models, tmp_path):
     file = tmp_path / "x.csv"
     rows = [f"harmless {i} of mine,homonyms\nharmful {i} of mine,contrast_homonyms" for i in "abc"]
     file.write_text("prompt,type\n" + "\n".join(rows) + "\n")
-    config = settings(models, tmp_path / "o")
-    found = run_evaluate(config, Options(imports=(f"xstest:{file}",))).to_json()
+    config = settings(models, tmp_path / "o").model_copy(update={"imports": (f"xstest:{file}",)})
+    found = run_evaluate(config).to_json()
+    assert found["imports"] == [f"xstest:{file}"]
     assert {n: r["after"][1] for n, r in found["refused"].items()} == {
         "target": 3, "baseline": 16, "keep": 3,
     }  # fmt: skip
@@ -313,7 +314,7 @@ def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked():
         (["MODEL", "--out", "OUT", "--import", "xstest:F", "--keep", "F"], "leave out one"),
         (["MODEL", "--out", "OUT", "--benchmark-path", "USED"], "name them with --benchmarks"),
         (["MODEL", "--out", "OUT", "--against", "OTHER"], "different vocabularies"),
-        (["MODEL", "--out", "OUT", "--lang", "eo"], "no test prompts"),
+        (["MODEL", "--out", "OUT", "--lang", "eo"], "no target prompts in eo"),
         (["SERVED", "--out", "OUT"], "cannot be reached"),
         (["SERVED", "--out", "OUT", "--against", "MODEL"], "serve both"),
         (["MODEL", "--out", "OUT", "--against", "SERVED"], "serve both"),

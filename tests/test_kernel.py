@@ -106,11 +106,18 @@ def test_what_is_named_goes_before_the_preset_and_the_preset_before_the_size():
 
 
 @pytest.mark.parametrize(
-    "text", ["[0, 0.5, 1]", json.dumps({"weights": [0, 0.5, 1]}), "0\n0.5\n1\n"]
+    "text",
+    [
+        "[0, 0.5, 1]",
+        json.dumps({"weights": [0, 0.5, 1]}),
+        "0\n0.5\n1\n",
+        "\ufeff0\r\n0.5\r\n1",
+        "\ufeff[0, 0.5, 1]",
+    ],
 )
 def test_kernel_files(tmp_path, text):
     file = tmp_path / "kernel.json"
-    file.write_text(text)
+    file.write_bytes(text.encode())
     assert read_kernel(file, 3).weights == (0.0, 0.5, 1.0)
 
 
@@ -120,6 +127,12 @@ def test_kernel_files(tmp_path, text):
         ("[1, 2]", "2 weights; the model has 3"), ("[0, 0, 0]", "not all 0"),
         ("[0, -1, 1]", ">= 0"), ("[0, NaN, 1]", "finite"), ("a b c", "expected"),
         ('{"w": 1}', "expected"), ("[", "expected"), ("[[1], 2, 3]", "expected"),
+        ('{"weights": "010"}', "expected"), ("[0, true, 1]", "expected"),
+        ('["0", "1", "1"]', "expected"), ('{"weights": {"0": 1}}', "expected"),
+        ('{"weights": null}', "expected"), (f"[0, 1, 1{'0' * 400}]", "expected"),
+        ("[0, 1, Infinity]", "finite"), ("0\n1\n0,5\n", "expected"),
+        ('{"weights": [0, 1, 1], "weights": [1, 0, 0]}', "expected"), ("[" * 100_000, "expected"),
+        ("", "0 weights"), ("[0, 1, 1]\0", "zero byte"), ("0 1 nan", "finite"),
     ],
 )  # fmt: skip
 def test_bad_kernel_files(tmp_path, text, says):

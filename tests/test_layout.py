@@ -12,6 +12,7 @@ ROOMS = (
     *(
         "errors",
         "jsontext",
+        "textfile",
         "progress",
         "config",
         "prompts",

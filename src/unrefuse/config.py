@@ -1,6 +1,5 @@
 """The one configuration of a run: the same from the command line, TOML, run.json and Python."""
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -8,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unrefuse.errors import UsageError
+from unrefuse.textfile import parse_json, read_text
 
 Profile = Literal["default", "early_focus", "late_focus", "broad", "narrow"]
 Style = Literal["conservative", "standard", "aggressive"]
@@ -70,6 +70,7 @@ class RunConfig(BaseModel):
     data_split: str = Field("train", description="split of a data set named for `datasets`")
     languages: tuple[str, ...] = Field((), description="only prompts in these languages")
     pairs: Path | None = Field(None, description="matched pairs of one's own, beside the shipped")
+    imports: tuple[str, ...] = Field((), description="public data sets, each FORMAT:FILE")
     limit: int | None = Field(
         None,
         ge=16,
@@ -217,10 +218,10 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    text = read_text(file)
     try:
-        text = file.read_text(encoding="utf-8")
-        values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        values = parse_json(text) if file.suffix.lower() == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the configuration {file}: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"the configuration {file} is not a table of settings")

@@ -47,9 +47,18 @@ from unrefuse.models.device import release_memory
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
-from unrefuse.prompts.imports import read_import
 from unrefuse.prompts.pairs import load_pairs
-from unrefuse.prompts.sets import SETS, Prompt, check_prompts, load_prompts, prompts_hash, select
+from unrefuse.prompts.sets import (
+    SETS,
+    Prompt,
+    check_place,
+    check_prompts,
+    limited,
+    load_prompts,
+    prompts_hash,
+    read_imports,
+    select,
+)
 from unrefuse.report.evaluation import WHENS, Evaluation
 from unrefuse.report.results import LIBRARIES, peak_rss_mib
 from unrefuse.save import check_out, new_folder
@@ -63,12 +72,11 @@ class Options:
     """What an evaluation does beside asking the model of its RunConfig, which may be a folder, a
     hub name or, as `against`, what is served at `openai:URL#MODEL`.
 
-    `imports` are FORMAT:FILE, `benchmarks` names of lm-eval tasks, found in `benchmark_path` too,
+    `benchmarks` are names of lm-eval tasks, found in `benchmark_path` too,
     `adapter`, for vLLM, the edit of the model as a LoRA adapter.
     """
 
     against: str | None = None
-    imports: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     benchmark_path: Path | None = None
     adapter: Path | None = None
@@ -89,13 +97,13 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     _check_backend(config, options)
     judge = judge_of(config)
     check_benchmarks(options.benchmarks, options.benchmark_path)
-    asked = _prompts(config, options.imports)
+    asked = _prompts(config)
     ask = _by_server if served else _by_vllm if config.backend == "vllm" else _by_torch
     seconds: dict[str, float] = {}
     lines, parts = ask(config, options, asked, seconds)
     parts |= {
         "config": config.model_dump(mode="json") | {"prompts_sha256": prompts_hash(asked)},
-        "imports": list(options.imports),
+        "imports": list(config.imports),
         "seconds": {step: round(s, 2) for step, s in seconds.items()},
         "peak_rss_mib": peak_rss_mib(),
         "out": str(config.out),
@@ -293,15 +301,18 @@ def _write(found: Evaluation, folder: Path) -> None:
     write_whole(folder / REPORT, json_text(found.to_json(), indent=2) + "\n")
 
 
-def _prompts(config: RunConfig, imports: Sequence[str]) -> list[Prompt]:
+def _prompts(config: RunConfig) -> list[Prompt]:
     """What is asked: the test split of the three sets, where a set that an import gives takes the
-    place of the configured one, and the matched pairs of the test split."""
-    prompts = [p for name in SETS for p in select(load_prompts(config), name, "test")]
-    imported = [p for spec in imports for p in read_import(spec, config.limit)]
+    place of the configured one, and the matched pairs of the test split. Nothing is learned here,
+    so all prompts of an import are asked."""
+    own = load_prompts(config.model_copy(update={"imports": ()}))
+    prompts = [p for name in SETS for p in select(own, name, "test")]
+    imported = [replace(p, split="test") for p in read_imports(config.imports)]
     given = {p.set for p in imported}
     for name in given:
-        if getattr(config, name) not in ("shipped", "planted"):
-            raise UsageError(f"{name} prompts come from --{name} and an import: leave out one")
+        check_place(config, name)
+    if config.limit:
+        imported = limited(imported, config.limit)
     prompts = [p for p in prompts if p.set not in given] + imported
     if not prompts:
         raise UsageError("no test prompts are left in these languages")

@@ -4,7 +4,6 @@ Source: "Weight Kernel and layer selection", day 15 of the Uncensored1776 series
 example values there does not follow its own formula; the formula governs (docs/kernel.md).
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from unrefuse.config import KernelConfig
 from unrefuse.errors import UsageError
+from unrefuse.textfile import parse_json, read_text
 
 PROFILES: dict[str, tuple[float, float]] = {  # peak, width
     "default": (0.60, 0.15),
@@ -117,15 +117,16 @@ def read_kernel(file: Path, layers: int) -> Kernel:
     Raises UsageError for an unreadable file, another number of weights than `layers`, a weight
     that is negative or not finite, and for all weights 0.
     """
+    text = read_text(file)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the kernel file {file}: {error}") from None
-    try:
-        values = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.split()
+        is_json = text.lstrip()[:1] in ("[", "{")
+        values = parse_json(text) if is_json else [float(word) for word in text.split()]
         own = values if isinstance(values, dict) else {"weights": values}
+        # Python takes true, and the characters of a string, for numbers.
+        if type(own["weights"]) is not list or {*map(type, own["weights"])} - {int, float}:
+            raise TypeError
         weights = tuple(float(value) for value in own["weights"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise UsageError(
             f"kernel file {file}: expected a JSON list of weights, an object with the key "
             "'weights', or one weight a line"

@@ -5,6 +5,7 @@ import pytest
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
+from unrefuse.prompts.rows import dataset_rows
 from unrefuse.prompts.sets import (
     SETS,
     Prompt,
@@ -58,36 +59,10 @@ def test_a_data_set_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mydata").mkdir()
     write(tmp_path / "mydata" / "train.csv", "csv", ["a", "b"], column="text")
-    from unrefuse.prompts import sets
-
-    rows = list(sets._dataset_rows(str(tmp_path / "mydata"), "train"))
+    rows = list(dataset_rows(str(tmp_path / "mydata"), "train"))
     assert [row["text"] for _, row in rows] == ["a", "b"]
     with pytest.raises(UsageError, match="no such file, and `datasets` cannot load"):
         read_set("no-such-user/no-such-data", "target")
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "says"),
-    [
-        ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt": "b"}\n', ":2: the line is empty"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', ":2: not JSON"),
-        ("p.jsonl", b'{"prompt": 5}\n', ":1: column 'prompt' holds no text"),
-        ("p.jsonl", b'["a"]\n', ":1: no column"),
-        ("p.jsonl", b'{"prompt": "a", "set": "bad"}\n', ":1: set 'bad'"),
-        ("p.jsonl", b'{"prompt": "a", "split": "dev"}\n', ":1: split 'dev'"),
-        ("p.txt", "one\ncaf\u00e9\n".encode("latin-1"), ":2: not UTF-8"),
-        ("p.csv", b'prompt\n"a\n', ":"),
-        ("p.parquet", b"not parquet", "cannot read"),
-        ("p.docx", b"x", "must end in"),
-        ("p.txt", b"", "no target prompts"),
-    ],
-)
-def test_bad_files(tmp_path, name, data, says):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(UsageError, match=says) as caught:
-        read_set(str(tmp_path / name), "target")
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file():
@@ -121,6 +96,39 @@ def test_a_split_is_seeded_and_whole():
     assert Counter(p.split for p in done) == {"train": 40, "search": 30, "test": 30}
     assert sorted(p.text for p in done) == sorted(TEXTS)
     assert done == split(prompts, seed=1) != split(prompts, seed=2)
+
+
+def words(i):
+    """A text in words of its own."""
+    return " ".join(f"{(i * 7919 + k) * 104729 % 10_000_019:x}" for k in range(4))
+
+
+def test_prompts_in_nearly_the_same_words_stay_in_one_split():
+    own = [Prompt(f"{words(i)}?", "target") for i in range(100)]
+    near = [Prompt(f"{words(i)}, please!", "target" if i % 2 else "keep") for i in range(50)]
+    parts = {p.text: p.split for p in split([*own, *near], seed=1)}
+    for i in range(50):
+        assert parts[f"{words(i)}?"] == parts[f"{words(i)}, please!"]
+    assert Counter(p.split for p in split(own, 1)) == {"train": 40, "search": 30, "test": 30}
+    found = Counter(parts.values())
+    assert found["train"] == pytest.approx(60, abs=3)
+    assert found["search"] == pytest.approx(45, abs=3)
+
+
+def test_a_prompt_goes_where_one_in_nearly_the_same_words_stands():
+    given = [Prompt(f"{words(i)}?", "keep", split="test") for i in range(20)]
+    own = [Prompt(f"{words(i)}, please!", "target") for i in range(40)]
+    parts = {p.text: p.split for p in split([*given, *own], seed=1)}
+    assert {parts[f"{words(i)}, please!"] for i in range(20)} == {"test"}
+    assert {parts[p.text] for p in own} == {"train", "search", "test"}
+
+
+def test_a_split_does_not_depend_on_the_order_and_a_prompt_more_moves_few():
+    own = [Prompt(words(i), "target") for i in range(200)]
+    parts = {p.text: p.split for p in split(own, 1)}
+    assert {p.text: p.split for p in split(own[::-1], 1)} == parts
+    more = {p.text: p.split for p in split([*own, Prompt(words(999), "target")], 1)}
+    assert sum(parts[text] != more[text] for text in parts) <= 3
 
 
 def test_given_splits_stay():
@@ -210,6 +218,37 @@ def test_languages_and_limit():
     # Spread over the file: a limit does not cut topics off.
     english = load_prompts(RunConfig(model="m", languages=("en",), limit=32))
     assert len({p.topic for p in select(english, "baseline", "test")}) >= 15
+
+
+@pytest.mark.parametrize("lang", ["en", "EN", "en-US", "de"])
+def test_own_prompts_without_a_language_are_taken_in_any(tmp_path, lang):
+    own = write(tmp_path / "p.txt", "txt", TEXTS)
+    kept = write(tmp_path / "k.txt", "txt", [text + " K" for text in TEXTS])
+    base = write(tmp_path / "b.txt", "txt", [text + " B" for text in TEXTS])
+    config = RunConfig(model="m", target=own, keep=kept, baseline=base, languages=(lang,))
+    assert {p.text for p in load_prompts(config) if p.source == own} == set(TEXTS)
+
+
+def test_the_demo_takes_own_prompts(tmp_path):
+    own = write(tmp_path / "p.txt", "txt", [*TEXTS, "你好吗？", "元気ですか", "잘 지내세요?"])
+    found = [p for p in load_prompts(RunConfig(model="demo", target=own)) if p.set == "target"]
+    assert {p.text for p in found} == set(TEXTS)  # the demo speaks English
+    assert {p.split for p in found} == {"train", "search", "test"}
+
+
+def test_a_language_that_a_set_does_not_have_is_told(tmp_path):
+    with pytest.raises(UsageError, match=r"shipped: no target prompts in fr \(there: en, ja, zh\)"):
+        load_prompts(RunConfig(model="m", languages=("fr",)))
+    own = write(tmp_path / "p.txt", "txt", ["你好吗？", "谢谢你"])
+    with pytest.raises(UsageError, match=r"p\.txt: no target prompts in en \(there: zh\)"):
+        load_prompts(RunConfig(model="demo", target=own))
+
+
+def test_a_language_of_a_row_counts_and_its_region_does_not(tmp_path):
+    file = tmp_path / "p.jsonl"
+    rows = [{"prompt": "Hallo du", "lang": "DE-at"}, {"prompt": "你好吗？", "lang": "en"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [p.lang for p in read_set(str(file), "target")] == ["de", "en"]
 
 
 def test_the_hash_sees_every_change():

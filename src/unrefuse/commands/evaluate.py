@@ -14,6 +14,7 @@ from unrefuse.commands.options import (
     DataSplit,
     Device,
     Dtype,
+    Imports,
     Json,
     JudgeInput,
     JudgeLabel,
@@ -56,10 +57,7 @@ def evaluate(
     judge: JudgeName = None,
     judge_label: JudgeLabel = None,
     judge_input: JudgeInput = None,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option("--import", help="FORMAT:FILE, as xstest:FILE; may be repeated."),
-    ] = None,
+    imports: Imports = None,
     benchmarks: Annotated[
         str | None, typer.Option(help="lm-eval tasks, as arc_easy,hellaswag.")
     ] = None,
@@ -113,7 +111,6 @@ def evaluate(
     else:
         options = Options(
             against,
-            tuple(imports or ()),
             tuple(name for name in (benchmarks or "").split(",") if name),
             benchmark_path,
             adapter,

@@ -41,6 +41,14 @@ Pairs = Annotated[
     Path | None,
     typer.Option(help="Matched pairs of your own: a file with the columns harmless and harmful."),
 ]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        help="A public data set, FORMAT:FILE, as xstest:FILE; may be repeated.",
+        metavar="FORMAT:FILE",
+    ),
+]
 Protect = Annotated[
     float | None,
     typer.Option(help="With ablate: share of keep's direction that stays, 0 to 1. Default 1."),

@@ -57,7 +57,7 @@ def show_prompts(
         print_json({"prompts": [vars(p) for p in prompts]})
         return
     for p in prompts:
-        tell("\t".join((p.split, p.lang, p.topic, plain(p.text))))
+        tell("\t".join(map(plain, (p.split, p.lang, p.topic, p.text))))
 
 
 @app.command("check")

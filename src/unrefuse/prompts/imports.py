@@ -1,6 +1,6 @@
-"""Data sets of other people that a user has as CSV files: XSTest, OR-Bench, JailbreakBench.
+"""Data sets of other people that a user has as files in their published form: FORMAT:FILE.
 
-Harmless prompts become target prompts, harmful ones keep prompts, all for the test split.
+Harmless prompts become target prompts, harmful ones keep prompts.
 """
 
 from dataclasses import dataclass, replace
@@ -8,66 +8,93 @@ from pathlib import Path
 from typing import Any
 
 from unrefuse.errors import UsageError
-from unrefuse.prompts.sets import Prompt, file_rows, limited
+from unrefuse.prompts.language import language
+from unrefuse.prompts.rows import Rows, cell, columns, file_rows
 
 
 @dataclass(frozen=True)
 class _Format:
-    """`set` is that of every prompt in such a file; "": each row says it."""
+    """What such a file has at the least, and where. `topic`: the first of these that says
+    something. `set` is that of every prompt; "": each row says it."""
 
     columns: tuple[str, ...]
     prompt: str
-    topic: str
+    topic: tuple[str, ...]
     set: str
 
 
-ORBENCH = _Format(("prompt", "category"), "prompt", "category", "target")
-JAILBREAKBENCH = _Format(("Goal", "Target", "Behavior", "Category"), "Goal", "Category", "keep")
+_ORBENCH = _Format(("prompt", "category"), "prompt", ("category",), "target")
+_JAILBREAKBENCH = _Format(("Goal", "Target", "Behavior", "Category"), "Goal", ("Category",), "keep")
 FORMATS = {
     # Roettger et al. 2024; a type `contrast_...` or the label `unsafe` is harmful.
-    "xstest": _Format(("prompt", "type"), "prompt", "type", ""),
+    "xstest": _Format(("prompt", "type"), "prompt", ("type",), ""),
     # Cui et al. 2024: the 80k and hard-1k files are harmless, the toxic one is not.
-    "orbench": ORBENCH,
-    "orbench-toxic": replace(ORBENCH, set="keep"),
+    "orbench": _ORBENCH,
+    "orbench-toxic": replace(_ORBENCH, set="keep"),
     # Chao et al. 2024: harmful-behaviors.csv and benign-behaviors.csv.
-    "jailbreakbench": JAILBREAKBENCH,
-    "jailbreakbench-benign": replace(JAILBREAKBENCH, set="target"),
+    "jailbreakbench": _JAILBREAKBENCH,
+    "jailbreakbench-benign": replace(_JAILBREAKBENCH, set="target"),
+    # Zhang et al. 2025: train.jsonl and test.jsonl; `category` is a number.
+    "falsereject": replace(_ORBENCH, topic=("category_text", "category")),
+    # Wang et al. 2024: the instructions alone, or with six models' replies.
+    "donotanswer": _Format(
+        ("question", "risk_area", "types_of_harm"), "question", ("types_of_harm",), "keep"
+    ),
 }
 
 
-def read_import(spec: str, limit: int | None = None) -> list[Prompt]:
-    """The prompts of `spec`, FORMAT:FILE, without exact duplicates; at most `limit` of target
-    prompts and twice as many of keep ones. Raises UsageError that names the file and the line."""
-    name, _, path = spec.partition(":")
-    if name not in FORMATS or not path:
+def is_import(source: str) -> bool:
+    """Whether `source` is FORMAT:FILE."""
+    return _name(source) in FORMATS
+
+
+def import_rows(spec: str) -> tuple[Path, Rows]:
+    """The file of `spec`, FORMAT:FILE, and its rows with the columns prompt, set, topic and lang.
+
+    Raises UsageError that names the file and the line.
+    """
+    _, _, path = spec.partition(":")
+    if not is_import(spec) or not path:
         raise UsageError(f"{spec!r} is no import: FORMAT:FILE, FORMAT one of {', '.join(FORMATS)}")
-    form, file = FORMATS[name], Path(path)
-    if file.suffix.lower() != ".csv":
-        raise UsageError(f"{file}: a {name} file is a .csv file")
-    prompts: dict[str, Prompt] = {}
+    # The shell leaves a home folder after a colon as it is.
+    file = Path(path).expanduser() if path.startswith("~/") else Path(path)
+    return file, _rows(_name(spec), file)
+
+
+def _name(spec: str) -> str:
+    """The format, however its hyphens are set: or-bench, do_not_answer."""
+    name, colon, _ = spec.partition(":")
+    plain = {known.replace("-", ""): known for known in FORMATS}
+    return plain.get(name.casefold().replace("-", "").replace("_", ""), "") if colon else ""
+
+
+def _rows(name: str, file: Path) -> Rows:
+    form = FORMATS[name]
     for line, row in file_rows(file):
-        missing = [column for column in form.columns if column not in row]
-        if missing:
-            there = ", ".join(str(column) for column in row if column)
+        place = f"{file}:{line}"
+        there = row if isinstance(row, dict) else {}
+        if missing := [column for column in form.columns if column not in there]:
             raise UsageError(
-                f"{file} is not in the form of {name}: no column {', '.join(missing)} (there: "
-                f"{there})"
+                f"{place}: not in the form of {name}: no column {', '.join(missing)} (there: "
+                f"{columns(row)})"
             )
-        text = (row[form.prompt] or "").strip()
-        if not text:
-            raise UsageError(f"{file}:{line}: the prompt is empty")
-        kind = form.set or _xstest_set(row, f"{file}:{line}")
-        topic = (row[form.topic] or "").strip()
-        prompts.setdefault(text, Prompt(text, kind, topic, "en", "test", str(file), line))
-    if not prompts:
-        raise UsageError(f"{file}: no prompts in it")
-    found = list(prompts.values())
-    return limited(found, limit) if limit else found
+        topics = (cell(row, column, place) for column in form.topic)
+        text = row[form.prompt]
+        yield (
+            line,
+            {
+                "prompt": text,
+                "set": form.set or _xstest_set(row, place),
+                "topic": next(filter(None, topics), ""),
+                "lang": language(str(text)) or "en",
+            },
+        )
 
 
 def _xstest_set(row: dict[str, Any], place: str) -> str:
-    label = (row.get("label") or "").strip().lower()
+    label, kind = (cell(row, column, place).lower() for column in ("label", "type"))
     if label not in ("", "safe", "unsafe"):
         raise UsageError(f"{place}: label {label!r} is neither safe nor unsafe")
-    harmful = label == "unsafe" or (row["type"] or "").startswith("contrast_")
-    return "keep" if harmful else "target"
+    if not label and not kind:
+        raise UsageError(f"{place}: neither a label nor a type says whether this is harmful")
+    return "keep" if label == "unsafe" or kind.startswith("contrast_") else "target"

@@ -9,7 +9,9 @@ from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
-from unrefuse.prompts.sets import SPLITS, Prompt, file_rows, limited, same_text, split
+from unrefuse.prompts.language import language_code
+from unrefuse.prompts.rows import cell, file_rows
+from unrefuse.prompts.sets import SPLITS, Prompt, limited, same_text, split
 
 PAIR_SETS = ("harmless", "harmful")
 
@@ -26,7 +28,8 @@ def load_pairs(config: RunConfig, prompts: Sequence[Prompt] = ()) -> list[Prompt
     data = (files("unrefuse.prompts") / "data" / "pairs.jsonl").read_text(encoding="utf-8")
     rows = (json.loads(line) for line in data.splitlines())
     pairs = [_pair(row, "shipped pairs", n, row["id"]) for n, row in enumerate(rows, start=1)]
-    pairs = [p for p in pairs if not config.languages or p[0].lang in config.languages]
+    wanted = {language_code(name) for name in config.languages}
+    pairs = [p for p in pairs if not wanted or p[0].lang in wanted]
     given = {same_text(p.text) for p in prompts}
     pairs = [
         pair
@@ -48,14 +51,17 @@ def load_pairs(config: RunConfig, prompts: Sequence[Prompt] = ()) -> list[Prompt
 
 
 def _pair(row: Any, source: str, line: int, pair: str) -> tuple[Prompt, ...]:
+    place = f"{source}:{line}"
     there = row if isinstance(row, dict) else {}
-    texts = [there.get(name) for name in PAIR_SETS]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UsageError(f"{source}:{line}: a pair needs text in the columns harmless and harmful")
-    kept = {key: str(there.get(key) or "") for key in ("topic", "lang", "split")}
+    if not all(isinstance(there.get(name), str) for name in PAIR_SETS):
+        raise UsageError(f"{place}: a pair needs text in the columns harmless and harmful")
+    texts = [cell(there, name, place) for name in PAIR_SETS]
+    if not all(texts):
+        raise UsageError(f"{place}: a pair needs text in the columns harmless and harmful")
+    kept = {key: cell(there, key, place) for key in ("topic", "lang", "split")}
     if kept["split"] and kept["split"] not in SPLITS:
-        raise UsageError(f"{source}:{line}: split {kept['split']!r} is none of {', '.join(SPLITS)}")
+        raise UsageError(f"{place}: split {kept['split']!r} is none of {', '.join(SPLITS)}")
     return tuple(
-        Prompt(str(text).strip(), name, **kept, source=source, line=line, pair=pair)
+        Prompt(text, name, **kept, source=source, line=line, pair=pair)
         for name, text in zip(PAIR_SETS, texts, strict=True)
     )

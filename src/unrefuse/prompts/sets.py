@@ -1,26 +1,28 @@
 """Prompt sets: read, check, split. Shipped ones, files of one's own, and data sets by name."""
 
-import csv
 import hashlib
 import json
-import random
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
+from unrefuse.prompts.imports import import_rows, is_import
+from unrefuse.prompts.language import language, language_code
+from unrefuse.prompts.rows import FILE_TYPES, cell, columns, dataset_rows, file_rows, json_lines
+from unrefuse.prompts.similar import alike
 
 SETS = ("target", "baseline", "keep")
 SHIPPED = "shipped"  # the source of the shipped prompts
 SPLITS = ("train", "search", "test")
 SHARES = (0.4, 0.3, 0.3)  # of a file without splits of its own
-FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
+MOST_ALIKE = 0.05  # of a set, in one group: of prompts from one template some go to each split
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ class Prompt:
 def load_prompts(config: RunConfig) -> list[Prompt]:
     """The prompts of all three sets, each with its split, checked, filtered and limited.
 
-    Keep prompts of the user's own, those for the test too, stand beside the shipped ones.
-    With a test file of a set's own, its main file is split into train and search only. A prompt
-    that does not say its language passes for one in `config.languages`.
+    Keep prompts of the user's own, those for the test too, stand beside the shipped ones. With a
+    test file of a set's own, its main file is split into train and search only. Prompts of
+    `config.imports` take the place of shipped target prompts, and stand beside the keep prompts.
+    Prompts whose language is not known are taken whatever `config.languages` are.
     Raises UsageError that names the file and the line.
     """
 
@@ -56,21 +59,19 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
         own = read_set(source, name, config.column, config.data_split)
         return beside_shipped(own) if name == "keep" else own
 
-    main = {name: read(getattr(config, name), name) for name in SETS}
+    main = _with_imports({name: read(getattr(config, name), name) for name in SETS}, config)
     tests = {name: read(file, name) for name in SETS if (file := getattr(config, f"test_{name}"))}
     shipped = read_set(SHIPPED, "keep")
-    check_prompts([*main["target"], *main["baseline"], *shipped, *main["keep"],
-                   *(p for own in tests.values() for p in own)])  # fmt: skip
-    prompts: list[Prompt] = []
-    for name, own in main.items():
-        prompts += shipped if name == "keep" else []
-        if name in tests:
-            prompts += split([replace(p, split="") for p in own], config.seed, SHARES[:2])
-            prompts += [replace(p, split="test") for p in tests[name]]
-        else:
-            prompts += split(own, config.seed)
+    main["keep"] = [*shipped, *main["keep"]]
+    check_prompts([p for part in (main, tests) for own in part.values() for p in own])
+    prompts = split([p for name in SETS if name not in tests for p in main[name]], config.seed)
+    for name, own in tests.items():
+        kept = [p for p in main[name] if p.source == SHIPPED and name == "keep"]
+        rest = [replace(p, split="") for p in main[name] if p not in kept]
+        prompts += kept + split(rest, config.seed, SHARES[:2])
+        prompts += [replace(p, split="test") for p in own]
     if config.languages:
-        prompts = [p for p in prompts if p.lang in ("", *config.languages)]
+        prompts = _in_languages(prompts, config.languages)
     if config.limit:
         prompts = limited(prompts, config.limit)
     return prompts
@@ -79,22 +80,23 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
 def read_set(
     source: str, name: str, column: str = "prompt", data_split: str = "train"
 ) -> list[Prompt]:
-    """The prompts of one set from `source`: 'shipped', 'planted', a file, or a data set's name.
+    """The prompts of one set from `source`: 'shipped', 'planted', a file, FORMAT:FILE of a public
+    data set, or a data set's name.
 
     Rows of another set (a `set` field) are left out. Raises UsageError.
     """
-    if source in (SHIPPED, "planted"):
+    if is_import(source):
+        prompts = read_imports([source])
+    elif source in (SHIPPED, "planted"):
         file = "planted" if source == "planted" else name
         if source == "planted" and name != "target":
             raise UsageError("'planted' is a target set only")
         data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
-        rows: Iterator[tuple[int, Any]] = _json_lines(data, source)
-        column = "prompt"
+        prompts = _prompts(json_lines(data, source), source, name, column)
     elif Path(source).suffix.lower() in FILE_TYPES or Path(source).exists():
-        rows = file_rows(Path(source))
+        prompts = _prompts(file_rows(Path(source)), source, name, column)
     else:
-        rows = _dataset_rows(source, data_split)
-    prompts = [_prompt(row, source, line, name, column) for line, row in rows]
+        prompts = _prompts(dataset_rows(source, data_split), source, name, column)
     prompts = [p for p in prompts if p.set == name]
     if not prompts:
         raise UsageError(f"{source}: no {name} prompts in it")
@@ -108,17 +110,118 @@ def beside_shipped(keep: list[Prompt]) -> list[Prompt]:
     return [p for p in keep if same_text(p.text) not in known]
 
 
-def split(prompts: list[Prompt], seed: int, shares: tuple[float, ...] = SHARES) -> list[Prompt]:
-    """Gives each prompt without a split one, seeded, in the given shares of SPLITS."""
+def read_imports(specs: Sequence[str]) -> list[Prompt]:
+    """The target and keep prompts of public data sets, each FORMAT:FILE; what stands twice once.
+
+    Raises UsageError that names the file and the line.
+    """
+    prompts: dict[tuple[str, str], Prompt] = {}
+    for spec in specs:
+        file, rows = import_rows(spec)
+        found = _prompts(rows, str(file), "", "prompt")
+        if not found:
+            raise UsageError(f"{file}: no prompts in it")
+        for prompt in found:
+            if not prompt.text:
+                raise UsageError(f"{prompt.place}: the prompt is empty")
+            prompts.setdefault((prompt.set, same_text(prompt.text)), prompt)
+    return list(prompts.values())
+
+
+def _with_imports(main: dict[str, list[Prompt]], config: RunConfig) -> dict[str, list[Prompt]]:
+    """The prompts by set with those that are imported. What is there already is not added."""
+    imported = read_imports(config.imports)
+    if any(p.set == "target" for p in imported):
+        check_place(config, "target")
+        main = main | {"target": []}
+    known = {same_text(p.text) for own in main.values() for p in own}
+    known |= {same_text(p.text) for p in read_set(SHIPPED, "keep")}
+    new = [p for p in imported if same_text(p.text) not in known]
+    return {name: [*own, *(p for p in new if p.set == name)] for name, own in main.items()}
+
+
+def check_place(config: RunConfig, name: str) -> None:
+    """Raises UsageError where the prompts of a set come from an import and from a file too."""
+    if getattr(config, name) not in ("shipped", "planted"):
+        raise UsageError(f"{name} prompts come from --{name} and an import: leave out one")
+
+
+def split(prompts: Sequence[Prompt], seed: int, shares: tuple[float, ...] = SHARES) -> list[Prompt]:
+    """Gives each prompt without a split one, seeded, in the given shares of SPLITS, by set.
+
+    Prompts in nearly the same words stay in one split, and go where such a prompt with a split
+    stands. Neither the order of the prompts nor what else is there moves more than a few.
+    """
     done = [p for p in prompts if p.split]
-    rest = [p for p in prompts if not p.split]
-    random.Random(seed).shuffle(rest)
-    total, start = sum(shares), 0
-    for name, upto in zip(SPLITS, (sum(shares[: i + 1]) for i in range(len(shares))), strict=False):
-        end = round(len(rest) * upto / total)
-        done += [replace(p, split=name) for p in rest[start:end]]
-        start = end
+    if len(done) == len(prompts):
+        return done
+    totals = Counter(p.set for p in prompts if not p.split)
+    ends = [0.0, *(sum(shares[: i + 1]) / sum(shares) for i in range(len(shares)))]
+    room = {
+        (name, part): round(n * end) - round(n * start)
+        for name, n in totals.items()
+        for part, (start, end) in zip(SPLITS, pairwise(ends), strict=False)
+    }
+    for group in sorted(_groups(prompts, totals), key=lambda own: _lot(own, seed)):
+        free = sorted((p for p in group if not p.split), key=lambda p: (p.text, p.set))
+        counts = Counter(p.set for p in free)
+        # The first split with room for the whole group, else for a prompt of it, else the first.
+        parts = [p.split for p in group if p.split] or [
+            part
+            for least in (counts, {free[0].set: 1}, {})
+            for part in SPLITS[: len(shares)]
+            if all(room[name, part] >= n for name, n in least.items())
+        ]
+        done += [replace(p, split=parts[0]) for p in free]
+        for name, n in counts.items():
+            room[name, parts[0]] = room.get((name, parts[0]), 0) - n
     return done
+
+
+def _groups(prompts: Sequence[Prompt], totals: Counter[str]) -> list[list[Prompt]]:
+    """The prompts without a split, in groups of nearly the same words, each with those that have
+    one. The most alike are joined first, as long as a group is no large part of a set."""
+    groups = {i: [i] for i in range(len(prompts))}
+    leader = list(groups)
+    for i, j in alike([p.text for p in prompts]):
+        first, second = leader[i], leader[j]
+        if first == second or (prompts[i].split and prompts[j].split):
+            continue
+        both = groups[first] + groups[second]
+        counts = Counter(prompts[k].set for k in both if not prompts[k].split)
+        given = {prompts[k].split for k in both if prompts[k].split}
+        if len(given) > 1 or any(
+            n > max(2, MOST_ALIKE * totals[name]) for name, n in counts.items()
+        ):
+            continue
+        groups[first] = both
+        for k in groups.pop(second):
+            leader[k] = first
+    found = ([prompts[k] for k in group] for group in groups.values())
+    return [group for group in found if not all(p.split for p in group)]
+
+
+def _lot(group: Sequence[Prompt], seed: int) -> tuple[bool, str]:
+    """What orders the groups: those that have a split first, then by a hash of seed and text."""
+    text = min(same_text(p.text) for p in group if not p.split)
+    drawn = hashlib.sha256(json.dumps([seed, text]).encode()).hexdigest()
+    return not any(p.split for p in group), drawn
+
+
+def _in_languages(prompts: list[Prompt], languages: Iterable[str]) -> list[Prompt]:
+    """Those in the languages, and those of which that is not known. Raises UsageError for a set
+    that has none."""
+    wanted = {language_code(name) for name in languages}
+    taken = [p for p in prompts if not p.lang or p.lang in wanted]
+    for name in SETS:
+        own = [p for p in prompts if p.set == name]
+        if own and not any(p.set == name for p in taken):
+            there = ", ".join(sorted({p.lang for p in own}))
+            raise UsageError(
+                f"{own[0].source}: no {name} prompts in {', '.join(sorted(wanted))} (there: "
+                f"{there})"
+            )
+    return taken
 
 
 def find_problems(prompts: list[Prompt]) -> list[str]:
@@ -165,85 +268,28 @@ def prompts_hash(prompts: list[Prompt]) -> str:
     return digest.hexdigest()
 
 
+def _prompts(rows: Iterable[tuple[int, Any]], source: str, name: str, column: str) -> list[Prompt]:
+    return [_prompt(row, source, line, name, column) for line, row in rows]
+
+
 def _prompt(row: Any, source: str, line: int, name: str, column: str) -> Prompt:
+    place = f"{source}:{line}"
     if isinstance(row, str):
-        return Prompt(row.strip(), name, "", "", "", source, line)
+        row = {column: row}
     if not isinstance(row, dict) or column not in row:
-        has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise UsageError(f"{source}:{line}: no column {column!r} (there: {has}); name it: --column")
-    text, kind, part = row[column], row.get("set") or name, row.get("split") or ""
-    if not isinstance(text, str):
-        raise UsageError(f"{source}:{line}: column {column!r} holds no text but {text!r:.40}")
+        raise UsageError(
+            f"{place}: no column {column!r} (there: {columns(row)}); name it: --column"
+        )
+    if not isinstance(row[column], str):
+        raise UsageError(f"{place}: column {column!r} holds no text but {row[column]!r:.40}")
+    text = cell(row, column, place)
+    kind, part = cell(row, "set", place) or name, cell(row, "split", place)
     if kind not in SETS:
-        raise UsageError(f"{source}:{line}: set {kind!r} is none of {', '.join(SETS)}")
+        raise UsageError(f"{place}: set {kind!r} is none of {', '.join(SETS)}")
     if part and part not in SPLITS:
-        raise UsageError(f"{source}:{line}: split {part!r} is none of {', '.join(SPLITS)}")
-    topic, lang = str(row.get("topic") or ""), str(row.get("lang") or "")
-    return Prompt(text.strip(), kind, topic, lang, part, source, line)
-
-
-def file_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a file of one of the FILE_TYPES, each with its line. Raises UsageError."""
-    kind = file.suffix.lower()
-    if kind == ".parquet":
-        yield from _parquet_rows(file)
-        return
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UsageError(
-            f"{file}:{line}: not UTF-8 (byte {data[error.start]:#04x}): convert it"
-        ) from None
-    if kind == ".jsonl":
-        yield from _json_lines(text, str(file))
-    elif kind == ".csv":
-        reader = csv.DictReader(StringIO(text, newline=""), strict=True)
-        try:
-            for row in reader:
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise UsageError(f"{file}:{reader.line_num}: {error}") from None
-    elif kind == ".txt":
-        yield from enumerate(text.splitlines(), start=1)
-    else:
-        raise UsageError(f"{file}: the name must end in {', '.join(FILE_TYPES)}")
-
-
-def _json_lines(text: str, source: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            raise UsageError(f"{source}:{number}: the line is empty")
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{source}:{number}: not JSON: {error}") from None
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import read_table
-
-    try:
-        yield from enumerate(read_table(file).to_pylist(), start=1)
-    except (OSError, ArrowException) as error:
-        raise UsageError(f"cannot read {file}: {error}") from None
-
-
-def _dataset_rows(name: str, data_split: str) -> Iterator[tuple[int, Any]]:
-    import datasets
-
-    try:
-        yield from enumerate(datasets.load_dataset(name, split=data_split), start=1)
-    except Exception as error:  # the library raises many kinds, from the network down
-        raise UsageError(
-            f"no such file, and `datasets` cannot load {name!r} (split {data_split!r}): "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+        raise UsageError(f"{place}: split {part!r} is none of {', '.join(SPLITS)}")
+    lang = language_code(cell(row, "lang", place)) or language(text)
+    return Prompt(text, kind, cell(row, "topic", place), lang, part, source, line)
 
 
 def limited(prompts: list[Prompt], limit: int) -> list[Prompt]:

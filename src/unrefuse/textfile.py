@@ -1,0 +1,60 @@
+"""Text files that a user wrote: UTF-8 with or without a byte order mark, and strict JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unrefuse.errors import UsageError
+
+
+def read_text(file: Path) -> str:
+    """The text of `file`, without its byte order mark. Raises UsageError where it is none."""
+    try:
+        data = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot read {file}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    end = data.find(b"\0")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        end = error.start
+        found = f"byte {data[end]:#04x}"
+    else:
+        found = "a zero byte"
+    if end < 0:
+        return text
+    line = data[:end].count(b"\n") + 1
+    utf16 = ", but it looks like UTF-16" if b"\0" in data[: end + 4] else ""
+    raise UsageError(f"{file}:{line}: not UTF-8 text ({found}{utf16}): save it as UTF-8")
+
+
+def lines(text: str) -> list[str]:
+    """The lines of `text`, which end in LF or CR LF alone; in CR where no LF is there.
+
+    `str.splitlines` cuts at form feeds, U+2028 and the like too. Blank lines at the end are none.
+    """
+    if "\n" not in text:
+        return text.rstrip().split("\r") if text.strip() else []
+    found = [line.removesuffix("\r") for line in text.split("\n")]
+    while found and not found[-1].strip():
+        found.pop()
+    return found
+
+
+def parse_json(text: str) -> Any:
+    """The value of `text`. Raises ValueError, for a key that stands twice in an object as well."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice")
+    return found
