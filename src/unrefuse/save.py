@@ -74,7 +74,7 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
     files = checkpoint_files(folder)
     size = sum(file.stat().st_size for file in files)
     early = [] if link else [file for file in files if file.suffix != ".bin"]
-    with new_folder(config.out, size + 2**24) as new, head_start(early, new) as begun:
+    with new_folder(config.out, size + 2**24) as new, head_start(folder, early, new) as begun:
         from unrefuse.edit.plan import save_plan
         from unrefuse.edit.shards import write_checkpoint
         from unrefuse.models.device import choose_device

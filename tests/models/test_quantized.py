@@ -7,8 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
-from unrefuse.edit.plan import MatrixEdit
-from unrefuse.edit.weights import planned_tensors
 from unrefuse.errors import UsageError
 from unrefuse.models import quantized
 from unrefuse.models.load import find_checkpoint, load_folder, load_model
@@ -107,10 +105,3 @@ def test_kinds_that_cannot_be_undone_and_copies_that_fail_are_refused(tmp_path, 
 def test_full_weights_are_taken_as_they_are(tmp_path):
     folder = pico.save(tmp_path / "m")
     assert find_checkpoint(pico.run_config(str(folder), dequantize=True)) == folder
-
-
-def test_an_edit_of_rounded_bytes_is_refused():
-    edit = MatrixEdit("model.layers.0.mlp.down_proj", torch.ones(32, 1), torch.eye(1))
-    name = "model.layers.0.mlp.down_proj.weight"
-    with pytest.raises(UsageError, match="needs full weights"):
-        planned_tensors((edit,), [name, f"{name}_scale_inv"])
