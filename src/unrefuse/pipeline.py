@@ -18,6 +18,7 @@ from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, scaled
 from unrefuse.edit.recipe import PLAN
 from unrefuse.edit.shards import write_checkpoint
+from unrefuse.edit.verify import check_written
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
 from unrefuse.evaluate.quality import check_logits
@@ -91,6 +92,7 @@ def run_edit(config: RunConfig) -> Result:
     with new_folder(config.out, size + 2**24) as folder:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
+            check_written(model.folder, folder, plan, config.preserve_norm)
             wanted = _probe(model, before["search"], plan)
             name, dtype = model.name, model.network.dtype
             made_for = fingerprint(checkpoint_files(model.folder))

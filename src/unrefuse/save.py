@@ -77,6 +77,7 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
     with new_folder(config.out, size + 2**24) as new, head_start(folder, early, new) as begun:
         from unrefuse.edit.plan import save_plan
         from unrefuse.edit.shards import write_checkpoint
+        from unrefuse.edit.verify import check_written
         from unrefuse.models.device import choose_device
 
         device = choose_device(config.device)
@@ -86,12 +87,14 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
         if preserve_norm and not all(edit.of_output for edit in plan):
             raise UsageError("--preserve-norm is for an ablation, and this edit is none")
         write_checkpoint(folder, plan, new, preserve_norm, link, device, begun.stop())
+        lost = check_written(folder, new, plan, preserve_norm, whole=False)
         made_for["preserve_norm"] = str(preserve_norm)
         (new / PLAN).parent.mkdir()
         save_plan(plan, new / PLAN, made_for)
     return {
         "out": str(config.out),
         "matrices": len(plan),
+        "lost_in_rounding": lost,
         "preserve_norm": preserve_norm,
         "measured": preserve_norm == was_preserved,
     }

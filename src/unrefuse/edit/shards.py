@@ -28,8 +28,8 @@ from unrefuse.models.checkpoint import (
     other_files,
 )
 from unrefuse.models.header import Stored
-from unrefuse.models.pickles import read_pickle
 from unrefuse.models.quantized import check_full
+from unrefuse.models.weights import read_pickle
 from unrefuse.progress import stderr, track
 
 FLOATS = {

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, initialization
 
-from unrefuse.models.pickles import read_pickle
+from unrefuse.models.weights import lazy_weights
 
 
 def empty_network(
@@ -53,18 +52,6 @@ def assemble(
         **options,
     )
     return network, info
-
-
-def lazy_weights(files: Iterable[Path], backend: str = "mmap") -> dict[str, Any]:
-    """What gives each tensor of weight files when it is read; `backend` as in safetensors."""
-    weights: dict[str, Any] = {}
-    for file in files:
-        if file.suffix == ".bin":
-            weights |= read_pickle(file)
-        else:
-            shard: Any = safe_open(file, framework="pt", backend=backend)
-            weights |= {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
-    return weights
 
 
 def read_generation(folder: Path, network: PreTrainedModel) -> None:

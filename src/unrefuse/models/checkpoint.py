@@ -83,7 +83,7 @@ def check_checkpoint(folder: Path, config: RunConfig) -> Tensors:
 def check_whole(folder: Path, config: RunConfig) -> Tensors:
     """The tensors of a checkpoint whose files are all there. Raises UsageError."""
     adapter = (folder / "adapter_config.json").is_file()
-    if not (folder / "config.json").is_file():
+    if not os.path.lexists(folder / "config.json"):
         found = "an adapter: merge it into its model" if adapter else "no model"
         raise UsageError(f"{folder} is {found}: there is no config.json in it")
     if adapter:
@@ -131,7 +131,7 @@ def checkpoint_tensors(folder: Path) -> Tensors:
         if not file.exists() and not file.is_symlink():
             raise UsageError(f"the checkpoint is not whole: {file} is missing")
         if file.suffix == ".bin":
-            from unrefuse.models.pickles import read_pickle_header
+            from unrefuse.models.weights import read_pickle_header
 
             tensors[file] = read_pickle_header(file)
         else:

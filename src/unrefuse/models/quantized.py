@@ -19,7 +19,7 @@ from unrefuse.progress import stderr
 # it looks for beside a weight, or in place of it.
 KINDS = {"fp8": ("", "_scale_inv"), "mxfp4": ("_blocks", "_scales")}
 FULL = ("F64", "F32", "F16", "BF16")
-WHOLE = ("I64", "BOOL")  # counters, positions and masks, in which no format keeps weights
+WHOLE = ("I64", "BOOL", "C64")  # counters, masks, rotations: no format keeps weights in these
 NO_WEIGHTS = re.compile(r"(bias|ids?|index|mask)$")  # masks and tables in smaller integers
 SCALES = ("_scale", "_scales", "_scale_inv")
 SIDECAR = "hf_quant_config.json"  # of NVIDIA's ModelOpt

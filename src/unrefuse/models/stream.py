@@ -29,8 +29,9 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from unrefuse.errors import UsageError
-from unrefuse.models.assemble import empty_network, lazy_weights
+from unrefuse.models.assemble import empty_network
 from unrefuse.models.device import free_memory
+from unrefuse.models.weights import lazy_weights
 from unrefuse.models.writers import blocks
 from unrefuse.progress import stderr, track
 

@@ -1,9 +1,12 @@
-"""Weights in pickle files: tensors and nothing else, and no code is run."""
+"""The tensors in weight files, read one by one. Of pickles: tensors alone, and no code is run."""
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from unrefuse.errors import UsageError
@@ -55,3 +58,15 @@ def read_pickle_header(file: Path) -> dict[str, Stored]:
         )
         for name, tensor in read_pickle(file, "meta").items()
     }
+
+
+def lazy_weights(files: Iterable[Path], backend: str = "mmap") -> dict[str, Any]:
+    """What gives each tensor of weight files, as `[...]` of it; `backend` as in safetensors."""
+    weights: dict[str, Any] = {}
+    for file in files:
+        if file.suffix == ".bin":
+            weights |= read_pickle(file)
+        else:
+            shard: Any = safe_open(file, framework="pt", backend=backend)
+            weights |= {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+    return weights
