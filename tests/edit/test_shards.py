@@ -76,19 +76,6 @@ def test_a_pickle_checkpoint_in_shards_becomes_safetensors_with_an_index(tmp_pat
     assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def in_folders(folder):
-    """Moves each shard into a folder of its own, where all have the same name."""
-    index = folder / "model.safetensors.index.json"
-    found = json.loads(index.read_text())
-    for i, file in enumerate(sorted(set(found["weight_map"].values()))):
-        (folder / f"part{i}").mkdir()
-        (folder / file).rename(folder / f"part{i}" / "w.safetensors")
-        for name, at in found["weight_map"].items():
-            if at == file:
-                found["weight_map"][name] = f"part{i}/w.safetensors"
-    index.write_text(json.dumps(found))
-
-
 def in_place(folder):
     return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
@@ -97,7 +84,7 @@ def in_place(folder):
 @pytest.mark.parametrize("early", [False, True])
 def test_shards_in_folders_keep_their_places(tmp_path, link, early):
     source, out = pico.save(tmp_path / "m", max_shard_size="60KB"), tmp_path / "out"
-    in_folders(source)
+    pico.in_folders(source)
     out.mkdir()
     network = pico.network()
     plan = one_direction(network)

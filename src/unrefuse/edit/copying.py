@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from unrefuse.models.checkpoint import left_out, other_files
+from unrefuse.progress import stderr
+
 WORKERS = 2  # more gain little beside a disk
 CHUNK = 1 << 26  # bytes that one job copies: what Ctrl-C waits for
 FICLONE = 0x40049409  # ioctl of Linux: two files share their blocks until one is written
@@ -75,6 +78,19 @@ def copy_files(source: Path, files: Iterable[Path], out: Path, link: bool = Fals
             os.link(file.resolve(), target)
         else:
             shutil.copyfile(file, target)
+
+
+def copy_others(source: Path, out: Path, link: bool = False) -> None:
+    """Copies what is no weights in the model folder `source`, and names what is left out."""
+    copy_files(source, other_files(source), out, link)
+    if left := left_out(source):
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        stderr.print(
+            f"not copied (other weights, links to folders): {', '.join(left[:3])}{more}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def copy_bytes(file: Path, target: Path, at: int, size: int) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from unrefuse.edit.copying import copy_files
+from unrefuse.edit.copying import copy_files, copy_others
 from unrefuse.edit.lora import load_factors, share_along
 from unrefuse.edit.recipe import read_plan
 from unrefuse.edit.stored import overwrite_tensors, read_tensor, tensor_files
 from unrefuse.edit.weights import check_fits, planned_tensors
 from unrefuse.errors import UsageError
-from unrefuse.models.checkpoint import other_files
 from unrefuse.progress import track
 
 
@@ -34,7 +33,8 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
         ) from None
     files = tensor_files(edited)
     edits = planned_tensors(plan, files)
-    copy_files(edited, [*dict.fromkeys(files.values()), *other_files(edited)], out)
+    copy_files(edited, dict.fromkeys(files.values()), out)
+    copy_others(edited, out)
     error = allowed = 0.0
     for name, (edit, axis) in track(edits.items(), "reverting", len(edits)):
         tensor = read_tensor(files[name], name)

@@ -15,22 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unrefuse.edit.columns import edit_slab, one_thread
-from unrefuse.edit.copying import CHUNK, WORKERS, copy_bytes, copy_files, make_target
+from unrefuse.edit.copying import CHUNK, WORKERS, copy_bytes, copy_files, copy_others, make_target
 from unrefuse.edit.plan import MatrixEdit, Plan
 from unrefuse.edit.weights import check_fits, edit_tensor, has_rows, planned_tensors
 from unrefuse.errors import UsageError
-from unrefuse.models.checkpoint import (
-    INDEX,
-    PICKLE_INDEX,
-    Tensors,
-    checkpoint_tensors,
-    left_out,
-    other_files,
-)
-from unrefuse.models.header import Stored
+from unrefuse.models.checkpoint import INDEX, checkpoint_tensors
+from unrefuse.models.header import Stored, Tensors
 from unrefuse.models.quantized import check_full
 from unrefuse.models.weights import read_pickle
-from unrefuse.progress import stderr, track
+from unrefuse.progress import track
 
 FLOATS = {
     "F64": torch.float64,
@@ -65,10 +58,8 @@ def write_checkpoint(
     """
     headers = checkpoint_tensors(source)
     check_full(source, headers)
-    others = other_files(source)
     if next(iter(headers)).suffix == ".bin":
         dtype = _convert(source, headers, plan, out, preserve_norm)
-        others = [file for file in others if file.name != PICKLE_INDEX]
     else:
         stored = {name: tensor for header in headers.values() for name, tensor in header.items()}
         edits = planned_tensors(plan, stored)
@@ -88,15 +79,7 @@ def write_checkpoint(
         dtype = max(
             (FLOATS[stored[name].dtype] for name in edits), key=lambda d: torch.finfo(d).eps
         )
-    copy_files(source, others, out, link)
-    if left := left_out(source):
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        stderr.print(
-            f"not copied (weights without the edit, links to folders): {', '.join(left[:3])}{more}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+    copy_others(source, out, link)
     return dtype
 
 

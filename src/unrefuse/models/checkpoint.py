@@ -6,7 +6,6 @@ What is decided here is decided for loading, measuring, hashing, editing and cop
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.models.files import check_file, walk
-from unrefuse.models.header import Stored, read_header
+from unrefuse.models.header import Stored, Tensors, read_header
 from unrefuse.models.quantized import check_full
 from unrefuse.progress import stderr
 
@@ -26,8 +25,6 @@ WEIGHTS = (
 )
 # At the top of a saved model, these tell of the edit that made it.
 OF_AN_EDIT = ("README.md", "run.json", "result.png", "tuning")
-
-Tensors = Mapping[Path, Mapping[str, Stored]]
 
 
 @dataclass(frozen=True)
@@ -164,9 +161,12 @@ def checkpoint_hash(folder: Path) -> str:
 def other_files(folder: Path) -> list[Path]:
     """The files of a checkpoint that are not weights and go into a copy with other weights.
 
-    All in its sub-folders too, but those that tell of an edit and the index of other weights.
+    All in its sub-folders too, but those that tell of an edit, and indices of other weights and of
+    pickles, which no copy has.
     """
     index = _choose(folder).index
+    if index and index.name == PICKLE_INDEX:
+        index = None
     return [
         file
         for file in walk(folder)
@@ -204,7 +204,8 @@ def _choose(folder: Path) -> Chosen:
                 return Chosen([file], None, {})
             where = _read_index(folder, file)
             return Chosen(sorted(set(where.values())), file, where)
-    others = ", ".join(file.name for file in sorted(folder.iterdir()) if _is_weights(file))
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = ", ".join(file.name for file in there if _is_weights(file))
     raise UsageError(
         f"{folder} is no model: there are no weights ({SINGLE}) in it{others and ', only '}{others}"
     )

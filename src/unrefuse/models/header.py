@@ -1,6 +1,7 @@
 """Where the tensors of a safetensors file lie, read from its first bytes."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ class Stored:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+Tensors = Mapping[Path, Mapping[str, Stored]]  # of a checkpoint, by its files
 
 
 def read_header(file: Path) -> dict[str, Stored]:

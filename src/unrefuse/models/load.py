@@ -27,13 +27,13 @@ from unrefuse.errors import UsageError, first_line
 from unrefuse.models.architectures import same_name
 from unrefuse.models.assemble import assemble, read_generation
 from unrefuse.models.checkpoint import (
-    Tensors,
     check_checkpoint,
     check_whole,
     find_folder,
     other_files,
 )
 from unrefuse.models.device import choose_device, choose_dtype, free_memory
+from unrefuse.models.header import Tensors
 from unrefuse.models.probe import describe, probe
 from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network

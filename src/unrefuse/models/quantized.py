@@ -5,14 +5,14 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
 from unrefuse.errors import UsageError, first_line
-from unrefuse.models.header import Stored
+from unrefuse.models.header import Tensors
 from unrefuse.progress import stderr
 
 # The kinds that are rounded weights with scales and nothing else, which transformers undoes; what
@@ -23,8 +23,6 @@ WHOLE = ("I64", "BOOL", "C64")  # counters, masks, rotations: no format keeps we
 NO_WEIGHTS = re.compile(r"(bias|ids?|index|mask)$")  # masks and tables in smaller integers
 SCALES = ("_scale", "_scales", "_scale_inv")
 SIDECAR = "hf_quant_config.json"  # of NVIDIA's ModelOpt
-
-Tensors = Mapping[Path, Mapping[str, Stored]]
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
