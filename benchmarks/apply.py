@@ -23,9 +23,10 @@ from pathlib import Path
 
 import torch
 
-from unrefuse.edit.header import fingerprint, read_header
+from unrefuse.edit.header import fingerprint
 from unrefuse.edit.plan import MatrixEdit, save_plan
 from unrefuse.edit.weights import edit_tensor
+from unrefuse.models.header import read_header
 
 D_MODEL, D_MLP, D_KV, VOCAB = 4096, 14336, 1024, 32000
 CONFIG = {

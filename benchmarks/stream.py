@@ -175,7 +175,7 @@ def load(options: argparse.Namespace, folder: Path, dtype: torch.dtype) -> Model
     if options.way == "stream":
         files, config = checkpoint_files(folder), LlamaConfig.from_pretrained(folder)
         network, stream = stream_network(
-            folder, files, AutoModelForCausalLM, config, dtype, torch.device("cpu")
+            files, AutoModelForCausalLM, config, dtype, torch.device("cpu")
         )
     else:
         offload: dict[str, Any] = {}

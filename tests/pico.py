@@ -1,5 +1,6 @@
 """Tiny random models of the real classes, with a byte-level tokenizer and a chat template."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,19 @@ def save(folder: Path, model_type: str = "llama", layers: int = 3, **options: ob
     network(model_type, layers).save_pretrained(folder, **options)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def in_folders(folder):
+    """Moves each shard into a folder of its own, where all have the same name."""
+    index = folder / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    for i, file in enumerate(sorted(set(found["weight_map"].values()))):
+        (folder / f"part{i}").mkdir()
+        (folder / file).rename(folder / f"part{i}" / "w.safetensors")
+        for name, at in found["weight_map"].items():
+            if at == file:
+                found["weight_map"][name] = f"part{i}/w.safetensors"
+    index.write_text(json.dumps(found))
 
 
 def loaded(model_type: str = "llama", layers: int = 3, batch_size: int = 4) -> Model:

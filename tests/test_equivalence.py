@@ -37,7 +37,7 @@ NO_LORA = {"falcon_h1": "a state space", "gpt_oss": "biases of experts"}
 def streamed(folder, model):
     files = sorted(folder.glob("*.safetensors"))
     config, device = model.config, torch.device("cpu")
-    network, _ = stream_network(folder, files, auto_class(config), config, torch.float32, device)
+    network, _ = stream_network(files, auto_class(config), config, torch.float32, device)
     return network.eval()
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests import talker
+from tests import pico, talker
+from tests.edit.plans import selective
 from unrefuse import RunConfig, UsageError, pipeline, run_edit, run_tune
+from unrefuse.edit.plan import scaled
 from unrefuse.measured import Kept, read_measured
 from unrefuse.models import load
 
@@ -324,6 +327,28 @@ def test_the_edited_model_is_loaded_into_the_memory_of_the_original(talking, tmp
     config = RunConfig(model=str(model), out=tmp_path / "x", **files, **quick, batch_size=64)
     assert run_edit(config).saved
     assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e-6])
+def test_a_saved_model_that_lacks_its_edit_is_found(tmp_path, monkeypatch, strength):
+    """One that was not written, and one of which rounding leaves nothing."""
+    source, out = tmp_path / "m", tmp_path / "out"
+    network = pico.network().to(torch.bfloat16)
+    network.save_pretrained(source)
+    config, model = pico.run_config(str(source), out=out), SimpleNamespace(folder=source)
+    prepared = SimpleNamespace(config=config, model=model, seconds={}, before={})
+    best = SimpleNamespace(plan=scaled(selective(network), strength))
+    monkeypatch.setattr(pipeline, "prepare", lambda *args, **options: prepared)
+    monkeypatch.setattr(pipeline, "search", lambda prepared: (best, None))
+    if strength == 1:
+        write = pipeline.write_checkpoint
+        nothing = scaled(best.plan, 1e-9)
+        monkeypatch.setattr(
+            pipeline, "write_checkpoint", lambda source, plan, *rest: write(source, nothing, *rest)
+        )
+    with pytest.raises(UsageError, match=r"is not the edited model|nothing changes there"):
+        pipeline.run_edit(config)
+    assert not out.exists()
 
 
 def test_ctrl_c_leaves_nothing(talking, tmp_path):

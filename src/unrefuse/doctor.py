@@ -153,8 +153,8 @@ def _place(config: RunConfig, size: "Size") -> tuple[Any, Any]:
 
 def _size(config: RunConfig, found: Findings) -> "Size":
     """How large the model is; what else is known of it goes into `found`. Raises UsageError."""
-    from unrefuse.models.checkpoint import check_checkpoint, checkpoint_files
-    from unrefuse.models.fit import read_shapes, size_of
+    from unrefuse.models.checkpoint import check_checkpoint, checkpoint_tensors
+    from unrefuse.models.fit import size_of
 
     folder = _folder(config)
     if folder is None:
@@ -162,8 +162,9 @@ def _size(config: RunConfig, found: Findings) -> "Size":
         found.model = {"name": config.model, "folder": None}
     else:
         check_checkpoint(folder, config)
-        files = checkpoint_files(folder)
-        shapes, stored = read_shapes(files), sum(file.stat().st_size for file in files)
+        tensors = checkpoint_tensors(folder)
+        shapes = {name: t.shape for file in tensors.values() for name, t in file.items()}
+        stored = sum(file.stat().st_size for file in tensors)
         found.model = {"name": config.model, "folder": str(folder)}
         with found.looking():
             found.model |= _kind(folder, config)

@@ -17,6 +17,7 @@ from unrefuse.edit.hooks import hooked
 from unrefuse.edit.plan import Plan, scaled
 from unrefuse.edit.recipe import PLAN
 from unrefuse.edit.shards import write_checkpoint
+from unrefuse.edit.verify import check_written
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import last_logits
 from unrefuse.evaluate.judges import Judge, judge_of
@@ -95,6 +96,7 @@ def run_edit(config: RunConfig) -> Result:
     with new_folder(out, copy_size(model.folder)) as folder:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
+            check_written(model.folder, folder, plan, config.preserve_norm)
             wanted = _probe(model, before["search"], plan)
             name, dtype = model.name, model.network.dtype
             made_for = fingerprint(checkpoint_files(model.folder))

@@ -17,7 +17,7 @@ from unrefuse.config import RunConfig
 from unrefuse.edit.copying import head_start
 from unrefuse.edit.recipe import PLAN, find_plan
 from unrefuse.errors import UsageError, first_line
-from unrefuse.models.checkpoint import check_checkpoint, checkpoint_files, find_folder
+from unrefuse.models.checkpoint import check_checkpoint, checkpoint_files, find_folder, other_files
 
 PREFIX = ".unrefuse-"  # of temporary names, short whatever the goal's name
 
@@ -78,7 +78,7 @@ def check_new(file: Path, replace: bool = False) -> Path:
 
 def copy_size(folder: Path) -> int:
     """Bytes that an edited copy of a checkpoint takes, about."""
-    there = [file for file in checkpoint_files(folder) if file.is_file()]
+    there = [f for f in (*checkpoint_files(folder), *other_files(folder)) if f.is_file()]
     return sum(file.stat().st_size for file in there) + 2**24
 
 
@@ -215,9 +215,10 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
     check_checkpoint(folder, config)
     files = checkpoint_files(folder)
     early = [] if link else [file for file in files if file.suffix != ".bin"]
-    with new_folder(config.out, copy_size(folder)) as new, head_start(early, new) as begun:
+    with new_folder(config.out, copy_size(folder)) as new, head_start(folder, early, new) as begun:
         from unrefuse.edit.plan import save_plan, scaled
         from unrefuse.edit.shards import write_checkpoint
+        from unrefuse.edit.verify import check_written
         from unrefuse.measured import read_measured
         from unrefuse.models.device import choose_device
 
@@ -226,11 +227,13 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
         preserve_norm = recipe.measured.preserve_norm
         plan = scaled(recipe.plan, recipe.scale)
         write_checkpoint(folder, plan, new, preserve_norm, link, device, begun.stop())
+        lost = check_written(folder, new, plan, preserve_norm, whole=False)
         (new / PLAN).parent.mkdir()
         save_plan(recipe.plan, new / PLAN, recipe.metadata)
     return {
         "out": str(config.out),
         "matrices": len(plan),
+        "lost_in_rounding": lost,
         "preserve_norm": preserve_norm,
         "scale": recipe.scale,
     }

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests import pico
-from tests.edit.plans import KINDS, edit_model, one_direction, save_measured
+from tests.edit.plans import KINDS, edit_model, one_direction, save_measured, selective
 from unrefuse.cli import app
 from unrefuse.edit.header import fingerprint
 from unrefuse.edit.plan import load_plan, save_plan
@@ -77,6 +78,28 @@ def test_an_edit_on_disk_begins_before_torch_is_imported():
     code = "import sys, unrefuse.save; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def gentle(model, run, plan, strengths):
+    """Stores the model in bfloat16, and the plan at these strengths."""
+    pico.network().to(torch.bfloat16).save_pretrained(model, max_shard_size="20KB")
+    weaker = [replace(e, write=e.write * s) for e, s in zip(plan, strengths, strict=True)]
+    save_measured(tuple(weaker), run / "tuning" / "plan.safetensors", model)
+
+
+def test_what_rounding_takes_is_told(tmp_path):
+    model, run, plan = saved(tmp_path, selective)
+    gentle(model, run, plan, (1e-6, 1.0))
+    done = unrefuse_apply(run, model, "--out", tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["lost_in_rounding"] == [f"{plan[0].module}.weight"]
+    assert "in 1 of 2 tensors" in done.stderr
+    gentle(model, run, plan, (1e-6, 1e-6))
+    there = sorted(tmp_path.iterdir())
+    done = unrefuse_apply(run, model, "--out", tmp_path / "none")
+    assert done.returncode == 2
+    assert "the edit is too small for bfloat16" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == there
 
 
 def test_rows_keep_their_length_where_they_were_measured_so(tmp_path):

@@ -137,8 +137,9 @@ def test_values_that_are_not_numbers_do_not_break_it(tmp_path):
 def test_bad_folders_are_told(tmp_path):
     good = checkpoint(tmp_path / "a", w=torch.randn(4, 6))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no weights"):
-        compare(good, tmp_path / "empty")
+    for folder in (tmp_path / "empty", tmp_path / "not there", good / "model.safetensors"):
+        with pytest.raises(UsageError, match="no weights"):
+            compare(good, folder)
     pickle = tmp_path / "pickle"
     pickle.mkdir()
     torch.save({"w": torch.ones(1)}, pickle / "pytorch_model.bin")

@@ -62,6 +62,17 @@ def test_the_original_comes_back_within_rounding(tmp_path, make, dtype):
     assert equal > 0.5 or dtype == torch.float32
 
 
+def test_shards_in_folders_keep_their_places(tmp_path):
+    prepare(tmp_path, max_shard_size="60KB")
+    pico.in_folders(tmp_path / "edited")
+    names = revert_checkpoint(tmp_path / "edited", tmp_path / "lora", tmp_path / "back")
+    before, after = (sorted((tmp_path / n).rglob("w.safetensors")) for n in ("edited", "back"))
+    assert [f.relative_to(tmp_path / "back") for f in after] == [
+        f.relative_to(tmp_path / "edited") for f in before
+    ]
+    assert largest_difference(tmp_path / "back", tmp_path / "m", names)[0] < 1e-6
+
+
 @pytest.mark.parametrize("make", KINDS)
 def test_a_checkpoint_without_this_edit_is_refused(tmp_path, make):
     prepare(tmp_path, make, dtype=torch.bfloat16)

@@ -7,10 +7,14 @@ from transformers import AutoModelForCausalLM
 
 from tests import pico
 from tests.edit.plans import KINDS, edit_model, one_direction
+from unrefuse.edit.copying import head_start
 from unrefuse.edit.plan import MatrixEdit
 from unrefuse.edit.shards import write_checkpoint
+from unrefuse.edit.verify import check_written
 from unrefuse.edit.weights import edit_tensor
 from unrefuse.errors import UsageError
+from unrefuse.models.checkpoint import checkpoint_files
+from unrefuse.models.load import load_model
 
 
 def all_tensors(folder):
@@ -70,3 +74,69 @@ def test_a_pickle_checkpoint_in_shards_becomes_safetensors_with_an_index(tmp_pat
     loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def in_place(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_shards_in_folders_keep_their_places(tmp_path, link, early):
+    source, out = pico.save(tmp_path / "m", max_shard_size="60KB"), tmp_path / "out"
+    pico.in_folders(source)
+    out.mkdir()
+    network = pico.network()
+    plan = one_direction(network)
+    files = [] if link or not early else checkpoint_files(source)
+    with head_start(source, files, out) as begun:
+        write_checkpoint(source, plan, out, link=link, copied=begun.stop())
+    before, after = in_place(source), in_place(out)
+    assert before.keys() == after.keys()
+    changed = {name for name, content in before.items() if after[name] != content}
+    assert changed
+    assert all(name.suffix == ".safetensors" for name in changed)
+    assert check_written(source, out, plan) == []
+    edit_model(network, plan)
+    loaded = load_model(pico.run_config(str(out))).network.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_pickled_shards_in_folders_keep_their_places(tmp_path):
+    network = pico.network()
+    source, out = tmp_path / "m", tmp_path / "out"
+    out.mkdir()
+    network.config.save_pretrained(source)
+    names = sorted(network.state_dict())
+    where = {n: f"part{int(n in names[9:])}/pytorch_model.bin" for n in names}
+    for file in set(where.values()):
+        (source / file).parent.mkdir()
+        held = {n: network.state_dict()[n] for n in names if where[n] == file}
+        torch.save(held, source / file)
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    plan = one_direction(network)
+    write_checkpoint(source, plan, out)
+    assert {file.as_posix() for file in in_place(out)} == {
+        *("config.json", "model.safetensors.index.json"),
+        *("part0/model.safetensors", "part1/model.safetensors"),
+    }
+    assert check_written(source, out, plan) == []
+
+
+def test_all_files_of_the_folder_are_copied_or_named(tmp_path, capsys):
+    source, out = pico.save(tmp_path / "m"), tmp_path / "out"
+    out.mkdir()
+    kept = ["LICENSE", "additional_chat_templates/rag.jinja", "original/params.json", "a/b/c.txt"]
+    left = ["original/consolidated.00.pth", "pytorch_model.bin", "onnx/model.onnx", "m.Q4.GGUF"]
+    edits = ["README.md", "run.json", "result.png", "tuning/plan.safetensors", "tuning/kernel.json"]
+    hidden = [".git/config", ".cache/huggingface/x.json"]
+    for name in (*kept, *left, *edits, *hidden):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    (source / "logs").symlink_to(tmp_path)
+    write_checkpoint(source, one_direction(pico.network()), out)
+    every = {file.as_posix() for file in in_place(source)}
+    assert {file.as_posix() for file in in_place(out)} == every - {*left, *edits, *hidden}
+    told = capsys.readouterr().err
+    assert "not copied" in told
+    assert "and 2 more" in told

@@ -11,11 +11,12 @@ from tests import pico
 from tests.edit.plans import KINDS, edit_model, one_direction
 from unrefuse.edit import copying, shards
 from unrefuse.edit.copying import head_start
-from unrefuse.edit.header import fingerprint, read_header
+from unrefuse.edit.header import fingerprint
 from unrefuse.edit.plan import MatrixEdit
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.edit.weights import edit_tensor
 from unrefuse.errors import UsageError
+from unrefuse.models.header import read_header
 
 
 def sharded(folder, dtype=torch.bfloat16, make=one_direction):
@@ -87,7 +88,7 @@ def test_a_head_start_leaves_the_bytes_as_they_would_be(tmp_path, monkeypatch, c
 
     monkeypatch.setattr(copying, "copy_bytes", counted)
     files = sorted(source.glob("*.safetensors"))
-    with head_start(files, out) as begun:
+    with head_start(source, files, out) as begun:
         bound.set()
         if chunks < 10**6:
             assert reached.wait(10)

@@ -6,17 +6,20 @@ import torch
 from tests import pico
 from unrefuse.errors import UsageError
 from unrefuse.models import fit, load
-from unrefuse.models.checkpoint import checkpoint_files
-from unrefuse.models.fit import Size, read_shapes, size_of, ways_to_run
+from unrefuse.models.checkpoint import checkpoint_tensors
+from unrefuse.models.fit import Size, size_of, ways_to_run
 from unrefuse.models.load import load_model
 from unrefuse.models.stream import _matrices
 from unrefuse.models.writers import blocks
 
 
+def shapes(folder):
+    return {n: t.shape for file in checkpoint_tensors(folder).values() for n, t in file.items()}
+
+
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma3", "falcon_h1"])
 def test_the_size_is_that_of_the_network(tmp_path, model_type):
-    files = checkpoint_files(pico.save(tmp_path / "m", model_type, max_shard_size="20KB"))
-    size = size_of(read_shapes(files), 7)
+    size = size_of(shapes(pico.save(tmp_path / "m", model_type, max_shard_size="20KB")), 7)
     network = pico.network(model_type)
     held = [sum(matrix.numel() for *_, matrix in _matrices(block)) for block in blocks(network)]
     assert size.numbers == network.num_parameters()
@@ -46,7 +49,7 @@ def test_the_ways_by_what_is_free(monkeypatch):
 
 def test_what_is_said_to_fit_is_what_loads(tmp_path, monkeypatch):
     folder = pico.save(tmp_path / "m")
-    numbers = size_of(read_shapes(checkpoint_files(folder)), 0).numbers
+    numbers = size_of(shapes(folder), 0).numbers
     for free, fits in ((4 * numbers, True), (4 * numbers - 1, False)):
         for module in (fit, load):
             monkeypatch.setattr(module, "free_memory", lambda device, free=free: free)

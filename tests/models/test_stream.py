@@ -197,7 +197,7 @@ def test_experts_that_transformers_fuses_on_loading(tmp_path):
     files = sorted(tmp_path.glob("*.safetensors"))
     assert any("experts.0." in name for file in files for name in load_file(file))
     streamed, _ = stream.stream_network(
-        tmp_path, files, AutoModelForCausalLM, config, torch.float32, torch.device("cpu")
+        files, AutoModelForCausalLM, config, torch.float32, torch.device("cpu")
     )
     streamed.eval()
     ids = torch.arange(20).view(2, 10)

@@ -10,8 +10,8 @@ import pytest
 
 from tests.results import result
 from unrefuse.commands import verify as command
-from unrefuse.edit.recipe import SBOM, SUMS
 from unrefuse.errors import UsageError
+from unrefuse.models.checkpoint import SBOM, SUMS
 from unrefuse.report.card import write_card
 from unrefuse.report.results import write_json
 from unrefuse.report.sbom import installed, write_sbom

@@ -2,11 +2,15 @@
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+from unrefuse.models.checkpoint import left_out, other_files
+from unrefuse.progress import stderr
 
 WORKERS = 2  # more gain little beside a disk
 CHUNK = 1 << 26  # bytes that one job copies: what Ctrl-C waits for
@@ -16,15 +20,18 @@ CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTT
 
 
 class HeadStart:
-    """Copies files in order, each from its beginning on, until it is stopped.
+    """Copies files of the folder `source` in order, each from its beginning on, until stopped.
 
     For the second that importing torch takes, in which a disk would stand idle.
     """
 
-    def __init__(self, files: Iterable[Path], out: Path) -> None:
+    def __init__(self, source: Path, files: Iterable[Path], out: Path) -> None:
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(WORKERS)
-        self._jobs = {file: self._pool.submit(self._copy, file, out / file.name) for file in files}
+        self._jobs = {
+            file: self._pool.submit(self._copy, file, out / file.relative_to(source))
+            for file in files
+        }
 
     def stop(self) -> dict[Path, int]:
         """How many bytes there are now of each file that was begun. Raises OSError."""
@@ -42,9 +49,9 @@ class HeadStart:
 
 
 @contextmanager
-def head_start(files: Iterable[Path], out: Path) -> Iterator[HeadStart]:
+def head_start(source: Path, files: Iterable[Path], out: Path) -> Iterator[HeadStart]:
     """A HeadStart that has stopped when the block ends, however it ends."""
-    begun = HeadStart(files, out)
+    begun = HeadStart(source, files, out)
     try:
         yield begun
     finally:
@@ -54,11 +61,36 @@ def head_start(files: Iterable[Path], out: Path) -> Iterator[HeadStart]:
 def make_target(file: Path, target: Path) -> int:
     """Makes `target` as large as `file`; how many of its bytes are there: all, or none."""
     size = file.stat().st_size
+    target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as new, file.open("rb") as old:
         if _clone(old.fileno(), new.fileno()):
             return size
         new.truncate(size)
     return 0
+
+
+def copy_files(source: Path, files: Iterable[Path], out: Path, link: bool = False) -> None:
+    """Copies whole files of the folder `source` to the same places in `out`, or hard-links them."""
+    for file in files:
+        target = out / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            os.link(file.resolve(), target)
+        else:
+            shutil.copyfile(file, target)
+
+
+def copy_others(source: Path, out: Path, link: bool = False) -> None:
+    """Copies what is no weights in the model folder `source`, and names what is left out."""
+    copy_files(source, other_files(source), out, link)
+    if left := left_out(source):
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        stderr.print(
+            f"not copied (other weights, links to folders): {', '.join(left[:3])}{more}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def copy_bytes(file: Path, target: Path, at: int, size: int) -> None:

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 # Of a saved model, in a folder of its own: vLLM loads every *.safetensors beside the weights.
 PLAN = Path("tuning/plan.safetensors")
-SUMS, SBOM = "SHA256SUMS", "sbom.cdx.json"
-# These describe one edit, and none of its copies.
-OF_THE_EDIT = ("README.md", "run.json", "result.png", SUMS, SBOM)
 ADVICE = "name a folder that `unrefuse edit` or `unrefuse tune` wrote, or its plan.safetensors"
 
 

@@ -2,14 +2,14 @@
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from unrefuse.edit.copying import copy_files, copy_others
 from unrefuse.edit.lora import load_factors, share_along
-from unrefuse.edit.recipe import OF_THE_EDIT, read_plan
+from unrefuse.edit.recipe import read_plan
 from unrefuse.edit.stored import overwrite_tensors, read_tensor, tensor_files
 from unrefuse.edit.weights import check_fits, planned_tensors
 from unrefuse.errors import UsageError
@@ -33,9 +33,8 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
         ) from None
     files = tensor_files(edited)
     edits = planned_tensors(plan, files)
-    for file in sorted(edited.iterdir()):
-        if file.is_file() and file.name not in OF_THE_EDIT:
-            shutil.copyfile(file, out / file.name)
+    copy_files(edited, dict.fromkeys(files.values()), out)
+    copy_others(edited, out)
     error = allowed = 0.0
     for name, (edit, axis) in track(edits.items(), "reverting", len(edits)):
         tensor = read_tensor(files[name], name)
@@ -58,7 +57,8 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
         unit = torch.finfo(tensor.dtype).eps / 2 + 8 * torch.finfo(torch.float32).eps
         size = float(tensor.float().norm()) / math.sqrt(tensor.numel())
         allowed += (6 * unit * size * float(added.norm())) ** 2
-        overwrite_tensors(out / files[name].name, {name: reverted.to(tensor.dtype)})
+        file = out / files[name].relative_to(edited)
+        overwrite_tensors(file, {name: reverted.to(tensor.dtype)})
     if not error <= allowed:
         raise UsageError(
             f"{edited} is not the model of {adapter} with its edit at this strength: without it, "

@@ -2,8 +2,6 @@
 
 import errno
 import json
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,16 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unrefuse.edit.columns import edit_slab, one_thread
-from unrefuse.edit.copying import CHUNK, WORKERS, copy_bytes, make_target
-from unrefuse.edit.header import Stored, read_header
+from unrefuse.edit.copying import CHUNK, WORKERS, copy_bytes, copy_files, copy_others, make_target
 from unrefuse.edit.plan import MatrixEdit, Plan
-from unrefuse.edit.recipe import OF_THE_EDIT
 from unrefuse.edit.weights import check_fits, edit_tensor, has_rows, planned_tensors
 from unrefuse.errors import UsageError
-from unrefuse.models.checkpoint import INDEX, PICKLE_INDEX, checkpoint_files
+from unrefuse.models.checkpoint import INDEX, checkpoint_tensors
+from unrefuse.models.header import Stored, Tensors
+from unrefuse.models.quantized import check_full
+from unrefuse.models.weights import read_pickle
 from unrefuse.progress import track
 
-WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 FLOATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -50,19 +48,22 @@ def write_checkpoint(
 
     The bytes of the edited tensors are computed in float32 on `device`, as `edit_tensor` does, a
     matrix at a time, and written where the old ones were; all other bytes of a shard are copied.
-    Other files at the top of `source` (tokenizer, chat template, configs) are copied whole. With
-    `link` they, and shards in which nothing changes, become hard links. Of the shards in `copied`
-    that many bytes are there already (see `copying.HeadStart`). A pickle checkpoint is loaded file
-    by file and becomes safetensors. Returns the coarsest dtype among the edited tensors. Raises
-    UsageError, before it writes, where a planned tensor is not there, is quantised, or has another
-    `d_model`. It does not ask how the plan was measured: `run_edit` measures what this wrote before
-    it gives it to anyone, and `apply_plan` has asked `measured.read_measured`.
+    Every file keeps its place in the folder. Those that are no weights (tokenizer, chat templates,
+    configs) are copied whole; weights that are not the checkpoint's are left out, and said to be.
+    With `link` the former, and shards in which nothing changes, become hard links. Of the shards
+    in `copied` that many bytes are there already (see `copying.HeadStart`). A pickle checkpoint is
+    loaded file by file and becomes safetensors. Returns the coarsest dtype among the edited
+    tensors. Raises UsageError, before it writes, where a planned tensor is not there or has another
+    `d_model`, and where weights are quantised.
+
+    It does not ask how the plan was measured: `run_edit` measures what this wrote before it gives
+    it to anyone, and `apply_plan` has asked `measured.read_measured`.
     """
-    files = checkpoint_files(source)
-    if files[0].suffix == ".bin":
-        dtype = _convert(files, plan, out, preserve_norm)
+    headers = checkpoint_tensors(source)
+    check_full(source, headers)
+    if next(iter(headers)).suffix == ".bin":
+        dtype = _convert(source, headers, plan, out, preserve_norm)
     else:
-        headers = {file: read_header(file) for file in files}
         stored = {name: tensor for header in headers.values() for name, tensor in header.items()}
         edits = planned_tensors(plan, stored)
         for name, (edit, axis) in edits.items():
@@ -71,9 +72,9 @@ def write_checkpoint(
         buffers = threading.local()
         for file, header in headers.items():
             if link and not header.keys() & edits.keys():
-                os.link(file.resolve(), out / file.name)
+                copy_files(source, [file], out, link)
             else:
-                target = out / file.name
+                target = out / file.relative_to(source)
                 done = copied[file] if file in copied else make_target(file, target)
                 jobs += _copies(file, target, header, edits, done)
                 jobs += _edits(file, target, header, edits, done, preserve_norm, device, buffers)
@@ -81,20 +82,8 @@ def write_checkpoint(
         dtype = max(
             (FLOATS[stored[name].dtype] for name in edits), key=lambda d: torch.finfo(d).eps
         )
-    for file in other_files(source):
-        if link:
-            os.link(file.resolve(), out / file.name)
-        else:
-            shutil.copyfile(file, out / file.name)
+    copy_others(source, out, link)
     return dtype
-
-
-def other_files(source: Path) -> Iterator[Path]:
-    """The files of a checkpoint that are not weights and go into its edited copy."""
-    for file in sorted(source.iterdir()):
-        weights = file.name.endswith(WEIGHT_ENDINGS) or file.name == PICKLE_INDEX
-        if file.is_file() and not weights and file.name not in OF_THE_EDIT:
-            yield file
 
 
 def _check(name: str, stored: Stored, edit: MatrixEdit, axis: int) -> None:
@@ -197,25 +186,30 @@ def _edit(
         new.write(data)
 
 
-def _convert(files: list[Path], plan: Plan, out: Path, preserve_norm: bool) -> torch.dtype:
+def _convert(
+    source: Path, headers: Tensors, plan: Plan, out: Path, preserve_norm: bool
+) -> torch.dtype:
     """A pickle checkpoint as edited safetensors, with an index where it has several files."""
-    names = [n for f in files for n in torch.load(f, map_location="meta", weights_only=True)]
-    edits = planned_tensors(plan, names)
+    edits = planned_tensors(plan, [name for header in headers.values() for name in header])
     where: dict[str, str] = {}
     size, dtypes = 0, set[torch.dtype]()
-    for file in track(files, "writing", len(files)):
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    for header in headers.values():
+        for name in header.keys() & edits.keys():
+            _check(name, header[name], *edits[name])
+    for file in track(headers, "writing", len(headers)):
         # Tied tensors share memory, which safetensors does not write.
-        tensors = {name: tensor.clone().contiguous() for name, tensor in loaded.items()}
+        tensors = {name: t.clone().contiguous() for name, t in read_pickle(file).items()}
         for name in tensors.keys() & edits.keys():
             keep = preserve_norm and has_rows(name)
             tensors[name] = edit_tensor(tensors[name], *edits[name], keep)
             dtypes.add(tensors[name].dtype)
         shard = file.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
-        save_file(tensors, out / shard, metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, shard)
+        target = out / file.relative_to(source).with_name(shard)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, target, metadata={"format": "pt"})
+        where |= dict.fromkeys(tensors, target.relative_to(out).as_posix())
         size += sum(tensor.nbytes for tensor in tensors.values())
-    if len(files) > 1:
+    if len(headers) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
         (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)

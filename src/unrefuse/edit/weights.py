@@ -17,7 +17,7 @@ def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixE
 
     `names` are those on disk or those of the loaded model: experts may be stored one by one and be
     one tensor when loaded, and what stands before the blocks differs in vision-language models.
-    Raises UsageError where the checkpoint lacks a matrix of the plan, or holds it quantised.
+    Raises UsageError where the checkpoint lacks a matrix of the plan.
     """
     matrices = {same_name(f"{edit.module}.{edit.parameter}"): edit for edit in plan}
     biases = {
@@ -26,7 +26,7 @@ def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixE
         if edit.of_output
     }
     found: dict[str, tuple[MatrixEdit, int]] = {}
-    missing, scales = dict(matrices), set()
+    missing = dict(matrices)
     for name in names:
         own = same_name(name)
         if edit := matrices.get(own):
@@ -34,12 +34,6 @@ def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixE
             missing.pop(own, None)
         elif edit := biases.get(own):
             found[name] = edit, _experts(edit, name)
-        elif name.endswith("_scale_inv"):
-            scales.add(name.removesuffix("_scale_inv"))
-    if quantized := sorted(scales & found.keys()):
-        raise UsageError(
-            f"{quantized[0]} is quantised in the checkpoint: an edit needs full weights"
-        )
     if missing:
         edit = next(iter(missing.values()))
         raise UsageError(f"the checkpoint has no tensor {edit.module}.{edit.parameter}")

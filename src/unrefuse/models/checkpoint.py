@@ -1,17 +1,41 @@
-"""A checkpoint on disk: where it is, whether it is whole, what is in it. No model is loaded."""
+"""A checkpoint on disk: which files it is, whether it is whole, what is in it. Nothing is loaded.
+
+What is decided here is decided for loading, measuring, hashing, editing and copying alike.
+"""
 
 import hashlib
 import json
-from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
+from unrefuse.models.files import check_file, walk
+from unrefuse.models.header import Stored, Tensors, read_header
 from unrefuse.models.quantized import check_full
+from unrefuse.progress import stderr
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".ggml", ".h5"),
+    *(".msgpack", ".ot", ".tflite", ".onnx", ".onnx_data", ".onnx.data"),
+)
+# At the top of a saved model, these tell of the edit that made it.
+SUMS, SBOM = "SHA256SUMS", "sbom.cdx.json"
+OF_AN_EDIT = ("README.md", "run.json", "result.png", "tuning", SUMS, SBOM)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The weight files of a checkpoint, in order, and what names them: an index, with the file of
+    each tensor, where there is one."""
+
+    files: list[Path]
+    index: Path | None
+    where: dict[str, Path]
 
 
 def find_folder(config: RunConfig) -> Path:
@@ -44,47 +68,85 @@ def find_folder(config: RunConfig) -> Path:
         ) from None
 
 
-def check_checkpoint(folder: Path, config: RunConfig) -> None:
-    """Reads the config and the header of every shard. Raises UsageError; loads no weights."""
-    check_full(folder)
-    for file in checkpoint_files(folder):
-        if not file.is_file():
-            raise UsageError(f"the checkpoint is not whole: {file} is missing")
-        if file.suffix == ".bin":
-            if not config.allow_pickle:
-                raise UsageError(
-                    f"{file} is a pickle, which can run code; if you trust it: --allow-pickle"
-                )
-            continue
-        try:
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"{file} is truncated or damaged: {first_line(error)}") from None
+def check_checkpoint(folder: Path, config: RunConfig) -> Tensors:
+    """The tensors of a checkpoint that is whole and has full weights.
+
+    Reads the config and the header of every shard. Raises UsageError; loads no weights.
+    """
+    tensors = check_whole(folder, config)
+    check_full(folder, tensors)
+    return tensors
+
+
+def check_whole(folder: Path, config: RunConfig) -> Tensors:
+    """The tensors of a checkpoint whose files are all there. Raises UsageError."""
+    adapter = (folder / "adapter_config.json").is_file()
+    if not os.path.lexists(folder / "config.json"):
+        found = "an adapter: merge it into its model" if adapter else "no model"
+        raise UsageError(f"{folder} is {found}: there is no config.json in it")
+    if adapter:
+        raise UsageError(
+            f"{folder} holds an adapter beside the weights, which some programs add to them: merge "
+            "it, or take adapter_config.json away"
+        )
+    for file in other_files(folder):
+        check_file(file)
+    chosen = _choose(folder)
+    if chosen.files[0].suffix == ".bin" and not config.allow_pickle:
+        raise UsageError(
+            f"{chosen.files[0]} is a pickle, which can run code; if you trust it: --allow-pickle"
+        )
+    if chosen.index:
+        single = chosen.index.with_name(chosen.index.name.removesuffix(".index.json"))
+        if single.exists() and single not in chosen.files:
+            stderr.print(
+                f"the weights are those that {chosen.index} names; {single.name} is left alone",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
+    return checkpoint_tensors(folder)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint, in order, from its index or by the standard names."""
-    for index, single in ((INDEX, SINGLE), (PICKLE_INDEX, PICKLE)):
-        if (folder / index).is_file():
-            try:
-                shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            except (ValueError, KeyError, UnicodeDecodeError) as error:
-                raise UsageError(f"{folder / index} is damaged: {first_line(error)}") from None
-            return [folder / name for name in sorted(set(shards.values()))]
-        if (folder / single).is_file():
-            return [folder / single]
-    raise UsageError(f"{folder} is no model: there are no weights ({SINGLE}) in it")
+    """The weight files of a checkpoint, in order, from its index or by the standard names.
+
+    Raises UsageError where there are none, and for an index that is damaged or leads elsewhere.
+    """
+    return _choose(folder).files
 
 
-def tensor_names(file: Path) -> list[str]:
-    """The names of the tensors in a weight file; their data is not read."""
-    if file.suffix == ".bin":
-        import torch
+def checkpoint_tensors(folder: Path) -> Tensors:
+    """The tensors in each of the `checkpoint_files`; their data is not read.
 
-        return list(torch.load(file, map_location="meta", weights_only=True))
-    with safe_open(file, framework="numpy") as shard:
-        return list(shard.keys())
+    Raises UsageError for a missing or damaged file, a tensor in two files, and an index that says
+    something else.
+    """
+    chosen = _choose(folder)
+    tensors: dict[Path, dict[str, Stored]] = {}
+    where: dict[str, Path] = {}
+    for file in chosen.files:
+        if not file.exists() and not file.is_symlink():
+            raise UsageError(f"the checkpoint is not whole: {file} is missing")
+        if file.suffix == ".bin":
+            from unrefuse.models.weights import read_pickle_header
+
+            tensors[file] = read_pickle_header(file)
+        else:
+            tensors[file] = read_header(file)
+        if twice := sorted(where.keys() & tensors[file].keys()):
+            raise UsageError(
+                f"{twice[0]} is both in {where[twice[0]]} and in {file.name}: which of them counts "
+                "differs between programs"
+            )
+        where |= dict.fromkeys(tensors[file], file)
+    for name, file in chosen.where.items():
+        if where.get(name) != file:
+            raise UsageError(
+                f"the checkpoint is not whole: {chosen.index} says that {name} is in {file.name}, "
+                "and it is not"
+            )
+    return tensors
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -95,3 +157,93 @@ def checkpoint_hash(folder: Path) -> str:
             while chunk := data.read(1 << 24):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def other_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint that are not weights and go into a copy with other weights.
+
+    All in its sub-folders too, but those that tell of an edit, and indices of other weights and of
+    pickles, which no copy has.
+    """
+    index = _choose(folder).index
+    if index and index.name == PICKLE_INDEX:
+        index = None
+    return [
+        file
+        for file in walk(folder)
+        if not (_is_weights(file) or file.is_dir())
+        and not (file.name.endswith(".index.json") and file != index)
+        and file.relative_to(folder).parts[0] not in OF_AN_EDIT
+    ]
+
+
+def left_out(folder: Path) -> list[str]:
+    """What no copy gets: weights that are none of the `checkpoint_files`, since they would be taken
+    for the edited ones, and links to folders, since these lead anywhere."""
+    chosen = set(checkpoint_files(folder))
+    return [
+        str(file.relative_to(folder))
+        for file in walk(folder)
+        if (_is_weights(file) or file.is_dir())
+        and file not in chosen
+        and file.relative_to(folder).parts[0] not in OF_AN_EDIT
+    ]
+
+
+def _is_weights(file: Path) -> bool:
+    return file.name.lower().endswith(WEIGHTS)
+
+
+def _choose(folder: Path) -> Chosen:
+    """The files that are the model: what its config names, as transformers lets it, else those of
+    an index, else the one of the standard name."""
+    named = _named(folder)
+    for name in [named] if named else (INDEX, SINGLE, PICKLE_INDEX, PICKLE):
+        file = folder / name
+        if named or os.path.lexists(file):
+            if not name.endswith(".index.json"):
+                return Chosen([file], None, {})
+            where = _read_index(folder, file)
+            return Chosen(sorted(set(where.values())), file, where)
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = ", ".join(file.name for file in there if _is_weights(file))
+    raise UsageError(
+        f"{folder} is no model: there are no weights ({SINGLE}) in it{others and ', only '}{others}"
+    )
+
+
+def _named(folder: Path) -> str | None:
+    """What `config.json` says of its weights (`transformers_weights`), for most models nothing."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = config.get("transformers_weights")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None  # others tell what is wrong with it
+    if name is None:
+        return None
+    _inside(folder, name, folder / "config.json", (".safetensors", ".safetensors.index.json"))
+    return str(name)
+
+
+def _read_index(folder: Path, index: Path) -> dict[str, Path]:
+    """The file of each tensor, by an index. Raises UsageError."""
+    check_file(index)
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = set(where.values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{index} is damaged: {first_line(error)}") from None
+    if not files:
+        raise UsageError(f"{index} is damaged: it names no files")
+    ending = ".bin" if index.name == PICKLE_INDEX else ".safetensors"
+    return {name: _inside(folder, file, index, ending) for name, file in where.items()}
+
+
+def _inside(folder: Path, name: Any, told_by: Path, endings: str | tuple[str, ...]) -> Path:
+    """The path of a file that lies in `folder`, or below. Raises UsageError for any other name."""
+    path = PurePosixPath(name) if isinstance(name, str) and name.isprintable() else None
+    if path is None or path.is_absolute() or ".." in path.parts or set("\\:") & set(name):
+        raise UsageError(f"{told_by} names weights outside of its folder, or none: {name!r}")
+    if not path.name.endswith(endings):
+        raise UsageError(f"{told_by} names {name!r} among weights of another kind")
+    return folder / path

@@ -3,12 +3,10 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from unrefuse.models.device import free_memory
 
@@ -38,16 +36,6 @@ class Way:
     @property
     def fits(self) -> bool:
         return self.needed <= self.free
-
-
-def read_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in safetensors files."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="numpy") as shard:
-            names = shard.keys()
-            shapes |= {name: tuple(shard.get_slice(name).get_shape()) for name in names}
-    return shapes
 
 
 def size_of(shapes: Mapping[str, Sequence[int]], stored: int) -> Size:

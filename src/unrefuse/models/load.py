@@ -1,7 +1,6 @@
 """Loading: a checked checkpoint becomes a network on its device, with a batch size that fits."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,14 +25,15 @@ from transformers.utils import logging as transformers_logging
 from unrefuse.config import THINKING_TOKENS, RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.models.architectures import same_name
+from unrefuse.models.assemble import assemble, read_generation
 from unrefuse.models.checkpoint import (
     check_checkpoint,
-    checkpoint_files,
+    check_whole,
     find_folder,
-    tensor_names,
+    other_files,
 )
 from unrefuse.models.device import check_finite, choose_device, choose_dtype, free_memory
-from unrefuse.models.fit import read_shapes
+from unrefuse.models.header import Tensors
 from unrefuse.models.probe import describe, probe
 from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
@@ -96,14 +96,13 @@ def load_model(config: RunConfig) -> Model:
 
 def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     """The model in `folder`, under the settings of `config`. Raises UsageError; see load_model."""
-    check_checkpoint(folder, config)
+    tensors = check_checkpoint(folder, config)
     hf_config = read_config(folder, config)
     check_architecture(hf_config)
     device = choose_device(config.device)
-    files = checkpoint_files(folder)
-    size = sum(file.stat().st_size for file in files)
+    size = sum(file.stat().st_size for file in tensors)
     dtype = choose_dtype(config.dtype, device, size)
-    spread = _device_map(files, config, device, dtype, name)
+    spread = _device_map(tensors, config, device, dtype, name)
     stream = None
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
@@ -115,20 +114,16 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         auto, missing = auto_class(hf_config), list[str]()
         if config.stream:
             network, stream = stream_network(
-                folder, files, auto, hf_config, dtype, device, config.trust_remote_code
+                list(tensors), auto, hf_config, dtype, device, config.trust_remote_code
             )
         else:
-            network, info = auto.from_pretrained(
-                folder,
-                output_loading_info=True,
-                dtype=dtype,
-                trust_remote_code=config.trust_remote_code,
-                use_safetensors=files[0].suffix != ".bin",
-                device_map=spread,
+            network, info = assemble(
+                tensors, auto, hf_config, dtype, config.trust_remote_code, device_map=spread
             )
             missing = sorted(info["missing_keys"])
             if spread is None:
                 network.to(device)
+        read_generation(folder, network)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UsageError(f"cannot load the model in {folder}: {first_line(error)}") from None
     finally:
@@ -147,7 +142,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
             check_finite(parameter, f"{name}: the weights of {parameter_name}", network.dtype)
     network.eval().requires_grad_(False)
     if not is_known(network):
-        _probe(network, folder, config)
+        _probe(network, tensors, config)
     # The last position of a batch is a strided view, for which torch's bfloat16 linear on a CPU
     # copies the head once per row: 27 s for 32 rows of Qwen2.5-0.5B, where the product takes 0.1.
     network.get_output_embeddings().register_forward_pre_hook(
@@ -171,10 +166,10 @@ def expected_thoughts(tokenizer: PreTrainedTokenizerBase, budget: int) -> int:
     return budget if may_think(str(tokenizer.chat_template)) else 0
 
 
-def _probe(network: PreTrainedModel, folder: Path, config: RunConfig) -> None:
+def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> None:
     """Shows what writes into the stream of an unknown model; goes on only with `config.probe`."""
     found, kind = probe(network), text_config(network).model_type
-    stored = {same_name(name) for file in checkpoint_files(folder) for name in tensor_names(file)}
+    stored = {same_name(name) for file in tensors.values() for name in file}
     for writer in found:
         if same_name(f"{writer.name}.{writer.parameter}") not in stored:
             raise UsageError(
@@ -211,20 +206,28 @@ def auto_class(config: PretrainedConfig) -> Any:
 def find_checkpoint(config: RunConfig) -> Path:
     """The folder of `find_folder`; where `config.dequantize` applies, that of its full copy."""
     folder = find_folder(config)
-    if not config.dequantize or not (folder / "config.json").is_file():
+    if not config.dequantize:
         return folder
-    auto = auto_class(read_config(folder, config))
-    return full_weights(folder, checkpoint_files(folder), auto, config.trust_remote_code)
+    tensors = check_whole(folder, config)
+    hf_config = read_config(folder, config)
+    return full_weights(
+        folder,
+        tensors,
+        other_files(folder),
+        auto_class(hf_config),
+        hf_config,
+        config.trust_remote_code,
+    )
 
 
 def _device_map(
-    files: Sequence[Path], config: RunConfig, device: torch.device, dtype: torch.dtype, name: str
+    tensors: Tensors, config: RunConfig, device: torch.device, dtype: torch.dtype, name: str
 ) -> str | None:
     """accelerate's map of a model to devices: "auto" where that was asked for, or where one device
     does not hold it and the choice was left open. Raises UsageError where it does not fit."""
-    if config.stream or files[0].suffix == ".bin":
+    if config.stream:
         return config.device_map
-    numbers = sum(map(math.prod, read_shapes(files).values()))
+    numbers = sum(math.prod(t.shape) for file in tensors.values() for t in file.values())
     needed, free = numbers * dtype.itemsize, free_memory(device)
     if config.device_map or needed <= free:
         return config.device_map

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -11,63 +12,123 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from unrefuse.errors import UsageError, first_line
+from unrefuse.models.header import Tensors
 from unrefuse.progress import stderr
 
-# The kinds that are rounded weights with scales and nothing else, which transformers undoes.
-KINDS = ("fp8", "mxfp4")
+# The kinds that are rounded weights with scales and nothing else, which transformers undoes; what
+# it looks for beside a weight, or in place of it.
+KINDS = {"fp8": ("", "_scale_inv"), "mxfp4": ("_blocks", "_scales")}
+FULL = ("F64", "F32", "F16", "BF16")
+WHOLE = ("I64", "BOOL", "C64")  # counters, masks, rotations: no format keeps weights in these
+NO_WEIGHTS = re.compile(r"(bias|ids?|index|mask)$")  # masks and tables in smaller integers
+SCALES = ("_scale", "_scales", "_scale_inv")
+SIDECAR = "hf_quant_config.json"  # of NVIDIA's ModelOpt
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint's config says of its quantisation, or None for full weights.
+    """What a checkpoint's config says of its quantisation, or None where it says nothing.
 
     Raises UsageError where there is no config, or none that can be read.
     """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        found = config.get("quantization_config")
-    except FileNotFoundError:
-        raise UsageError(f"{folder} is no model: there is no config.json in it") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"cannot read {file}: {first_line(error)}") from None
-    return found if isinstance(found, dict) else None
+    config = _read(folder / "config.json")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(part.get(key), dict) and part[key]:
+                return dict(part[key])
+    return None
 
 
-def check_full(folder: Path) -> None:
-    """Raises UsageError for a quantised checkpoint: rounded weights can't take a small change."""
-    if found := quantization(folder):
-        kind = found.get("quant_method", "of an unnamed kind")
-        do = "add --dequantize" if kind in KINDS else "name the model it was made of"
+def check_full(folder: Path, tensors: Tensors) -> None:
+    """Raises UsageError for a quantised checkpoint: rounded weights can't take a small change.
+
+    It is told from its config, from the file that ModelOpt leaves, and from its tensors: without
+    a word about it, rounded weights would be read without their scales.
+    """
+    found, do = None, "name the model it was made of"
+    if (folder / "config.json").is_file() and (config := quantization(folder)):
+        found = str(config.get("quant_method", "of an unnamed kind"))
+        if _undone(found, tensors):
+            do = "add --dequantize"
+    elif (folder / SIDECAR).is_file():
+        told = _read(folder / SIDECAR).get("quantization")
+        found = told.get("quant_algo") if isinstance(told, dict) else None
+    if found := found or _rounded(tensors):
         raise UsageError(
-            f"the weights in {folder} are quantised ({kind}), and an edit needs full weights: {do}"
+            f"the weights in {folder} are quantised ({found}), and an edit needs full weights: {do}"
         )
+
+
+def _rounded(tensors: Tensors) -> str | None:
+    """The first tensor that holds rounded weights, and how that shows."""
+    stored = {name: tensor for file in tensors.values() for name, tensor in file.items()}
+    for name, tensor in stored.items():
+        small = tensor.dtype not in (*FULL, *WHOLE)
+        matrix = len(tensor.shape) > 1 and not NO_WEIGHTS.search(name)
+        if small and (matrix or "F" in tensor.dtype.upper()):
+            return f"{name} is stored as {tensor.dtype}"
+        for ending in SCALES:
+            if name.endswith(ending) and name.removesuffix(ending) in stored:
+                return f"{name} is the scale of a weight"
+    return None
+
+
+def _undone(kind: str, tensors: Tensors) -> bool:
+    """Whether transformers finds a scale for every rounded weight of a checkpoint of this kind."""
+    if kind not in KINDS:
+        return False
+    weight, scale = KINDS[kind]
+    stored = {name: tensor for file in tensors.values() for name, tensor in file.items()}
+    rounded = [
+        name
+        for name, tensor in stored.items()
+        if tensor.dtype not in (*FULL, *WHOLE) and not name.endswith((*SCALES, "bias"))
+    ]
+    return all(
+        name.endswith(weight) and f"{name.removesuffix(weight)}{scale}" in stored
+        for name in rounded
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no table")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read {file}: {first_line(error)}") from None
+    return found
 
 
 def full_weights(
     folder: Path,
-    files: Iterable[Path],
+    tensors: Tensors,
+    others: Iterable[Path],
     auto: Any,
+    hf_config: Any,
     trust_remote_code: bool,
     cache: Path | None = None,
 ) -> Path:
     """The folder of a full copy of an FP8 or MXFP4 checkpoint, made at the first call.
 
-    `files` are its weight files, `auto` the class that loads it. Raises UsageError where the kind
-    is another, and for what goes wrong while it is loaded and written.
+    `tensors` are those of its weight files, `others` its other files, `auto` the class that loads
+    it with `hf_config`. Raises UsageError where the kind is another, and for what goes wrong while
+    it is loaded and written.
     """
     found = quantization(folder)
-    if not found or found.get("quant_method") not in KINDS:
-        check_full(folder)
+    if not found or not _undone(str(found.get("quant_method")), tensors):
+        check_full(folder, tensors)
         return folder
     import torch
+    from safetensors import SafetensorError
     from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
+
+    from unrefuse.models.assemble import assemble
 
     settings_class = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[found["quant_method"]]
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in files:
-        if file.is_file():  # a missing one is said by the loader
-            stat = file.stat()
-            digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    for file in tensors:
+        stat = file.stat()
+        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     full = (cache or user_cache_path("unrefuse")) / f"full-{digest.hexdigest()[:12]}"
     if full.is_dir():
         return full
@@ -76,11 +137,12 @@ def full_weights(
     temporary = Path(tempfile.mkdtemp(prefix=".full-", dir=full.parent))
     settings = {k: v for k, v in found.items() if k not in ("quant_method", "dequantize")}
     try:
-        loaded, info = auto.from_pretrained(
-            folder,
-            output_loading_info=True,
-            dtype="auto",
-            trust_remote_code=trust_remote_code,
+        loaded, info = assemble(
+            tensors,
+            auto,
+            hf_config,
+            hf_config.dtype or torch.bfloat16,
+            trust_remote_code,
             quantization_config=settings_class(dequantize=True, **settings),
         )
         if missing := sorted(info["missing_keys"]):
@@ -91,13 +153,13 @@ def full_weights(
         plain.load_state_dict(loaded.state_dict(), assign=True)
         plain.tie_weights()
         plain.save_pretrained(temporary)
-        for file in folder.iterdir():
-            text = file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model", ".py")
-            new = not (temporary / file.name).exists() and ".index." not in file.name
-            if text and new:
-                shutil.copyfile(file, temporary / file.name)
+        for file in others:
+            name = file.relative_to(folder)
+            if name.name not in ("config.json", SIDECAR) and not name.name.endswith(".index.json"):
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, temporary / name)
         temporary.replace(full)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (*(OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError),) as error:
         raise UsageError(f"cannot dequantise {folder}: {first_line(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,14 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    initialization,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -35,7 +29,9 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from unrefuse.errors import UsageError
+from unrefuse.models.assemble import empty_network
 from unrefuse.models.device import check_finite, free_memory
+from unrefuse.models.weights import lazy_weights
 from unrefuse.models.writers import blocks
 from unrefuse.progress import stderr, track
 
@@ -239,20 +235,17 @@ class Stream:
         known = network.state_dict()
         prefix = next(name for name, module in network.named_modules() if module is self._blocks)
         residents: dict[str, Any] = {}
-        for file in files:
-            shard: Any = safe_open(
-                file, framework="pt", backend="pread"
-            )  # a map would count as memory
-            for name in shard.keys():  # noqa: SIM118
-                target, _ = rename_source_key(
-                    name, renamings, converters, network.base_model_prefix, known
-                )
-                # A name that the network does not know is left to transformers, which skips it.
-                inside = target.startswith(f"{prefix}.") and target in known
-                inside = inside and known[target].dim() > 1
-                layer = int(target[len(prefix) + 1 :].split(".")[0]) if inside else None
-                tensors = residents if layer is None else self._stored[layer]
-                tensors[name] = shard.get_slice(name)
+        # pread, since a map would count as memory
+        for name, weight in lazy_weights(files, backend="pread").items():
+            target, _ = rename_source_key(
+                name, renamings, converters, network.base_model_prefix, known
+            )
+            # A name that the network does not know is left to transformers, which skips it.
+            inside = target.startswith(f"{prefix}.") and target in known
+            inside = inside and known[target].dim() > 1
+            layer = int(target[len(prefix) + 1 :].split(".")[0]) if inside else None
+            tensors = residents if layer is None else self._stored[layer]
+            tensors[name] = weight
         found, _ = convert_and_load_state_dict_in_model(network, residents, self._loading)
         later = {id(tensor) for matrices in self._empty for *_, tensor in matrices}
         found.missing_keys -= {
@@ -272,7 +265,6 @@ def _matrices(block: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
 
 
 def stream_network(
-    folder: Path,
     files: Sequence[Path],
     auto: Any,
     config: PretrainedConfig,
@@ -280,18 +272,11 @@ def stream_network(
     device: torch.device,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Stream]:
-    """The network of the safetensors `files` in `folder`, its blocks left on disk.
+    """The network of the safetensors `files`, its blocks left on disk.
 
     `auto` is the transformers class that makes it of `config`. Raises UsageError for a pickle.
     """
     if files[0].suffix != ".safetensors":
         raise UsageError("a pickle checkpoint cannot be streamed: leave out --stream")
-    with (
-        torch.device("meta"),
-        initialization.meta_device_safe_creation_ops(),
-        initialization.no_tie_weights(),
-    ):
-        network = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    if (folder / "generation_config.json").is_file():
-        network.generation_config = GenerationConfig.from_pretrained(folder)
+    network = empty_network(auto, config, dtype, trust_remote_code)
     return network, Stream(network, files, device)

@@ -8,8 +8,8 @@ from urllib.parse import quote
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from unrefuse.edit.recipe import SBOM
 from unrefuse.jsontext import json_text
+from unrefuse.models.checkpoint import SBOM
 from unrefuse.report.card import base_name, title
 from unrefuse.report.results import Result
 

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from jinja2 import TemplateError
 
-from unrefuse.edit.recipe import SUMS
 from unrefuse.errors import UsageError, first_line
+from unrefuse.models.checkpoint import SUMS
 from unrefuse.progress import track
 from unrefuse.report.card import CARD, figures_text
 from unrefuse.report.results import RECORD

@@ -1,0 +1,56 @@
+"""Where the tensors of a safetensors file lie, read from its first bytes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from unrefuse.errors import UsageError, first_line
+from unrefuse.models.files import check_file
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in its file: dtype in the format's name, and its bytes, `begin` to `end`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+Tensors = Mapping[Path, Mapping[str, Stored]]  # of a checkpoint, by its files
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """The tensors of a file, in the header's order. Raises UsageError for a damaged file.
+
+    8 bytes with the header's length, the header in JSON, then the data, at offsets from its end
+    (safetensors' docs, "Format").
+    """
+    check_file(file)
+    try:
+        with safe_open(file, framework="numpy"):  # checks the offsets and the size
+            pass
+        with file.open("rb") as data:
+            length = int.from_bytes(data.read(8), "little")
+            header = json.loads(data.read(length), object_pairs_hook=_once)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"{file} is truncated or damaged: {first_line(error)}") from None
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return {
+        name: Stored(t["dtype"], tuple(t["shape"]), *(start + o for o in t["data_offsets"]))
+        for name, t in header.items()
+    }
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where a name stands twice: programs differ then."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return table
