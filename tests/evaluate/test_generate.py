@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from tests import pico, talker
 from unrefuse.config import RunConfig
 from unrefuse.evaluate import decode
 from unrefuse.evaluate.decode import text_of
-from unrefuse.evaluate.generate import last_logits, reply_to
+from unrefuse.evaluate.generate import last_logits, reply_of, reply_to
 from unrefuse.models.load import load_model
 from unrefuse.prompts.chat import encode
 from unrefuse.prompts.thinking import after_thinking
@@ -156,6 +157,13 @@ def test_thoughts_without_an_end_are_broken_and_what_to_do_is_said(thinker, caps
     assert line.startswith("before: search: 5 of 5 replies have not come to the end of their thou")
     assert "circles" not in line
     assert "--thinking-tokens 64" in line
+
+
+def test_thoughts_that_repeat_themselves_make_no_loop_of_the_reply(thinker):
+    tokens = thinker.tokenizer.encode("<think>" + " r0 r1" * 20 + " </think> Sure, here is")
+    reply = reply_of(tokens, partial(text_of, thinker), "q1 q2 B")
+    assert (reply.grade, reply.thoughts) == ("answered", len(tokens) - 3)
+    assert reply_to(thinker, WORDS, 32)[1].thoughts == 42
 
 
 def test_thoughts_that_go_in_circles_end_early(capsys):

@@ -43,6 +43,18 @@ def test_divergence_is_the_kl_of_the_full_logits(model_type):
         assert wanted > 1e-4
 
 
+@pytest.mark.parametrize(("tokens", "wanted"), [(None, 5), (2, 2)])
+def test_thoughts_are_read_and_not_measured(tokens, wanted):
+    model = pico.loaded(batch_size=2)
+    replies = [replace(r, tokens=(r.tokens * 8)[:8]) for r in reply_to(model, PROMPTS, 8)]
+    thought = [replace(r, thoughts=3) for r in replies]
+    whole = make_reference(model, PROMPTS, replies)
+    rest = make_reference(model, PROMPTS, thought, tokens)
+    for one, other in zip(whole.hidden, rest.hidden, strict=True):
+        assert len(other) == wanted
+        torch.testing.assert_close(one[3 : 3 + wanted], other, rtol=1e-4, atol=1e-4)
+
+
 def test_the_original_is_read_through_its_own_head():
     """An edited model may have another head, and rows of padding in it."""
     original, edited = pico.loaded("granite"), pico.loaded("granite")

@@ -18,7 +18,7 @@ from unrefuse.models.forward import one_pass, row_ends, shared_prefix, together
 from unrefuse.models.load import Model, cache_bytes
 from unrefuse.progress import stderr, track
 from unrefuse.prompts.chat import Messages, batches, encode, left_pad
-from unrefuse.prompts.thinking import in_circles, is_thinking
+from unrefuse.prompts.thinking import in_circles, is_thinking, thought_tokens
 
 MORE_THOUGHTS = (
     "give them more, --thinking-tokens {}, or switch thinking off in the model's chat template"
@@ -28,12 +28,19 @@ MORE_THOUGHTS = (
 @dataclass(frozen=True)
 class Reply:
     """A reply as text and as token ids (without the end-of-turn token), its grade, and whose
-    grade that is."""
+    grade that is. The first `thoughts` of the tokens are its thinking block."""
 
     text: str
     tokens: tuple[int, ...]
     grade: Grade
     judge: str = DETECTOR
+    thoughts: int = 0
+
+
+def reply_of(tokens: Sequence[int], text_of: Callable[[Sequence[int]], str], prompt: str) -> Reply:
+    """Tokens as a graded reply. Thoughts that repeat themselves do not make a loop of it."""
+    text, thoughts = text_of(tokens), thought_tokens(tokens, text_of)
+    return Reply(text, tuple(tokens), grade(text, tokens[thoughts:], prompt), thoughts=thoughts)
 
 
 @torch.inference_mode()
@@ -57,8 +64,7 @@ def reply_to(
     ids = [p + h for p, h in zip(encode(model.tokenizer, prompts, before), heads, strict=True)]
     replies: dict[int, Reply] = {}
     for i, row in _rows(model, ids, heads, reply_tokens, what):
-        text = text_of(model, row)
-        replies[i] = Reply(text, tuple(row), grade(text, row, prompts[i]))
+        replies[i] = reply_of(row, partial(text_of, model), prompts[i])
     found = [replies[i] for i in range(len(prompts))]
     tell_thinking(found, model.thinking_tokens, what)
     return found

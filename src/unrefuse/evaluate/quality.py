@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unrefuse.evaluate.decode import text_of
 from unrefuse.evaluate.generate import Reply, final_hidden
 from unrefuse.evaluate.statistics import Estimate, bootstrap
 from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
 from unrefuse.prompts.chat import encode
-from unrefuse.prompts.thinking import thought_tokens
 
 # How far the logits of a saved model may lie from those of the hooked one, as the root mean
 # square of the difference in units of their spread: rounding in the coarser of the two dtypes.
@@ -47,14 +45,11 @@ def make_reference(
     Thoughts are read, like the prompt, and not measured: the answers of a model that thinks are
     compared, not ten times as many tokens that nobody is shown.
     """
-    text = partial(text_of, model)
-    thoughts = [thought_tokens(answer.tokens, text) for answer in answers]
-    taken = [
-        list(a.tokens[: tokens and n + tokens]) for a, n in zip(answers, thoughts, strict=True)
-    ]
-    pairs = zip(encode(model.tokenizer, prompts), taken, strict=True)
-    sequences = [ids + answer[:-1] for ids, answer in pairs]
-    lengths = [len(answer) - n for answer, n in zip(taken, thoughts, strict=True)]
+    sequences, lengths = [], []
+    for ids, answer in zip(encode(model.tokenizer, prompts), answers, strict=True):
+        taken = list(answer.tokens[: tokens and answer.thoughts + tokens])
+        sequences.append(ids + taken[:-1])
+        lengths.append(len(taken) - answer.thoughts)
     return Reference(sequences, final_hidden(model, sequences, lengths, "divergence"))
 
 

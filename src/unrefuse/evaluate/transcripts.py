@@ -22,8 +22,9 @@ class Line:
     """One reply. `when` is "before" for the original's and "after" for the evaluated model's.
 
     `set` is target, baseline or keep, or harmless or harmful of a matched pair, whose id is `pair`.
-    `tokens` are the model's ids or, of a served model, numbers of words. `judge` gave the `grade`.
-    `kl` is the sum of the divergence from the original over its answer, in nats, and its tokens.
+    `tokens` are those that come after its thoughts: the model's ids or, of a served model, numbers
+    of words. `judge` gave the `grade`. `kl` is the sum of the divergence from the original over its
+    answer, in nats, and its tokens.
     """
 
     prompt: str

@@ -11,8 +11,7 @@ from transformers import AutoTokenizer
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
-from unrefuse.evaluate.generate import Reply, tell_thinking
-from unrefuse.evaluate.refusal import grade
+from unrefuse.evaluate.generate import Reply, reply_of, tell_thinking
 from unrefuse.models.load import expected_thoughts
 from unrefuse.prompts.chat import encode, opened_thinking, reply_text, thinking_tags
 from unrefuse.prompts.thinking import thought_tokens
@@ -100,8 +99,7 @@ def vllm_replies(
         # What stopped a reply, the end of the turn, is the last of its tokens.
         tokens = list(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
         tokens = tokens[: thought_tokens(tokens, text_of) + config.reply_tokens]
-        text = text_of(tokens)
-        return Reply(text, tuple(tokens), grade(text, tokens, prompt))
+        return reply_of(tokens, text_of, prompt)
 
     replies = [list(map(reply, prompts, outputs)) for outputs in found]
     for when, some in zip(("replies", "edited"), replies, strict=False):

@@ -97,14 +97,7 @@ def remembered(
     if file and file.exists():
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
         if [row["prompt"] for row in rows] == [p.text for p in prompts]:
-            return [
-                Reply(
-                    row["text"],
-                    tuple(row["tokens"]),
-                    grade(row["text"], row["tokens"], row["prompt"]),
-                )
-                for row in rows
-            ]
+            return [_reply(row) for row in rows]
     replies = ask()
     if file:
         rows = [
@@ -112,3 +105,8 @@ def remembered(
         ]
         write_whole(file, "".join(json_text(row) + "\n" for row in rows))
     return replies
+
+
+def _reply(row: dict[str, Any]) -> Reply:
+    text, tokens, thoughts = row["text"], row["tokens"], row.get("thoughts", 0)
+    return Reply(text, tuple(tokens), grade(text, tokens[thoughts:], row["prompt"]), thoughts)
