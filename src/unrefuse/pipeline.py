@@ -27,6 +27,7 @@ from unrefuse.models.forward import together
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.models.writers import text_config
 from unrefuse.progress import stderr
+from unrefuse.prompts.chat import placed
 from unrefuse.prompts.pairs import load_pairs
 from unrefuse.prompts.sets import (
     SETS,
@@ -199,6 +200,8 @@ def prepare(config: RunConfig, splits: tuple[str, ...], run: Path | None = None)
         folder = find_checkpoint(config)
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         model = load_folder(folder, config, config.model)
+        with placed(prompts):
+            model.encode([p.text for p in prompts])
     network = model.network
     config = config.model_copy(
         update={

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 T = TypeVar("T")
-stderr = Console(stderr=True)
+stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)  # names are no markup
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:

@@ -7,10 +7,10 @@ import typer
 
 
 def console() -> Any:
-    """A rich console on stdout, imported where it is used."""
+    """A rich console on stdout, imported where it is used. Names that it prints are no markup."""
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False, highlight=False, emoji=False)
 
 
 def print_json(value: dict[str, Any]) -> None:

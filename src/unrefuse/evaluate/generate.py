@@ -15,7 +15,7 @@ from unrefuse.evaluate.refusal import Grade, grade
 from unrefuse.models.forward import one_pass, row_ends, shared_prefix, together
 from unrefuse.models.load import Model, cache_bytes
 from unrefuse.progress import track
-from unrefuse.prompts.chat import Messages, batches, encode, left_pad
+from unrefuse.prompts.chat import Messages, batches, left_pad
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def reply_to(
     `before`: the messages of the chat that come before each prompt.
     """
     heads = [list(head) for head in begun or [()] * len(prompts)]
-    ids = [p + h for p, h in zip(encode(model.tokenizer, prompts, before), heads, strict=True)]
+    ids = [p + h for p, h in zip(model.encode(prompts, before), heads, strict=True)]
     replies: dict[int, Reply] = {}
     for i, row in _rows(model, ids, heads, reply_tokens, what):
         text = text_of(model, row)
@@ -76,7 +76,7 @@ def _rows(
 @torch.inference_mode()
 def last_logits(model: Model, prompts: Sequence[str]) -> Tensor:
     """Next-token logits `(prompts, vocab)`, float32 on the CPU, in one batch."""
-    inputs = left_pad(encode(model.tokenizer, prompts), model.device)
+    inputs = left_pad(model.encode(prompts), model.device)
     logits: Tensor = model.network(**inputs, use_cache=False, logits_to_keep=1).logits
     return logits[:, -1].float().cpu()
 

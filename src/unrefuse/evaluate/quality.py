@@ -17,7 +17,6 @@ from unrefuse.evaluate.generate import Reply, final_hidden
 from unrefuse.evaluate.statistics import Estimate, bootstrap
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
-from unrefuse.prompts.chat import encode
 
 # How far the logits of a saved model may lie from those of the hooked one, as the root mean
 # square of the difference in units of their spread: rounding in the coarser of the two dtypes.
@@ -41,7 +40,7 @@ def make_reference(
 ) -> Reference:
     """Runs the original once over its own greedy answers, or their first `tokens` tokens."""
     taken = [list(answer.tokens[:tokens]) for answer in answers]
-    pairs = zip(encode(model.tokenizer, prompts), taken, strict=True)
+    pairs = zip(model.encode(prompts), taken, strict=True)
     sequences = [ids + answer[:-1] for ids, answer in pairs]
     lengths = [len(answer) for answer in taken]
     return Reference(sequences, final_hidden(model, sequences, lengths, "divergence"))

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.refusal import grade
+from unrefuse.models.load import load_tokenizer
 from unrefuse.prompts.chat import encode, opened_thinking
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
@@ -57,12 +56,7 @@ def vllm_replies(
     Raises UsageError where vLLM is not installed or can't run the model, and for a base model.
     """
     vllm = import_vllm()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"cannot read the tokenizer in {folder}: {first_line(error)}") from None
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
     ids = encode(tokenizer, prompts)
     options: dict[str, Any] = {
         "model": str(folder),

@@ -16,14 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    initialization,
-)
+from transformers import PretrainedConfig, PreTrainedModel, initialization
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -34,7 +29,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UsageError, first_line, told_as
 from unrefuse.models.device import free_memory
 from unrefuse.models.writers import blocks
 from unrefuse.progress import stderr, track
@@ -287,11 +282,13 @@ def stream_network(
     if files[0].suffix != ".safetensors":
         raise UsageError("a pickle checkpoint cannot be streamed: leave out --stream")
     with (
+        told_as(f"cannot load the model in {folder}"),
         torch.device("meta"),
         initialization.meta_device_safe_creation_ops(),
         initialization.no_tie_weights(),
     ):
         network = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    if (folder / "generation_config.json").is_file():
-        network.generation_config = GenerationConfig.from_pretrained(folder)
-    return network, Stream(network, files, device)
+    try:
+        return network, Stream(network, files, device)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UsageError(f"cannot load the model in {folder}: {first_line(error)}") from error

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.generate import Reply, reply_to
@@ -15,7 +13,7 @@ from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import Estimate, lower_bound, needed, share
 from unrefuse.models.load import Model
 from unrefuse.progress import stderr
-from unrefuse.prompts.chat import Messages, encode
+from unrefuse.prompts.chat import ChatError, Messages
 from unrefuse.prompts.pairs import PAIR_SETS
 from unrefuse.prompts.sets import SETS, Prompt, select
 from unrefuse.search.record import remembered
@@ -174,8 +172,8 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
     found = []
     for name, messages in contexts.items():
         try:
-            encode(model.tokenizer, [some[0].text], messages)
-        except (TemplateError, ValueError):
+            model.encode([p.text for p in some], messages)
+        except ChatError:
             stderr.print(f"the chat template has no form for this context: {name}", highlight=False)
             continue
         replies = reply_to(model, [p.text for p in some], config.reply_tokens, f"before: {name}",
