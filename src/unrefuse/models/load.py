@@ -304,10 +304,13 @@ def _device_map(
         return config.device_map
     if config.device == "auto" and device.type != "cpu" and torch.accelerator.device_count() > 1:
         return "auto"
+    do = "run it block by block from disk: --stream"
+    if config.tune:
+        do = "a tuning needs it in memory; `unrefuse edit --stream` does without"
     raise UsageError(
         f"{name} does not fit: its weights take {needed / 1e9:.2f} GB in "
         f"{str(dtype).removeprefix('torch.')}, and {free / 1e9:.2f} GB are free on {device}; "
-        "run it block by block from disk: --stream"
+        f"{do}"
     )
 
 

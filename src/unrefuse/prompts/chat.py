@@ -1,8 +1,10 @@
 """Prompts to tokens: the model's own chat template, and left-padded batches."""
 
+import signal
 import unicodedata
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from unrefuse.prompts.sets import Prompt
 from unrefuse.prompts.thinking import after_thinking, opened_tag
 
 Messages = Sequence[dict[str, str]]  # of a chat: role and content
+RENDERING = 5.0  # seconds that a chat template may take for one chat
 # Shows what a chat template does with a prompt: long, and of two lines, so that a cut one shows.
 SAMPLE = """What is a volcano, and how does one form? Tell me in a sentence or two,
 and then name three that have erupted in the last hundred years."""
@@ -127,9 +130,10 @@ def _encode(
     ]
 
     def apply(**options: Any) -> Any:
-        return tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_dict=False, **options
-        )
+        with _timed(RENDERING):
+            return tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, return_dict=False, **options
+            )
 
     # Slow where a tokenizer has thousands of added tokens, and idle where no text has one.
     sanitize = any(token in m["content"] for m in messages for token in control)
@@ -156,8 +160,30 @@ def _encode(
     return ids
 
 
+@contextmanager
+def _timed(seconds: float) -> Iterator[None]:
+    """Ends what runs in the block, a template that loops, after so much of the processor's time:
+    with TimeoutError, in a main thread on a system that has such a timer."""
+    if not hasattr(signal, "setitimer") or current_thread() is not main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"no end after {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def _failure(error: BaseException, apply: Any) -> str:
     """Which of the two failed, template or tokenizer, and what it said."""
+    if isinstance(error, TimeoutError):
+        return f"the chat template fails: {error}"
     try:
         apply(tokenize=False)
     except Exception as failed:  # a template raises anything

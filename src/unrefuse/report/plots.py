@@ -142,7 +142,7 @@ def _cycle(n: int) -> list[str]:
 def _write(figure: Figure, file: Path) -> None:
     check_image(file)
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]  # names are no formulas
+        text.set_parse_math(False)  # names are no formulas
     try:
         # No dates and no random ids in the file: the same picture has the same bytes.
         dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
