@@ -216,6 +216,7 @@ def test_weights_that_are_missing_or_not_finite_are_found_when_read(tmp_path):
     for change, says in (
         (lambda t: t[name].fill_(float("inf")), "not all finite"),
         (lambda t: t.pop(name), "no weights for mlp.down_proj.weight of block 1"),
+        (lambda t: t.update({name: t[name][:7].clone()}), r"of block 1, of the shape \(32, 48\)"),
     ):
         folder = pico.save(tmp_path / says)
         spoil(folder, change)

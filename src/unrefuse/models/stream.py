@@ -217,7 +217,10 @@ class Stream:
             return
         for name, parameter in self._blocks[layer].named_parameters():
             if parameter.is_meta:
-                raise UsageError(f"the checkpoint has no weights for {name} of block {layer}")
+                raise UsageError(
+                    f"the checkpoint has no weights for {name} of block {layer}, of the shape "
+                    f"{tuple(parameter.shape)}"
+                )
             if not bool(torch.stack(torch.aminmax(parameter)).isfinite().all()):
                 raise UsageError(f"the weights of {name} of block {layer} are not all finite")
         self._checked.add(layer)

@@ -131,6 +131,7 @@ def ask_before(
             raise TooFew(
                 f"too few {name} prompts: the model has {EXPECTED[name]} {len(usable)} of {total} "
                 f"in the {split} split, and {MINIMUM} are needed; give it more with --{name} FILE"
+                + (", or a higher --limit" if config.limit else "")
             )
     if training:
         return before
