@@ -1,13 +1,14 @@
 """The command line: every command is in `commands/`, and this is where it gets its name."""
 
 import sys
+import traceback
 
 import typer
 
 from unrefuse.commands import apply, diff, doctor, edit, evaluate, export, layers, prompts, verify
 from unrefuse.commands.output import adapt_streams, say
 
-INTERRUPTED = 130
+DEFECT, INTERRUPTED = 70, 130
 
 app = typer.Typer(
     name="unrefuse",
@@ -25,7 +26,8 @@ app.add_typer(prompts.app, name="prompts")
 
 
 def main() -> None:
-    """The entry point: one line and status 2 for a mistake, 130 for Ctrl-C."""
+    """The entry point: one line and status 2 for a mistake, 130 for Ctrl-C. Status 1 is a command's
+    own, for a goal that is not met: what nobody foresaw has another, 70."""
     from unrefuse.errors import UsageError
 
     adapt_streams()
@@ -38,3 +40,7 @@ def main() -> None:
         if end.code == INTERRUPTED:
             say("unrefuse: interrupted, nothing was saved")
         raise
+    except Exception:
+        traceback.print_exc()
+        say("unrefuse: the lines above show a defect of unrefuse: please report them")
+        sys.exit(DEFECT)

@@ -1,4 +1,9 @@
-"""The error that is told to the user in one line."""
+"""The error that is told to the user in one line, and what becomes one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_NEEDS_CODE = "trust_remote_code=True"  # what transformers tells to set
 
 
 class UsageError(Exception):
@@ -6,6 +11,29 @@ class UsageError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, for a message of one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The first line of a library's error, for a message of one line; two where it ends in ":"."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Around a library's call that reads a folder of unknown origin, and around no code of ours:
+    whatever it raises becomes the UsageError "`what`: the first line"."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except BaseException as error:
+        if not is_told(error):
+            raise
+        code = "; if you trust its code: --trust-remote-code" if _NEEDS_CODE in str(error) else ""
+        raise UsageError(f"{what}: {first_line(error)}{code}") from error
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether it says what went wrong, and not that the process is to end (Ctrl-C)."""
+    # A panic of a Rust library is no Exception.
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

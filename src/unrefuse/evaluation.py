@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.benchmarks import check_benchmarks, run_benchmarks
@@ -44,9 +42,10 @@ from unrefuse.evaluate.vllm import adapter_rank, import_vllm, vllm_replies
 from unrefuse.jsontext import json_text
 from unrefuse.models.checkpoint import checkpoint_hash
 from unrefuse.models.device import release_memory
-from unrefuse.models.load import Model, find_checkpoint, load_folder
+from unrefuse.models.load import Model, find_checkpoint, load_folder, load_tokenizer
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
+from unrefuse.prompts.chat import placed
 from unrefuse.prompts.pairs import load_pairs
 from unrefuse.prompts.sets import (
     SETS,
@@ -180,7 +179,7 @@ def _by_vllm(
     seconds: dict[str, float],
 ) -> tuple[list[Line], dict[str, Any]]:
     folder = find_checkpoint(config)
-    with clock(seconds, "replies"):
+    with clock(seconds, "replies"), placed(asked):
         found = vllm_replies(folder, config, [p.text for p in asked], options.adapter)
     names: dict[When, str] = {"after": config.model}
     if options.adapter:
@@ -221,13 +220,15 @@ def _by_torch(
         configs["before"] = configs["before"].model_copy(update={"revision": None})
     folders = {when: find_checkpoint(c) for when, c in configs.items()}
     if options.against:
-        _check_same_tokens(folders, names)
+        _check_same_tokens(folders, names, config)
     parts: dict[str, Any] = {"models": {}, "perplexity": {}, "benchmarks": {}}
     lines: list[Line] = []
     reference: Reference | None = None
     for when, folder in folders.items():
         with clock(seconds, "load"):
             model = load_folder(folder, configs[when], configs[when].model)
+            with placed(asked):
+                model.encode([p.text for p in asked])
         _tell(model)
         with clock(seconds, f"replies {when}"):
             replies = reply_to(model, [p.text for p in asked], config.reply_tokens, when)
@@ -343,12 +344,13 @@ def _line(p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float,
                 r.tokens[r.thoughts :], r.grade, r.judge, own)  # fmt: skip
 
 
-def _check_same_tokens(folders: dict[str, Path], names: dict[str, str | None]) -> None:
+def _check_same_tokens(
+    folders: dict[str, Path], names: dict[str, str | None], config: RunConfig
+) -> None:
     """Raises UsageError where two models do not share a vocabulary: the divergence is by token."""
-    try:
-        before, after = (AutoTokenizer.from_pretrained(folders[when]).get_vocab() for when in WHENS)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"cannot read a tokenizer: {first_line(error)}") from None
+    before, after = (
+        load_tokenizer(folders[when], config.trust_remote_code).get_vocab() for when in WHENS
+    )
     if before != after:
         raise UsageError(
             f"{names['after']} and {names['before']} have different vocabularies, so one is no "

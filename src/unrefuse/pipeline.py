@@ -29,6 +29,7 @@ from unrefuse.models.forward import together
 from unrefuse.models.load import Model, find_checkpoint, load_folder
 from unrefuse.models.writers import text_config
 from unrefuse.progress import stderr
+from unrefuse.prompts.chat import placed
 from unrefuse.prompts.pairs import load_pairs
 from unrefuse.prompts.sets import (
     SETS,
@@ -257,6 +258,8 @@ def prepare(
                 "to keep"
             )
         model = load_folder(folder, config, config.model)
+        with placed(prompts):
+            model.encode([p.text for p in prompts])
     network = model.network
     config = config.model_copy(
         update={

@@ -72,3 +72,12 @@ def test_another_type_and_a_missing_folder_are_told(tmp_path):
     with pytest.raises(UsageError, match="cannot write"):
         plot_kernels(KERNELS, tmp_path / "nowhere" / "k.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_printed_as_they_are(tmp_path):
+    """Not as formulas, and not left out of the legend."""
+    names = ["_k.json", "a$_{$b", r"$\\nope$"]
+    plot_kernels([(name, KERNELS[0][1]) for name in names], tmp_path / "k.svg")
+    plot_layers(FOUND, "$x$_{", tmp_path / "l.png")
+    drawn = (tmp_path / "k.svg").read_text()
+    assert all(f"<!-- {' ' * name.startswith('_')}{name} -->" in drawn for name in names)

@@ -86,3 +86,22 @@ def test_replies_are_asked_for_once(tmp_path):
     assert len(asked) == 3
     rows = (tmp_path / "before-train.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert json.loads(rows[0])["grade"] == "refused"
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b"7", b"\xff", b"null"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    append_trial(tmp_path, {"number": 0})
+    with (tmp_path / "trials.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(UsageError, match=r"trials\.jsonl:2 is damaged"):
+        read_trials(tmp_path)
+    (tmp_path / "before-test.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(UsageError, match=r"before-test\.jsonl:1 is damaged"):
+        remembered(tmp_path, "test", [Prompt("a", "target")], list)
+
+
+def test_damaged_settings_are_named(tmp_path):
+    for text in ("[]", "{", "7"):
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(UsageError, match=r"cannot read .*settings\.json"):
+            open_run(tmp_path, CONFIG)

@@ -11,7 +11,6 @@ from unrefuse.models.forward import one_pass, shared_prefix
 from unrefuse.models.load import Model
 from unrefuse.models.stream import own
 from unrefuse.models.writers import blocks
-from unrefuse.prompts.chat import encode
 
 
 @contextmanager
@@ -41,7 +40,7 @@ def residuals(model: Model, prompts: Sequence[str]) -> Iterator[tuple[list[int],
 
     Taken at the last prompt token, after the generation prompt.
     """
-    ids = encode(model.tokenizer, prompts)
+    ids = model.encode(prompts)
     prefix = shared_prefix(model, ids) if ids else 0
 
     def read(batch: list[int], rest: list[Sequence[int]], run: Callable[[], Tensor]) -> Tensor:

@@ -6,16 +6,21 @@ from typing import Annotated, Any
 import typer
 
 from unrefuse.commands.options import (
+    AllowPickle,
     BatchSize,
     Column,
     DataSplit,
+    Dequantize,
     Device,
+    DeviceMap,
     Dtype,
     Json,
     Lang,
     Limit,
+    Probe,
     Revision,
     Seed,
+    Stream,
     Target,
     TrustRemoteCode,
 )
@@ -51,9 +56,14 @@ def export(
     revision: Revision = None,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     batch_size: BatchSize = None,
+    stream: Stream = None,
     seed: Seed = None,
+    allow_pickle: AllowPickle = None,
     trust_remote_code: TrustRemoteCode = None,
+    dequantize: Dequantize = None,
+    probe: Probe = None,
     as_json: Json = False,
 ) -> None:
     """Write the edit of RUN as an adapter for the original MODEL, or as a control vector."""
@@ -70,9 +80,14 @@ def export(
         revision=revision,
         dtype=dtype,
         device=device,
+        device_map=device_map,
         batch_size=batch_size,
+        stream=stream,
         seed=seed,
+        allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        dequantize=dequantize,
+        probe=probe,
     )
     written = export_plan(run, config, lora, gguf_lora, control_vector, scale)
     if control_vector:

@@ -13,7 +13,7 @@ from unrefuse.models.forward import right_pad
 from unrefuse.models.load import Model
 from unrefuse.models.writers import Writer, writers
 from unrefuse.progress import track
-from unrefuse.prompts.chat import batches, encode
+from unrefuse.prompts.chat import batches
 
 
 @torch.inference_mode()
@@ -28,7 +28,7 @@ def control_vectors(model: Model, plan: Plan, prompts: Sequence[str]) -> Tensor:
     """
     network = model.network
     planned = {edit.module for edit in plan}
-    ids = encode(model.tokenizer, prompts)
+    ids = model.encode(prompts)
     total = torch.zeros(model.layers, network.config.hidden_size, dtype=torch.float64)
     last: list[int] = []
     plain: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ from unrefuse.models.device import check_finite
 from unrefuse.models.forward import one_pass, row_ends, shared_prefix, together
 from unrefuse.models.load import Model, cache_bytes
 from unrefuse.progress import stderr, track
-from unrefuse.prompts.chat import Messages, batches, encode, left_pad
+from unrefuse.prompts.chat import Messages, batches, left_pad
 from unrefuse.prompts.thinking import in_circles, is_thinking, thought_tokens
 
 MORE_THOUGHTS = (
@@ -61,7 +61,7 @@ def reply_to(
     `before`: the messages of the chat that come before each prompt.
     """
     heads = [list(head) for head in begun or [()] * len(prompts)]
-    ids = [p + h for p, h in zip(encode(model.tokenizer, prompts, before), heads, strict=True)]
+    ids = [p + h for p, h in zip(model.encode(prompts, before), heads, strict=True)]
     replies: dict[int, Reply] = {}
     for i, row in _rows(model, ids, heads, reply_tokens, what):
         replies[i] = reply_of(row, partial(text_of, model), prompts[i])
@@ -111,7 +111,7 @@ def _rows(
 @torch.inference_mode()
 def last_logits(model: Model, prompts: Sequence[str]) -> Tensor:
     """Next-token logits `(prompts, vocab)`, float32 on the CPU, in one batch."""
-    inputs = left_pad(encode(model.tokenizer, prompts), model.device)
+    inputs = left_pad(model.encode(prompts), model.device)
     logits: Tensor = model.network(**inputs, use_cache=False, logits_to_keep=1).logits
     logits = logits[:, -1].float().cpu()
     check_finite(logits.amax(dim=-1), "the model's logits", model.network.dtype)

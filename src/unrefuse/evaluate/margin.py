@@ -10,7 +10,6 @@ from unrefuse.evaluate.generate import final_hidden
 from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
-from unrefuse.prompts.chat import encode
 
 OPENING_TOKENS = 4  # of the model's own refusal: enough to tell "I'm sorry, but" from "I'm a"
 
@@ -35,7 +34,7 @@ def make_openings(
     """The first `tokens` tokens of each reply, given as token ids, teacher-forced after its
     prompt."""
     openings = [list(reply[:tokens]) for reply in replies]
-    ids = encode(model.tokenizer, prompts)
+    ids = model.encode(prompts)
     return Openings([a + b[:-1] for a, b in zip(ids, openings, strict=True)], openings)
 
 

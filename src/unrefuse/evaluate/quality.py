@@ -17,7 +17,6 @@ from unrefuse.evaluate.statistics import Estimate, bootstrap
 from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model
 from unrefuse.models.writers import logits_of
-from unrefuse.prompts.chat import encode
 
 # How far the logits of a saved model may lie from those of the hooked one, as the root mean
 # square of the difference in units of their spread: rounding in the coarser of the two dtypes.
@@ -46,7 +45,7 @@ def make_reference(
     compared, not ten times as many tokens that nobody is shown.
     """
     sequences, lengths = [], []
-    for ids, answer in zip(encode(model.tokenizer, prompts), answers, strict=True):
+    for ids, answer in zip(model.encode(prompts), answers, strict=True):
         taken = list(answer.tokens[: tokens and answer.thoughts + tokens])
         sequences.append(ids + taken[:-1])
         lengths.append(len(taken) - answer.thoughts)

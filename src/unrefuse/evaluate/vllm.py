@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.generate import Reply, reply_of, tell_thinking
-from unrefuse.models.load import expected_thoughts
+from unrefuse.models.load import expected_thoughts, load_tokenizer
 from unrefuse.prompts.chat import encode, opened_thinking, reply_text, thinking_tags
 from unrefuse.prompts.thinking import thought_tokens
 
@@ -59,12 +57,7 @@ def vllm_replies(
     Raises UsageError where vLLM is not installed or can't run the model, and for a base model.
     """
     vllm = import_vllm()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"cannot read the tokenizer in {folder}: {first_line(error)}") from None
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
     ids = encode(tokenizer, prompts)
     longest = config.reply_tokens + expected_thoughts(tokenizer, config.thinking_tokens)
     options: dict[str, Any] = {

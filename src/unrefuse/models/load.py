@@ -1,13 +1,16 @@
 """Loading: a checked checkpoint becomes a network on its device, with a batch size that fits."""
 
+import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -15,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from unrefuse.config import THINKING_TOKENS, RunConfig
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UsageError, first_line, told_as
 from unrefuse.models.architectures import same_name
 from unrefuse.models.assemble import assemble, read_generation
 from unrefuse.models.checkpoint import (
@@ -39,7 +43,15 @@ from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
 from unrefuse.models.writers import check_architecture, is_known, text_config
 from unrefuse.progress import stderr
-from unrefuse.prompts.chat import opened_thinking, thinking_tags
+from unrefuse.prompts.chat import (
+    SAMPLE,
+    ChatError,
+    Messages,
+    check_ids,
+    encode,
+    opened_thinking,
+    thinking_tags,
+)
 from unrefuse.prompts.thinking import may_think
 
 
@@ -66,6 +78,10 @@ class Model:
     @property
     def layers(self) -> int:
         return int(text_config(self.network).num_hidden_layers)
+
+    def encode(self, prompts: Sequence[str], before: Messages = ()) -> list[list[int]]:
+        """`chat.encode` with the model's tokenizer and embeddings. Raises ChatError."""
+        return encode(self.tokenizer, prompts, before, _rows(self.network))
 
     @cached_property
     def thinking(self) -> str:
@@ -99,40 +115,45 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     tensors = check_checkpoint(folder, config)
     hf_config = read_config(folder, config)
     check_architecture(hf_config)
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
+    _sample(tokenizer, name)
+    ends = end_of_turn(folder, tokenizer)
     device = choose_device(config.device)
     size = sum(file.stat().st_size for file in tensors)
     dtype = choose_dtype(config.dtype, device, size)
     spread = _device_map(tensors, config, device, dtype, name)
-    stream = None
+    stream, auto, missing = None, auto_class(hf_config), list[str]()
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its table of tensors that lack is one line below
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=config.trust_remote_code
-        )
-        auto, missing = auto_class(hf_config), list[str]()
         if config.stream:
             network, stream = stream_network(
                 list(tensors), auto, hf_config, dtype, device, config.trust_remote_code
             )
         else:
-            network, info = assemble(
-                tensors, auto, hf_config, dtype, config.trust_remote_code, device_map=spread
-            )
+            with told_as(f"cannot load the model in {folder}"):
+                network, info = assemble(
+                    tensors,
+                    auto,
+                    hf_config,
+                    dtype,
+                    config.trust_remote_code,
+                    device_map=spread,
+                    ignore_mismatched_sizes=True,  # said below
+                )
+                if spread is None:
+                    network.to(device)
+            for tensor, stored, wanted in sorted(info["mismatched_keys"]):
+                raise UsageError(
+                    f"{name}: {tensor} is {tuple(stored)} in the checkpoint, and the model of its "
+                    f"config.json has {tuple(wanted)}"
+                )
             missing = sorted(info["missing_keys"])
-            if spread is None:
-                network.to(device)
         read_generation(folder, network)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise UsageError(f"cannot load the model in {folder}: {first_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
-    if not tokenizer.chat_template:
-        raise UsageError(
-            f"{name} has no chat template, so it is a base model: unrefuse edits chat models"
-        )
     if missing:
         raise UsageError(
             f"{name}: the checkpoint has no {missing[0]} (of {len(missing)} tensors that lack)"
@@ -143,15 +164,15 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
     network.eval().requires_grad_(False)
     if not is_known(network):
         _probe(network, tensors, config)
+    _try_out(network, _sample(tokenizer, name, _rows(network)), folder)
     # The last position of a batch is a strided view, for which torch's bfloat16 linear on a CPU
     # copies the head once per row: 27 s for 32 rows of Qwen2.5-0.5B, where the product takes 0.1.
     network.get_output_embeddings().register_forward_pre_hook(
         lambda module, args: (args[0].contiguous(), *args[1:])
     )
     # Replies are greedy: the sampling settings that a model ships would only warn.
-    stop = network.generation_config.eos_token_id or tokenizer.eos_token_id
     network.generation_config = GenerationConfig(
-        eos_token_id=stop, pad_token_id=stop[0] if isinstance(stop, list) else stop
+        eos_token_id=ends or None, pad_token_id=ends[0] if ends else None
     )
     thoughts = expected_thoughts(tokenizer, config.thinking_tokens)
     batch_size = config.batch_size or choose_batch_size(
@@ -164,6 +185,39 @@ def expected_thoughts(tokenizer: PreTrainedTokenizerBase, budget: int) -> int:
     """The tokens of thoughts that memory is kept for: the budget where the chat template knows of
     thoughts, else none."""
     return budget if may_think(str(tokenizer.chat_template)) else 0
+
+
+def _rows(network: PreTrainedModel) -> int:
+    """Of how many tokens it has embeddings."""
+    embeddings: Any = network.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
+def _sample(tokenizer: PreTrainedTokenizerBase, name: str, rows: int | None = None) -> list[int]:
+    """The tokens of a prompt. Raises UsageError where no prompt could be asked."""
+    try:
+        (ids,) = encode(tokenizer, [SAMPLE], rows=rows)
+        if rows is not None:  # plain text has special tokens of its own
+            check_ids(tokenizer, tokenizer(SAMPLE)["input_ids"], rows)
+        return ids
+    except ChatError as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+@torch.inference_mode()
+def _try_out(network: PreTrainedModel, ids: list[int], folder: Path) -> None:
+    """A forward pass over a prompt, as replies begin: a config may fit the weights and not itself.
+    Raises UsageError."""
+    inputs, decoder = torch.tensor([ids], device=network.device), network.get_decoder()
+    with told_as(f"the model in {folder} cannot be run"):
+        cache = DynamicCache(config=network.config)
+        states = decoder(input_ids=inputs, past_key_values=cache, use_cache=True).last_hidden_state
+    if not bool(states.isfinite().all()):
+        kind = str(network.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"the model in {folder} gives numbers that are not finite in {kind}: try another "
+            "--dtype"
+        )
 
 
 def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> None:
@@ -187,12 +241,65 @@ def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> Non
 
 def read_config(folder: Path, config: RunConfig) -> PretrainedConfig:
     """The transformers configuration in a checkpoint folder. Raises UsageError."""
-    try:
+    with told_as(f"cannot read {folder / 'config.json'}"):
         found: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"cannot read {folder / 'config.json'}: {first_line(error)}") from None
+    return found
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer in a checkpoint folder. Raises UsageError, for the file at fault."""
+    try:
+        with told_as(f"cannot read the tokenizer in {folder}"):
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code
+            )
+    except UsageError as error:
+        files = [file for file in folder.iterdir() if re.search("token|vocab", file.name)]
+        if not files:
+            raise UsageError(f"{folder} has no tokenizer: no tokenizer.json is in it") from error
+        for file in sorted(files):
+            if file.suffix == ".json":
+                _read_json(file)
+        if type(error.__cause__) is Exception:  # what the library of tokenizers raises
+            own = version("tokenizers")
+            raise UsageError(
+                f"{error}: it is damaged, or of a newer version of tokenizers than {own}"
+            ) from error
+        raise
+    return found
+
+
+def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of the tokens that end a reply: the tokenizer's, and those of the generation config
+    or, where there is none, of the config. Raises UsageError."""
+    file = folder / "generation_config.json"
+    given: list[Any] = [tokenizer.eos_token_id]
+    if file.is_file():
+        with told_as(f"cannot read {file}"):
+            stated = [GenerationConfig.from_pretrained(folder).eos_token_id]
+    else:  # not the class of the config, which says 2 where the file says nothing
+        file = folder / "config.json"
+        config = _read_json(file)
+        parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+        stated = [part.get("eos_token_id") for part in parts]
+    for own in stated:
+        given += own if isinstance(own, list) else [own]
+    ends = [end for end in given if end is not None]
+    if strange := [end for end in ends if type(end) is not int]:
+        raise UsageError(f"{file}: the eos_token_id {strange[0]!r} is no number of a token")
+    return sorted(set(ends))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UsageError that names it."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read {file}: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"cannot read {file}: it is no JSON object")
     return found
 
 
@@ -233,10 +340,13 @@ def _device_map(
         return config.device_map
     if config.device == "auto" and device.type != "cpu" and torch.accelerator.device_count() > 1:
         return "auto"
+    do = "run it block by block from disk: --stream"
+    if config.tune:
+        do = "a tuning needs it in memory; `unrefuse edit --stream` does without"
     raise UsageError(
         f"{name} does not fit: its weights take {needed / 1e9:.2f} GB in "
         f"{str(dtype).removeprefix('torch.')}, and {free / 1e9:.2f} GB are free on {device}; "
-        "run it block by block from disk: --stream"
+        f"{do}"
     )
 
 

@@ -89,7 +89,7 @@ def probe(model: PreTrainedModel) -> list[Writer]:
         raise UsageError(
             f"the architecture {kind!r} is not in unrefuse's table, and a traced forward does not "
             f"show which matrices write into the residual stream: {first_line(error)}"
-        ) from None
+        ) from error
     PROBED[model] = found
     return found
 

@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UsageError, told_as
 from unrefuse.models.assemble import empty_network
 from unrefuse.models.device import check_finite, free_memory
 from unrefuse.models.weights import lazy_weights
@@ -218,7 +218,10 @@ class Stream:
             return
         for name, parameter in self._blocks[layer].named_parameters():
             if parameter.is_meta:
-                raise UsageError(f"the checkpoint has no weights for {name} of block {layer}")
+                raise UsageError(
+                    f"the checkpoint has no weights for {name} of block {layer}, of the shape "
+                    f"{tuple(parameter.shape)}"
+                )
             ends = torch.stack(torch.aminmax(parameter))
             check_finite(ends, f"the weights of {name} of block {layer}", self.network.dtype)
         self._checked.add(layer)
@@ -278,5 +281,6 @@ def stream_network(
     """
     if files[0].suffix != ".safetensors":
         raise UsageError("a pickle checkpoint cannot be streamed: leave out --stream")
-    network = empty_network(auto, config, dtype, trust_remote_code)
-    return network, Stream(network, files, device)
+    with told_as("cannot load the model"):
+        network = empty_network(auto, config, dtype, trust_remote_code)
+        return network, Stream(network, files, device)

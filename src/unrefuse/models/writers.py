@@ -43,6 +43,9 @@ def check_architecture(config: "PretrainedConfig") -> None:
             f"the architecture {config.model_type!r} is not supported: unrefuse edits models that "
             "have a decoder only"
         )
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    if layers < 1:
+        raise UsageError(f"the model has no layers: its config.json says {layers}")
 
 
 def text_config(model: "PreTrainedModel") -> "PretrainedConfig":

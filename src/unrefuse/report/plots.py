@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from unrefuse.edit.plan import UNIT
 from unrefuse.errors import UsageError
@@ -23,7 +24,8 @@ COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
 def plot_kernels(kernels: Sequence[tuple[str, Kernel]], file: Path) -> None:
     """One or more kernels over depth, one over another. Raises UsageError for the file type."""
     figure, (axes,) = _figure(1)
-    curves = {name: kernel.weights for name, kernel in kernels}
+    # A legend leaves out what begins with an underscore.
+    curves = {f" {n}" if n.startswith("_") else n: kernel.weights for n, kernel in kernels}
     for (label, weights), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
         x = [i / max(1, len(weights) - 1) for i in range(len(weights))]
         axes.plot(x, weights, marker="o", markersize=3, label=label, color=colour)
@@ -139,6 +141,8 @@ def _cycle(n: int) -> list[str]:
 
 def _write(figure: Figure, file: Path) -> None:
     check_image(file)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names are no formulas
     try:
         # No dates and no random ids in the file: the same picture has the same bytes.
         dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

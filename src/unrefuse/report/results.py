@@ -233,12 +233,15 @@ def result_table(result: Result) -> RenderableType:
         table.add_column(now, justify="right")
         rows = by_topic[figure] | by_lang[figure]
         for value, e2 in rows.items():
-            table.add_row(Text(value), f"{round(e2['value'] * e2['n'])} of {e2['n']:.0f}")
+            table.add_row(
+                Text(plain(value, 60)), f"{round(e2['value'] * e2['n'])} of {e2['n']:.0f}"
+            )
         tables += [table] if rows else []
     weakest = weakest_topic(measured.exchanges)
     if weakest:
         kept = f"{round(weakest['value'] * weakest['n'])} of {weakest['n']:.0f}"
-        tables.append(Text(f"weakest kind of harm: {weakest['topic']}, {kept} still refused\n"))
+        topic = plain(weakest["topic"], 60)
+        tables.append(Text(f"weakest kind of harm: {topic}, {kept} still refused\n"))
     if pairs := pairs_of(measured.exchanges):
         tables.append(_pairs_table(pairs))
     if measured.contexts:

@@ -10,7 +10,6 @@ from torch import Tensor
 from unrefuse.activations.inputs import Tokens, capture
 from unrefuse.errors import UsageError
 from unrefuse.evaluate.layers import LayerStrength, centre_and_spread
-from unrefuse.prompts.chat import encode
 from unrefuse.search.method import ALARM, HARM, Selective
 from unrefuse.search.objective import Before
 
@@ -105,7 +104,7 @@ def discrimination(
     config = method.config
     refused = [*search.usable("target"), *search.usable("keep")]
     false = torch.tensor([e.prompt.set == "target" for e in refused])
-    ids = encode(method.model.tokenizer, [e.prompt.text for e in refused])
+    ids = method.model.encode([e.prompt.text for e in refused])
     states = capture(method.model, [Tokens(row, (len(row) - 1,), "") for row in ids]).rows
     auc, freed = [0.5] * layers, [0.0] * layers
     total = torch.zeros(len(refused))

@@ -14,7 +14,6 @@ from unrefuse.directions import find_directions
 from unrefuse.edit.plan import Plan, ablation_plan, selective_plan
 from unrefuse.errors import UsageError
 from unrefuse.models.load import Model
-from unrefuse.prompts.chat import encode
 from unrefuse.prompts.sets import SETS, SHIPPED, Prompt, select
 from unrefuse.readers import fit_reader
 from unrefuse.search.objective import Before, Exchange
@@ -144,7 +143,7 @@ def training_tokens(
     answered = sum(e.as_expected for e in train.exchanges if e.prompt.set == "baseline")
     each = max(1, ANSWER_ROWS // max(1, answered))
     tokens, found = [], []
-    for prompt, ids in zip(asked, encode(model.tokenizer, [p.text for p in asked]), strict=True):
+    for prompt, ids in zip(asked, model.encode([p.text for p in asked]), strict=True):
         exchange = replies.get(prompt)
         places = [len(ids) - 1]
         found.append(Place(wanted[prompt.set], prompt))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from unrefuse.config import RunConfig
@@ -18,7 +17,7 @@ from unrefuse.evaluate.statistics import Estimate, needed, share, share_of
 from unrefuse.measured import Kept
 from unrefuse.models.load import Model
 from unrefuse.progress import stderr
-from unrefuse.prompts.chat import Messages, encode
+from unrefuse.prompts.chat import ChatError, Messages
 from unrefuse.prompts.pairs import PAIR_SETS
 from unrefuse.prompts.sets import SETS, SHIPPED, Prompt, select
 from unrefuse.prompts.thinking import after_thinking, is_thinking
@@ -165,6 +164,7 @@ def ask_before(
             raise TooFew(
                 f"too few {name} prompts: the model has {EXPECTED[name]} {len(usable)} of {total} "
                 f"in the {split} split, and {MINIMUM} are needed; give it more with --{name} FILE"
+                + (", or a higher --limit" if config.limit else "")
             )
     if training:
         return before
@@ -221,8 +221,8 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
     found = []
     for name, messages in contexts.items():
         try:
-            encode(model.tokenizer, [some[0].text], messages)
-        except (TemplateError, ValueError):
+            model.encode([p.text for p in some], messages)
+        except ChatError:
             stderr.print(f"the chat template has no form for this context: {name}", highlight=False)
             continue
         replies = reply_to(model, [p.text for p in some], config.reply_tokens, f"before: {name}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unrefuse.config import RunConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.refusal import grade
 from unrefuse.jsontext import json_text
@@ -52,7 +52,7 @@ def open_run(folder: Path, config: RunConfig) -> None:
         # A run from before there was a setting had what is its default now.
         defaults = _settings(RunConfig(model=config.model))
         earlier = defaults | json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"cannot read {file}: {error}") from None
     for key in sorted(settings.keys() | earlier.keys()):
         if settings.get(key) != earlier.get(key):
@@ -85,8 +85,23 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
     file = folder / TRIALS
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return _rows(file)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON Lines, but for a last line without an end. Raises UsageError
+    that names the line."""
+    try:
+        lines = file.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{file}:{number} is damaged: {first_line(error)}") from error
+    return rows
 
 
 def remembered(
@@ -95,8 +110,8 @@ def remembered(
     """The original's replies on one split: from the run's folder, or asked now and kept there."""
     file = folder / f"before-{split}.jsonl" if folder else None
     if file and file.exists():
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
-        if [row["prompt"] for row in rows] == [p.text for p in prompts]:
+        rows = _rows(file)
+        if [row.get("prompt") for row in rows] == [p.text for p in prompts]:
             return [_reply(row) for row in rows]
     replies = ask()
     if file:
@@ -109,4 +124,6 @@ def remembered(
 
 def _reply(row: dict[str, Any]) -> Reply:
     text, tokens, thoughts = row["text"], row["tokens"], row.get("thoughts", 0)
-    return Reply(text, tuple(tokens), grade(text, tokens[thoughts:], row["prompt"]), thoughts)
+    return Reply(
+        text, tuple(tokens), grade(text, tokens[thoughts:], row["prompt"]), thoughts=thoughts
+    )
