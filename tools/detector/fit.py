@@ -43,8 +43,8 @@ Row = dict[str, Any]
 class Strength:
     """How freely each layer may fit: scikit-learn's C."""
 
-    sentence: float = 20.0
-    whole: float = 30.0
+    sentence: float = 40.0
+    whole: float = 12.0
     second: float = 0.3
 
 
