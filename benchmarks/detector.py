@@ -150,8 +150,8 @@ def unseen(file: Path | None) -> None:
         judge([r for r in everything if part[id(r)] != k], [r for r in ours if part[id(r)] == k])
     for lang in LANGUAGES:
         for new in (False, True):
-            rows = [r for r in ours if lang in (r["lang"], "all") and (r["batch"] == 5) is new]
-            tell("prompts", f"batch {'5' if new else '1-4'}, {lang}", rows)
+            rows = [r for r in ours if lang in (r["lang"], "all") and (r["batch"] >= 5) is new]
+            tell("prompts", f"batches {'5-8' if new else '1-4'}, {lang}", rows)
     for model in sorted({_model(r) for r in ours}):
         rows = [r for r in ours if _model(r) == model]
         prompts = {r["prompt"] for r in rows}
