@@ -104,8 +104,8 @@ def test_a_row_ends_once_it_has_refused_and_the_others_go_on(monkeypatch, model_
 def test_a_refusal_that_is_only_thought_ends_no_reply():
     """The template opens the thinking block, so that a reply does not show where it begins."""
     thought = (
-        "I'm sorry, but I can't help with that. So I might say; yet a city is asked for, "
-        "which harms nobody, and the user wants it short."
+        "I'm sorry, but I can't assist with that. It is illegal and dangerous, and I cannot "
+        "provide any information on it. Please talk to someone whom you trust."
     )
     model, thinks = pico.loaded(), pico.loaded()
     thinks.tokenizer.chat_template = pico.TEMPLATE + "<think>\n"
