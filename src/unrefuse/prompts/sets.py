@@ -86,7 +86,7 @@ def read_set(
             raise UsageError("'planted' is a target set only")
         data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
         prompts = _prompts(json_lines(data, source), source, name, column)
-    elif Path(source).suffix.lower() in FILE_TYPES or Path(source).exists():
+    elif Path(source).suffix.lower() in FILE_TYPES or _is_there(Path(source)):
         prompts = _prompts(file_rows(Path(source)), source, name, column)
     else:
         prompts = _prompts(dataset_rows(source, data_split), source, name, column)
@@ -94,6 +94,13 @@ def read_set(
     if not prompts:
         raise UsageError(f"{source}: no {name} prompts in it")
     return prompts
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name of a file, such as a whole prompt
+        return False
 
 
 def read_imports(specs: Sequence[str]) -> list[Prompt]:
