@@ -65,9 +65,19 @@ def test_a_data_set_by_name(tmp_path, monkeypatch):
         read_set("no-such-user/no-such-data", "target")
 
 
-def test_a_missing_file():
-    with pytest.raises(UsageError, match=r"cannot read missing\.txt"):
-        read_set("missing.txt", "target")
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("missing.txt", r"cannot read missing\.txt"),
+        ("why? " * 100, "no such file"),
+        ("a\0b", "no such file"),
+        ("", "must end in"),
+    ],
+)
+def test_a_missing_file(monkeypatch, source, says):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match=says):
+        read_set(source, "target")
 
 
 def test_problems_name_both_lines():

@@ -9,7 +9,7 @@ from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError
-from unrefuse.prompts.language import language_code
+from unrefuse.prompts.language import language, language_code
 from unrefuse.prompts.rows import cell, file_rows
 from unrefuse.prompts.sets import SPLITS, Prompt, limited, same_text, split
 
@@ -59,6 +59,7 @@ def _pair(row: Any, source: str, line: int, pair: str) -> tuple[Prompt, ...]:
     if not all(texts):
         raise UsageError(f"{place}: a pair needs text in the columns harmless and harmful")
     kept = {key: cell(there, key, place) for key in ("topic", "lang", "split")}
+    kept["lang"] = language_code(kept["lang"]) or language(texts[0])
     if kept["split"] and kept["split"] not in SPLITS:
         raise UsageError(f"{place}: split {kept['split']!r} is none of {', '.join(SPLITS)}")
     return tuple(

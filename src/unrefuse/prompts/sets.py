@@ -93,7 +93,7 @@ def read_set(
             raise UsageError("'planted' is a target set only")
         data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
         prompts = _prompts(json_lines(data, source), source, name, column)
-    elif Path(source).suffix.lower() in FILE_TYPES or Path(source).exists():
+    elif Path(source).suffix.lower() in FILE_TYPES or _is_there(Path(source)):
         prompts = _prompts(file_rows(Path(source)), source, name, column)
     else:
         prompts = _prompts(dataset_rows(source, data_split), source, name, column)
@@ -108,6 +108,13 @@ def beside_shipped(keep: list[Prompt]) -> list[Prompt]:
     floor of retention is held on them, whatever a user adds."""
     known = {same_text(p.text) for p in read_set(SHIPPED, "keep")}
     return [p for p in keep if same_text(p.text) not in known]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name of a file, such as a whole prompt
+        return False
 
 
 def read_imports(specs: Sequence[str]) -> list[Prompt]:
