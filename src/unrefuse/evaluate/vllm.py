@@ -11,7 +11,7 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.generate import Reply
 from unrefuse.evaluate.refusal import grade
-from unrefuse.models.load import load_tokenizer
+from unrefuse.models.tokenizer import load_tokenizer
 from unrefuse.prompts.chat import encode, opened_thinking
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
