@@ -42,7 +42,8 @@ from unrefuse.evaluate.vllm import adapter_rank, import_vllm, vllm_replies
 from unrefuse.jsontext import json_text
 from unrefuse.models.checkpoint import checkpoint_hash
 from unrefuse.models.device import release_memory
-from unrefuse.models.load import Model, find_checkpoint, load_folder, load_tokenizer
+from unrefuse.models.load import Model, find_checkpoint, load_folder
+from unrefuse.models.tokenizer import load_tokenizer
 from unrefuse.pipeline import clock
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import placed

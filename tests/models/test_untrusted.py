@@ -8,7 +8,8 @@ import torch
 from tests import pico
 from unrefuse.errors import UsageError, first_line, told_as
 from unrefuse.evaluate.generate import reply_to
-from unrefuse.models.load import end_of_turn, load_model, load_tokenizer
+from unrefuse.models.load import load_model
+from unrefuse.models.tokenizer import end_of_turn, load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 

@@ -10,7 +10,8 @@ from typing import Any
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.generate import Reply, reply_of, tell_thinking
-from unrefuse.models.load import expected_thoughts, load_tokenizer
+from unrefuse.models.load import expected_thoughts
+from unrefuse.models.tokenizer import load_tokenizer
 from unrefuse.prompts.chat import encode, opened_thinking, reply_text, thinking_tags
 from unrefuse.prompts.thinking import thought_tokens
 

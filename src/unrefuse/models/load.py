@@ -1,12 +1,9 @@
 """Loading: a checked checkpoint becomes a network on its device, with a batch size that fits."""
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     DynamicCache,
     GenerationConfig,
     PretrainedConfig,
@@ -27,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from unrefuse.config import THINKING_TOKENS, RunConfig
-from unrefuse.errors import UsageError, first_line, told_as
+from unrefuse.errors import UsageError, told_as
 from unrefuse.models.architectures import same_name
 from unrefuse.models.assemble import assemble, read_generation
 from unrefuse.models.checkpoint import (
@@ -41,6 +37,7 @@ from unrefuse.models.header import Tensors
 from unrefuse.models.probe import describe, probe
 from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
+from unrefuse.models.tokenizer import end_of_turn, load_tokenizer
 from unrefuse.models.writers import check_architecture, is_known, text_config
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import (
@@ -245,61 +242,6 @@ def read_config(folder: Path, config: RunConfig) -> PretrainedConfig:
         found: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )
-    return found
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer in a checkpoint folder. Raises UsageError, for the file at fault."""
-    try:
-        with told_as(f"cannot read the tokenizer in {folder}"):
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=trust_remote_code
-            )
-    except UsageError as error:
-        files = [file for file in folder.iterdir() if re.search("token|vocab", file.name)]
-        if not files:
-            raise UsageError(f"{folder} has no tokenizer: no tokenizer.json is in it") from error
-        for file in sorted(files):
-            if file.suffix == ".json":
-                _read_json(file)
-        if type(error.__cause__) is Exception:  # what the library of tokenizers raises
-            own = version("tokenizers")
-            raise UsageError(
-                f"{error}: it is damaged, or of a newer version of tokenizers than {own}"
-            ) from error
-        raise
-    return found
-
-
-def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of the tokens that end a reply: the tokenizer's, and those of the generation config
-    or, where there is none, of the config. Raises UsageError."""
-    file = folder / "generation_config.json"
-    given: list[Any] = [tokenizer.eos_token_id]
-    if file.is_file():
-        with told_as(f"cannot read {file}"):
-            stated = [GenerationConfig.from_pretrained(folder).eos_token_id]
-    else:  # not the class of the config, which says 2 where the file says nothing
-        file = folder / "config.json"
-        config = _read_json(file)
-        parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
-        stated = [part.get("eos_token_id") for part in parts]
-    for own in stated:
-        given += own if isinstance(own, list) else [own]
-    ends = [end for end in given if end is not None]
-    if strange := [end for end in ends if type(end) is not int]:
-        raise UsageError(f"{file}: the eos_token_id {strange[0]!r} is no number of a token")
-    return sorted(set(ends))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UsageError that names it."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {file}: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"cannot read {file}: it is no JSON object")
     return found
 
 

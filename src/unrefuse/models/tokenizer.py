@@ -1,0 +1,66 @@
+"""The tokenizer of a model folder, and the tokens that end a reply."""
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from unrefuse.errors import UsageError, first_line, told_as
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer in a checkpoint folder. Raises UsageError, for the file at fault."""
+    try:
+        with told_as(f"cannot read the tokenizer in {folder}"):
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code
+            )
+    except UsageError as error:
+        files = [file for file in folder.iterdir() if re.search("token|vocab", file.name)]
+        if not files:
+            raise UsageError(f"{folder} has no tokenizer: no tokenizer.json is in it") from error
+        for file in sorted(files):
+            if file.suffix == ".json":
+                _read_json(file)
+        if type(error.__cause__) is Exception:  # what the library of tokenizers raises
+            own = version("tokenizers")
+            raise UsageError(
+                f"{error}: it is damaged, or of a newer version of tokenizers than {own}"
+            ) from error
+        raise
+    return found
+
+
+def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of the tokens that end a reply: the tokenizer's, and those of the generation config
+    or, where there is none, of the config. Raises UsageError."""
+    file = folder / "generation_config.json"
+    given: list[Any] = [tokenizer.eos_token_id]
+    if file.is_file():
+        with told_as(f"cannot read {file}"):
+            stated = [GenerationConfig.from_pretrained(folder).eos_token_id]
+    else:  # not the class of the config, which says 2 where the file says nothing
+        file = folder / "config.json"
+        config = _read_json(file)
+        parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+        stated = [part.get("eos_token_id") for part in parts]
+    for own in stated:
+        given += own if isinstance(own, list) else [own]
+    ends = [end for end in given if end is not None]
+    if strange := [end for end in ends if type(end) is not int]:
+        raise UsageError(f"{file}: the eos_token_id {strange[0]!r} is no number of a token")
+    return sorted(set(ends))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UsageError that names it."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read {file}: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"cannot read {file}: it is no JSON object")
+    return found
