@@ -221,6 +221,8 @@ def test_what_is_read_of_an_answer(served, answer):
         ("http://host:port/v1", "not valid"),
         ("http://[host/v1", "not valid"),
         ("http://user:pass@host/v1", KEY),
+        ("ftp://user:pass@host/v1", "http"),
+        ("http://user:pass", "not valid"),
         ("https://host/v1?key=abc", KEY),
         ("https://host/v1#abc", KEY),
     ],

@@ -21,8 +21,8 @@ def cache(tmp_path, monkeypatch):
     quick(monkeypatch, tmp_path / "cache")
 
 
-def settings(url, **more):
-    return RunConfig(model=f"openai:{url}#m", out=Path("out"), reply_tokens=20, **more)
+def settings(url, tokens=20, **more):
+    return RunConfig(model=f"openai:{url}#m", out=Path("out"), reply_tokens=tokens, **more)
 
 
 def ask(url, prompts=PROMPTS, thinking=None, **more):
@@ -71,6 +71,10 @@ def test_a_run_goes_on_where_the_same_model_is_served(capsys):
         seen.clear()
         ask(url)
         assert [body["max_tokens"] for _, body in seen] == [20] * 12
+        # Replies shorter than the openings that are asked again are compared whole.
+        ask(url, tokens=8)
+        ask(url, tokens=8)
+        assert "after: 12 of 12 replies are kept" in capsys.readouterr().err
         # Another folder is another run.
         seen.clear()
         config = settings(url).model_copy(update={"out": Path("other")})

@@ -63,10 +63,10 @@ def parse_endpoint(spec: str, key: str) -> Endpoint | None:
     try:
         parsed = urlsplit(url)
         parsed.port  # noqa: B018  # raises for one that is no number
-    except ValueError as error:
-        raise UsageError(f"the URL is not valid: {error}") from None
+    except ValueError:
+        raise UsageError("the URL is not valid: it is to be like https://host:8000/v1") from None
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
-        raise UsageError(f"the URL must begin with http:// or https://: {spec!r}")
+        raise UsageError("the URL must begin with http:// or https://")
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
         raise UsageError(f"leave keys out of the URL: it is stored. Set {key} instead")
     return Endpoint(url.rstrip("/"), model, key)

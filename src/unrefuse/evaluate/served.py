@@ -80,7 +80,7 @@ def served_replies(
     chats = [_chat(prompt) for prompt in prompts]
     known = kept(endpoint, chats, limit, run)
     if n := sum(answer is not None for answer in known):
-        if _goes_on(endpoint, chats, known):
+        if _goes_on(endpoint, chats, known, min(OPENING, config.reply_tokens)):
             told = f"{n} of {len(chats)} replies are kept of a run that was stopped"
         else:
             forget(run)
@@ -117,11 +117,13 @@ def _chat(prompt: str) -> Messages:
     return [{"role": "user", "content": prompt}]
 
 
-def _goes_on(endpoint: Endpoint, chats: Sequence[Messages], known: Sequence[Answer | None]) -> bool:
+def _goes_on(
+    endpoint: Endpoint, chats: Sequence[Messages], known: Sequence[Answer | None], tokens: int
+) -> bool:
     """Whether the model is the one that gave the answers so far: a name says nothing of what is
     served. A few openings have to be the same; later a server may round otherwise."""
     pairs = [(chat, a) for chat, a in zip(chats, known, strict=True) if a][:SAMPLE]
-    return all(_whole(a).startswith(_whole(ask_once(endpoint, c, OPENING))) for c, a in pairs)
+    return all(_whole(a).startswith(_whole(ask_once(endpoint, c, tokens))) for c, a in pairs)
 
 
 def _whole(answer: Answer) -> str:
