@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from benchmarks.detector import replies
 
+from benchmarks.detector import replies
 from unrefuse.evaluate.features import (
     BUCKETS,
     CLASSES,
