@@ -14,7 +14,7 @@ from tests import pico
 from tests.edit.plans import edit_model, one_direction, record, save_measured
 from unrefuse.edit.plan import load_plan, save_plan, scaled
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.statistics import lower_bound
+from unrefuse.evaluate.statistics import share_of
 from unrefuse.export import export_plan
 from unrefuse.measured import Kept, read_measured, retains
 from unrefuse.save import apply_plan
@@ -44,6 +44,7 @@ def kept(kept, n):
         ({"retention": kept(990, 1000), "shipped": kept(50, 60)}, "of the shipped ones 50 of 60"),
         ({"retention": kept(100, 100), "shipped": kept(27, 28)}, "of the shipped ones 27 of 28"),
         ({"quality": 0.69}, "quality 0.69"),
+        ({"quality_low": 0.59}, "below a floor"),
         ({"quality": float("nan")}, r"no sound record of a measurement \(quality"),
         ({"quality": None}, "no sound record .*quality"),
         ({"retention": kept(float("nan"), 60)}, "no sound record .*retention.kept"),
@@ -171,7 +172,7 @@ def test_prompts_of_a_users_own_never_outnumber_what_is_lost_of_the_shipped(n, d
     kept = n - data.draw(st.integers(0, min(n, 15)))
     alone = Kept(kept=kept, n=n)
     diluted = Kept(kept=kept + 3000, n=n + 3000)
-    shown = kept / n >= 0.95 and lower_bound(kept, n) >= 0.9
+    shown = kept / n >= 0.95 and share_of(kept, n).low >= 0.9
     assert retains(diluted, alone, 0.95, 0.9) == (shown or kept == n)
     assert retains(alone, alone, 0.95, 0.9) == shown
     none = Kept(kept=0, n=0)

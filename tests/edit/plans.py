@@ -76,9 +76,11 @@ def record(plan, **changes):
         "retention": kept,
         "shipped": kept,
         "quality": 0.9,
+        "quality_low": 0.85,
         "retention_floor": 0.95,
         "retention_bound": 0.9,
         "quality_floor": 0.7,
+        "quality_bound": 0.6,
     } | changes
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests import pico
-from tests.edit.plans import one_direction
-from unrefuse.edit.weights import edit_model
+from tests.edit.plans import edit_model, one_direction
 from unrefuse.errors import UsageError
 from unrefuse.evaluate import perplexity as perplexities
 from unrefuse.evaluate.generate import Reply, last_logits, reply_to
