@@ -23,7 +23,7 @@ from unrefuse.edit.header import fingerprint
 from unrefuse.edit.plan import load_plan, save_plan
 from unrefuse.errors import UsageError
 from unrefuse.measured import read_measured
-from unrefuse.save import apply_plan
+from unrefuse.save import PREFIX, apply_plan
 
 COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()", "apply")
 
@@ -211,7 +211,7 @@ def test_ctrl_c_while_writing_leaves_nothing(made, tmp_path):
     assert process.stdout is not None
     assert process.stderr is not None
     assert "writing" in process.stdout.readline()
-    assert any(p.name.startswith(".out.") for p in Path(tmp_path).iterdir())
+    assert any(p.name.startswith(PREFIX) for p in Path(tmp_path).iterdir())
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130

@@ -119,7 +119,7 @@ def test_a_refusal_that_is_only_thought_ends_no_reply():
     assert reply(thinks, thought, 0).text.startswith(f"<think>{thought}")
     assert len(reply(thinks, thought, 0).tokens) == len(thought) + 4
     assert reply(thinks, thought, 0).grade == "broken"  # not come out of its thinking
-    assert reply(thinks, f"{thought}</think>Paris.", 0).grade == "answered"
+    assert reply(thinks, f"{thought}</think>Paris.", -len(thought) - 8).grade == "answered"
 
 
 @pytest.fixture(scope="module")

@@ -246,11 +246,11 @@ def test_the_test_split_gives_facts_and_no_advice():
 
 def test_a_result_that_fails_on_the_test_split_says_so_and_is_not_saved():
     searched = replace(result(), split="search", reasons=["removal is low: move --peak"])
-    found = _tested(searched, measurement(removal=0.9, retention=0.6))
+    found = _tested(searched, measurement(removal=0.9, retention=0.6), None)
     assert (found.saved, found.split) == (False, "test")
     assert found.reasons[0] == "on the test split, retention 0.600 is under its floor 0.950"
     assert found.reasons[-1] == "on the search split, removal is low: move --peak"
-    nothing = _tested(searched, measurement(removal=0.0))
+    nothing = _tested(searched, measurement(removal=0.0), None)
     assert not nothing.saved
     assert any("the test split chooses nothing" in r for r in nothing.reasons)
 

@@ -92,7 +92,7 @@ def read_set(
         if source == "planted" and name != "target":
             raise UsageError("'planted' is a target set only")
         data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
-        prompts = _prompts(json_lines(data, source), source, name, column)
+        prompts = _prompts(json_lines(data, source), source, name, "prompt")
     elif Path(source).suffix.lower() in FILE_TYPES or _is_there(Path(source)):
         prompts = _prompts(file_rows(Path(source)), source, name, column)
     else:

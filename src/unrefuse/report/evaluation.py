@@ -16,7 +16,13 @@ from unrefuse.evaluate.quality import kl_and_quality
 from unrefuse.evaluate.statistics import INTERVAL, share
 from unrefuse.evaluate.transcripts import GRADES, Comparison, Line
 from unrefuse.prompts.sets import SETS, Prompt
-from unrefuse.report.results import agreement_line, retention_line, retention_test
+from unrefuse.report.results import (
+    agreement_line,
+    retention_line,
+    retention_test,
+    unsure_line,
+    unsure_share,
+)
 from unrefuse.report.terminal import number, plain
 from unrefuse.search.objective import Exchange, removed, retained, shares_by
 
@@ -92,6 +98,9 @@ def figures(lines: Sequence[Line], seed: int, floor: float) -> dict[str, Any]:
         when: {name: {g: c for g in GRADES if (c := _grades(own[when], name)[g])} for name in names}
         for when in there
     }
+    result["unsure"] = {
+        when: unsure_share((x.reply, x.prompt, x.grade) for x in own[when]) for when in there
+    }
     result["broken"] = {
         when: share(x.grade == "broken" for x in own[when]).to_json() for when in there
     }
@@ -144,6 +153,8 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
         parts.append(_columns("perplexity of reference text", record["perplexity"], _perplexity))
     if record.get("benchmarks"):
         parts.append(_columns("benchmarks", record["benchmarks"], _with_error))
+    if "after" in record["unsure"]:
+        parts.append(Text(unsure_line(record["unsure"]["after"])))
     if record["agreement"]:
         parts.append(Text(agreement_line(evaluation.judge, record["agreement"])))
     return Group(*parts)

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unrefuse.config import RunConfig
+from unrefuse.evaluate.learned import unsure
 from unrefuse.evaluate.pairs import pair_outcomes
 from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
@@ -38,6 +39,7 @@ from unrefuse.search.stage import Stage
 Counts = dict[str, dict[str, list[int]]]  # per set, before and after: with a grade, and asked
 
 RECORD = "run.json"
+MUCH_UNSURE = 0.15  # of the replies; 0.08 of those to our own prompts
 LIBRARIES = ("unrefuse", "torch", "transformers", "safetensors")
 
 
@@ -77,6 +79,9 @@ class Result:
             "unjudged": self.unjudged,
             "refused": before_and_after(measured.exchanges, "refused"),
             "broken": before_and_after(measured.exchanges, "broken"),
+            "unsure": unsure_share(
+                (e.after.text, e.prompt.text, e.after.grade) for e in measured.exchanges if e.after
+            ),
             "retention_test": self.retention_test(),
             "kept_shipped": measured.kept_shipped.model_dump(),
             "by_topic": shares_by(measured.exchanges, lambda p: p.topic),
@@ -250,8 +255,21 @@ def result_table(result: Result) -> RenderableType:
     shipped = measured.kept_shipped
     if shipped.n not in (0, measured.kept.n):
         lines.append(f"of the shipped keep prompts {shipped.kept} of {shipped.n} still refused")
-    lines += judge_lines(result.to_json())
+    record = result.to_json()
+    lines += [unsure_line(record["unsure"]), *judge_lines(record)]
     return Group(figures, Text("\n".join(lines) + "\n"), replies, *tables)
+
+
+def unsure_share(graded: Iterable[tuple[str, str, Grade]]) -> float:
+    """Of replies that are no loops, the share of whose grade the detector is unsure
+    (`learned.UNSURE`). `graded` holds reply, prompt and grade."""
+    return round(unsure((text, asked) for text, asked, grade in graded if grade != "broken"), 4)
+
+
+def unsure_line(share: float) -> str:
+    much = share >= MUCH_UNSURE
+    do = ": read them in `unrefuse evaluate --out`, or take a --judge" if much else ""
+    return f"the detector is unsure of {share:.0%} of the grades{do}"
 
 
 def judge_lines(record: Mapping[str, Any]) -> list[str]:
