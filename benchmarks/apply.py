@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 
 from unrefuse.edit.header import fingerprint
-from unrefuse.edit.plan import MatrixEdit, save_plan
+from unrefuse.edit.plan import MatrixEdit, plan_hash, save_plan
 from unrefuse.edit.weights import edit_tensor
+from unrefuse.measured import KEY, Kept, Measured
 from unrefuse.models.header import read_header
 
 D_MODEL, D_MLP, D_KV, VOCAB = 4096, 14336, 1024, 32000
@@ -175,20 +176,32 @@ def nbytes(shapes: Shapes) -> int:
 
 def edits(layers: range) -> list[MatrixEdit]:
     torch.manual_seed(1)
-    return [
-        MatrixEdit(
-            f"model.layers.{layer}.{path}",
-            torch.nn.functional.normalize(torch.randn(D_MODEL, 1), dim=0),
-            torch.tensor([[0.8]]),
-        )
-        for layer in layers
-        for path in ("self_attn.o_proj", "mlp.down_proj")
-    ]
+    found = []
+    for layer in layers:
+        for path in ("self_attn.o_proj", "mlp.down_proj"):
+            r = torch.nn.functional.normalize(torch.randn(D_MODEL, 1), dim=0)
+            found.append(MatrixEdit(f"model.layers.{layer}.{path}", 0.8 * r, r.T, of_output=True))
+    return found
 
 
 def make_plan(file: Path, source: Path, layers: range) -> None:
+    """With a made-up record: there is nothing to measure on noise, and nobody gets the result."""
+    plan = tuple(edits(layers))
+    kept = Kept(kept=60, n=60)
+    record = Measured(
+        plan_sha256=plan_hash(plan),
+        preserve_norm=False,
+        split="test",
+        reply_tokens=100,
+        retention=kept,
+        shipped=kept,
+        quality=1.0,
+        retention_floor=0.95,
+        retention_bound=0.9,
+        quality_floor=0.7,
+    )
     made_for = {"model": "synthetic", "fingerprint": fingerprint(source.glob("*.safetensors"))}
-    save_plan(tuple(edits(layers)), file, made_for)
+    save_plan(plan, file, made_for | {KEY: record.model_dump_json()})
 
 
 def same_bytes(source: Path, out: Path, layers: range) -> bool:

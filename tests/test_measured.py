@@ -146,6 +146,7 @@ def test_an_adapter_keeps_the_record_and_its_share_of_the_strength(model, plan, 
     config = pico.run_config(str(model))
     save_measured(plan, run, model)
     assert export_plan(run, config, lora=lora, scale=0.5)["scale"] == 0.5
+    assert export_plan(run, config, gguf_lora=tmp_path / "a.gguf", scale=0)["scale"] == 0
     again = export_plan(lora, config, lora=tmp_path / "again", scale=0.5)
     assert again["scale"] == 0.25
     applied = config.model_copy(update={"out": tmp_path / "out"})

@@ -15,10 +15,12 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from tests import pico, talker
 from tests.edit.plans import selective
 from unrefuse import RunConfig, UsageError, pipeline, run_edit, run_tune
+from unrefuse.cli import app
 from unrefuse.edit.plan import scaled
 from unrefuse.measured import Kept, read_measured
 from unrefuse.models import load
@@ -205,24 +207,25 @@ def test_no_setting_leaves_the_floors_unmeasured(
 
 
 def test_an_edited_model_is_not_edited_again_as_if_it_were_an_original(edited, talking, tmp_path):
-    done = unrefuse("edit", edited[0], *talking[1], "--out", tmp_path / "x")
-    assert done.returncode == 2
-    assert "is an edited model: name its original" in done.stderr
+    files = dict(zip(("target", "baseline", "keep"), map(str, talking[1][1::2]), strict=True))
+    with pytest.raises(UsageError, match="is an edited model: name its original"):
+        run_edit(RunConfig(model=str(edited[0]), out=tmp_path / "x", **files))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_edit_goes_out_in_the_form_and_for_the_weights_that_were_measured(
     edited, talking, tmp_path
 ):
-    out, _ = edited
+    out, model, goal = edited[0], talking[0], tmp_path / "x"
     for words, says in (
-        (("apply", out, talking[0], "--preserve-norm"), "was not measured with rows that keep"),
-        (("apply", out, out), "made for other weights"),
-        (("export", out, talking[0], "--lora", tmp_path / "x", "--scale", 1.5), "must be 0 to 1"),
-        (("export", out / "tuning", out, "--lora", tmp_path / "x"), "made for other weights"),
+        (("apply", out, model, "--preserve-norm", "--out", goal), "not measured with rows that"),
+        (("apply", out, out, "--out", goal), "made for other weights"),
+        (("export", out, model, "--lora", goal, "--scale", 1.5), "must be 0 to 1"),
+        (("export", out, out, "--lora", goal), "name its original"),
     ):
-        done = unrefuse(*words, *(("--out", tmp_path / "x") if words[0] == "apply" else ()))
-        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+        done = CliRunner().invoke(app, [*map(str, words)])
+        assert isinstance(done.exception, UsageError)
+        assert says in str(done.exception)
     assert list(tmp_path.iterdir()) == []
 
 
