@@ -196,9 +196,11 @@ def make_plan(file: Path, source: Path, layers: range) -> None:
         retention=kept,
         shipped=kept,
         quality=1.0,
+        quality_low=1.0,
         retention_floor=0.95,
         retention_bound=0.9,
         quality_floor=0.7,
+        quality_bound=0.6,
     )
     made_for = {"model": "synthetic", "fingerprint": fingerprint(source.glob("*.safetensors"))}
     save_plan(plan, file, made_for | {KEY: record.model_dump_json()})

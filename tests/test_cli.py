@@ -67,7 +67,7 @@ def test_shipped_prompts_have_no_problems(tmp_path):
         (["MODEL", "--out", "OUT", "--target", "CUT"], "cut.csv:2: 2 cells"),
         (["MODEL", "--out", "OUT", "--import", "IMPORT"], "cut.csv:2: 2 cells"),
         (["/no/such/folder", "--out", "OUT"], "no such folder"),
-        (["MODEL", "--out", "OUT", "--limit", "16", "--reply-tokens", "8"], "too few target"),
+        (["MODEL", "--out", "OUT", "--limit", "16", "--reply-tokens", "8"], "100 tokens or more"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):

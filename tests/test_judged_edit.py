@@ -119,5 +119,5 @@ def test_a_judge_is_no_way_around_the_floor(retention, saved):
     assert done.detected.retention.value == retention
     assert done.saved is saved
     assert (
-        any("by the built-in detector's grades: retention 0.5" in r for r in done.reasons) != saved
+        any("detector's grades: on the test split, retention 0.5" in r for r in done.reasons) != saved
     )

@@ -281,6 +281,6 @@ def stream_network(
     """
     if files[0].suffix != ".safetensors":
         raise UsageError("a pickle checkpoint cannot be streamed: leave out --stream")
-    with told_as("cannot load the model"):
+    with told_as(f"cannot load the model in {files[0].parent}"):
         network = empty_network(auto, config, dtype, trust_remote_code)
         return network, Stream(network, files, device)
