@@ -236,7 +236,7 @@ def test_the_test_split_gives_facts_and_no_advice():
     assert [f.split(" is ")[0] for f in facts] == [
         "on the test split, retention 0.900",
         "on the test split, quality 0.600",
-        "on the test split, removal 0.100",
+        "on the test split, removal 0.10",
     ]
     assert not any("--" in fact for fact in facts)
     assert "the test split chooses nothing" in told

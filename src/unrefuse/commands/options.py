@@ -85,7 +85,9 @@ DeviceMap = Annotated[
 Trials = Annotated[int | None, typer.Option(help="Of optuna. Default 40.")]
 Resume = Annotated[bool | None, typer.Option("--resume", help="Go on with a tuning that ended.")]
 RemovalTarget = Annotated[float | None, typer.Option(help="Enough. Default 0.80.")]
-QualityFloor = Annotated[float | None, typer.Option(help="Default 0.70.")]
+QualityFloor = Annotated[
+    float | None, typer.Option(help="Default 0.70; its interval begins at 0.10 less, or above.")
+]
 RetentionFloor = Annotated[
     float | None, typer.Option(help="0.80 to 1; it has no off switch. Default 0.95.")
 ]

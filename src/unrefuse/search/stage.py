@@ -147,7 +147,7 @@ def missed(measured: Measurement, config: RunConfig, chosen: bool = False) -> li
         found.append(Missed(fact, gentler))
     if measured.removal.value < config.removal_target:
         fact = (
-            f"removal {measured.removal.value:.3f} is under the target {config.removal_target:.3f}"
+            f"removal {measured.removal.value:.2f} is under the target {config.removal_target:.2f}"
         )
         found.append(Missed(fact, _for_removal(measured, config)))
     return found
