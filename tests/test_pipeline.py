@@ -219,7 +219,7 @@ def test_an_edit_goes_out_in_the_form_and_for_the_weights_that_were_measured(
     out, model, goal = edited[0], talking[0], tmp_path / "x"
     for words, says in (
         (("apply", out, model, "--preserve-norm", "--out", goal), "not measured with rows that"),
-        (("apply", out, out, "--out", goal), "name its original"),
+        (("apply", out, out, "--out", goal), "made for other weights"),
         (("export", out, model, "--lora", goal, "--scale", 1.5), "must be 0 to 1"),
         (("export", out, out, "--lora", goal), "name its original"),
     ):
@@ -236,7 +236,7 @@ def test_an_edit_that_removes_nothing_is_not_saved(talking, tmp_path):
     record = json.loads(done.stdout)
     assert record["saved"] is False
     assert record["out"] is None
-    assert "removal 0.000 is under the target" in done.stderr
+    assert "is under the target" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
