@@ -47,6 +47,8 @@ _WHERE = {
     "run_edit": "pipeline",
     "run_evaluate": "evaluation",
     "regrade": "evaluation",
+    "find_faults": "report.seal",
+    "examine": "doctor",
 }
 __all__ = list(_WHERE)
 
