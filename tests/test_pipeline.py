@@ -24,6 +24,7 @@ from unrefuse.cli import app
 from unrefuse.edit.plan import scaled
 from unrefuse.measured import Kept, read_measured
 from unrefuse.models import load
+from unrefuse.report.seal import find_faults
 
 UNREFUSE = Path(sys.executable).parent / "unrefuse"
 
@@ -150,6 +151,10 @@ def test_the_card_is_in_the_hubs_form(edited):
     assert "unrefuse" in card.data.tags
     assert f"{record['removal']['value']:.2f}" in card.text
     assert (out / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_saved_model_is_sealed(edited):
+    assert find_faults(edited[0]) == []
 
 
 def test_run_json_repeats_the_run_bit_for_bit(edited, tmp_path):

@@ -46,6 +46,8 @@ _WHERE = {
     "export_plan": "export",
     "run_evaluate": "evaluation",
     "regrade": "evaluation",
+    "find_faults": "report.seal",
+    "examine": "doctor",
 }
 __all__ = list(_WHERE)
 
