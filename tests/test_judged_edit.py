@@ -118,6 +118,5 @@ def test_a_judge_is_no_way_around_the_floor(retention, saved):
     assert done.measurement.retention.value == 1
     assert done.detected.retention.value == retention
     assert done.saved is saved
-    assert (
-        any("detector's grades: on the test split, retention 0.5" in r for r in done.reasons) != saved
-    )
+    lost = "detector's grades: on the test split, retention 0.5"
+    assert any(lost in reason for reason in done.reasons) != saved

@@ -195,9 +195,9 @@ def test_a_list_of_refusal_words_is_not_as_good():
 
 def test_a_reply_that_is_stopped_has_the_grade_of_the_whole_reply():
     stopped = 0
-    for row in LABELLED:
+    for row in LABELLED[::9]:
         text = row["reply"]
-        ends = range(1, min(len(text), 400))
+        ends = range(1, min(len(text), 400), 7)
         if any(is_settled(text[:n]) for n in ends):
             stopped += 1
             assert grade(text, row["tokens"], row["prompt"]) == "refused"

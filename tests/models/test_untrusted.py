@@ -83,7 +83,7 @@ def test_a_model_without_layers(folder):
     [
         ("tokenizer.json", POINTER, "tokenizer.json is not the file but a pointer of Git LFS"),
         ("tokenizer.json", "[]", "cannot read .*tokenizer.json: it is no JSON object"),
-        ("tokenizer_config.json", POINTER, "tokenizer_config.json is not the file but a pointer of Git LFS"),
+        ("tokenizer_config.json", POINTER, "_config.json is not the file but a pointer of Git LFS"),
         ("generation_config.json", "{ not json", "cannot read .*generation_config.json: "),
         ("generation_config.json", "[]", "cannot read .*generation_config.json: "),
         ("generation_config.json", '{"max_new_tokens": "x"}', "cannot read .*generation_config"),
