@@ -189,7 +189,7 @@ def test_ctrl_c_while_writing_leaves_nothing(made, tmp_path):
     assert process.stdout is not None
     assert process.stderr is not None
     assert "writing" in process.stdout.readline()
-    assert any(p.name.startswith(".out.") for p in Path(tmp_path).iterdir())
+    assert any(p.name.startswith(".unrefuse-") for p in Path(tmp_path).iterdir())
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
