@@ -162,7 +162,10 @@ def _by_server(
     seconds: dict[str, float],
 ) -> tuple[list[Line], dict[str, Any]]:
     endpoints = _endpoints(config, options)
-    thinking = {when: thinking_of(e, config.reply_tokens) for when, e in endpoints.items()}
+    thinking = {
+        when: thinking_of(e, config.reply_tokens, config.thinking_tokens)
+        for when, e in endpoints.items()
+    }
     stderr.print("a server gives replies only: KL, quality and perplexity are left out")
     prompts = [p.text for p in asked]
     replies, models = {}, {}

@@ -205,7 +205,8 @@ def _tested(result: Result, measured: Measurement, judge: Judge | None) -> Resul
         return replace(found, unjudged=str(error))
     reasons = verdict(by_judge, config, result.reasons)
     if not found.saved:
-        reasons += [f"by the built-in detector's grades: {reason}" for reason in found.reasons]
+        by_detector = verdict(measured, config, [])
+        reasons += [f"by the built-in detector's grades: {reason}" for reason in by_detector]
     test = replace(result.before["test"], exchanges=by_judge.exchanges)
     return replace(
         found,

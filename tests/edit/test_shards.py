@@ -9,12 +9,11 @@ from tests import pico
 from tests.edit.plans import KINDS, edit_model, one_direction
 from unrefuse.edit.copying import head_start
 from unrefuse.edit.plan import MatrixEdit
-from unrefuse.edit.recipe import OF_THE_EDIT
 from unrefuse.edit.shards import write_checkpoint
 from unrefuse.edit.verify import check_written
 from unrefuse.edit.weights import edit_tensor
 from unrefuse.errors import UsageError
-from unrefuse.models.checkpoint import checkpoint_files
+from unrefuse.models.checkpoint import OF_AN_EDIT, checkpoint_files
 from unrefuse.models.load import load_model
 
 
@@ -29,7 +28,7 @@ def test_only_planned_tensors_change_in_a_sharded_checkpoint(tmp_path, make):
     out.mkdir()
     network.save_pretrained(source, max_shard_size="20KB")
     pico.tokenizer().save_pretrained(source)
-    for name in OF_THE_EDIT:
+    for name in OF_AN_EDIT:
         (source / name).write_text("the original's")
     plan = make(network)
     assert write_checkpoint(source, plan, out) == torch.bfloat16
@@ -41,7 +40,7 @@ def test_only_planned_tensors_change_in_a_sharded_checkpoint(tmp_path, make):
         wanted = edit_tensor(tensor, edits[name]) if name in edits else tensor
         assert torch.equal(after[name], wanted)
     for file in source.iterdir():
-        if file.name in OF_THE_EDIT:
+        if file.name in OF_AN_EDIT:
             assert not (out / file.name).exists()
         elif file.suffix != ".safetensors":
             assert (out / file.name).read_bytes() == file.read_bytes()

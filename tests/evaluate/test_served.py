@@ -113,7 +113,7 @@ def unmarked(body):
 def test_a_model_that_thinks_is_found_out(answer, thinking):
     with serving(answer) as (url, _):
         config = settings(url)
-        assert thinking_of(endpoint_of(config.model, config), config.reply_tokens) == thinking
+        assert thinking_of(endpoint_of(config.model, config), config.reply_tokens, 99) == thinking
 
 
 def test_thoughts_have_room_and_are_no_reply(capsys):
@@ -124,7 +124,7 @@ def test_thoughts_have_room_and_are_no_reply(capsys):
 
     with serving(answer) as (url, seen):
         replies, _ = ask(url, thinking="")
-    assert {body["max_tokens"] for _, body in seen} == {20 + served.THOUGHT_TOKENS}
+    assert {body["max_tokens"] for _, body in seen} == {20 + config.thinking_tokens}
     assert [r.grade for r in replies] == ["answered"] * 3 + ["broken"] + ["answered"] * 8
     assert {after_thinking(r.text).strip() for r in replies} == {"Paris.", ""}
     assert "1 of 12 thoughts did not end in 4116 tokens" in capsys.readouterr().err

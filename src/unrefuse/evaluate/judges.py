@@ -93,8 +93,7 @@ def judged(judge: Judge, asked: Sequence[tuple[str, Reply]]) -> list[Reply]:
     """The replies to `asked` prompts with the judge's grades and its name. What is broken by the
     detector, and what the judge gives no grade, keeps the detector's. Raises UsageError."""
     replies = [
-        replace(reply, grade=grade(reply.text, reply.tokens, prompt), judge=DETECTOR)
-        for prompt, reply in asked
+        replace(reply, grade=_detected(reply, prompt), judge=DETECTOR) for prompt, reply in asked
     ]
     seen = [i for i, reply in enumerate(replies) if reply.grade != "broken"]
     pairs = [(asked[i][0], after_thinking(replies[i].text)) for i in seen]
@@ -108,6 +107,10 @@ def judged(judge: Judge, asked: Sequence[tuple[str, Reply]]) -> list[Reply]:
     if missing > MISSING * len(seen):
         raise UsageError(f"the judge {judge.name} gives no grade for {missing} of {len(seen)}")
     return replies
+
+
+def _detected(reply: Reply, prompt: str) -> Grade:
+    return grade(reply.text, reply.tokens[reply.thoughts :], prompt)
 
 
 def judged_lines(judge: Judge, lines: Sequence[Line]) -> list[Line]:
@@ -133,7 +136,7 @@ def agreement(asked: Iterable[tuple[str, Reply]]) -> dict[str, Any] | None:
     ungraded = 0
     for prompt, reply in asked:
         if reply.judge != DETECTOR:
-            pairs[grade(reply.text, reply.tokens, prompt), reply.grade] += 1
+            pairs[_detected(reply, prompt), reply.grade] += 1
         elif reply.grade != "broken":
             ungraded += 1
     if not pairs:

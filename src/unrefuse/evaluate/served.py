@@ -23,7 +23,6 @@ from unrefuse.prompts.chat import Messages
 from unrefuse.prompts.thinking import after_thinking
 
 KEY = "UNREFUSE_SERVER_KEY"
-THOUGHT_TOKENS = 4096  # beside those of the reply, for a model that thinks first
 SAMPLE, OPENING = 8, 16  # replies of a run that was stopped that are asked again, and their tokens
 # What only the server decides.
 _SERVERS = ("revision", "dtype", "device", "device_map", "stream", "backend", "allow_pickle",
@@ -48,7 +47,7 @@ def endpoint_of(name: str | None, config: RunConfig) -> Endpoint | None:
     return endpoint
 
 
-def thinking_of(endpoint: Endpoint, limit: int) -> str | None:
+def thinking_of(endpoint: Endpoint, limit: int, thoughts: int) -> str | None:
     """Whether the model thinks before it replies (None: no), by one question, and the tag that its
     thoughts lack because the chat template opens it. Raises UsageError where there is no such
     model, before it is asked for more."""
@@ -56,7 +55,7 @@ def thinking_of(endpoint: Endpoint, limit: int) -> str | None:
     answer = ask_once(endpoint, chat, limit)
     if not (answer.ended or answer.thought):  # a thought may show by its end alone
         try:
-            answer = ask_once(endpoint, chat, limit + THOUGHT_TOKENS)
+            answer = ask_once(endpoint, chat, limit + thoughts)
         except UsageError:  # more than its context holds
             return None
     if answer.thought:
@@ -73,10 +72,10 @@ def served_replies(
 
     Of a run to the same `config.out` that was stopped, they are not asked again. Replies run to
     the end of the turn or `config.reply_tokens`, also where they have refused before; a model that
-    thinks has THOUGHT_TOKENS more. Raises UsageError where the server fails.
+    thinks has `config.thinking_tokens` more. Raises UsageError where the server fails.
     """
     run = _run(config)
-    limit = config.reply_tokens + (0 if thinking is None else THOUGHT_TOKENS)
+    limit = config.reply_tokens + (0 if thinking is None else config.thinking_tokens)
     chats = [_chat(prompt) for prompt in prompts]
     known = kept(endpoint, chats, limit, run)
     if n := sum(answer is not None for answer in known):

@@ -54,6 +54,8 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
             value, floor = record[figure]["value"], record["config"][f"{figure}_floor"]
             if not value >= floor:
                 yield f"{RECORD}: {figure} {value:.3f} is under its floor {floor:.3f}"
+        if not record["retention"]["low"] >= record["config"]["retention_bound"]:
+            yield f"{RECORD}: the interval of retention begins under its bound"
         if figures_text(record) not in card:
             by = record["versions"]["unrefuse"]
             yield f"the figures of {CARD} are not those of {RECORD}, as unrefuse {by} writes them"
