@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.server import completion, quick, scripted, serving
-from unrefuse.config import RunConfig
+from unrefuse.config import THINKING_TOKENS, RunConfig
 from unrefuse.errors import UsageError
 from unrefuse.evaluate import served
 from unrefuse.evaluate.refusal import is_broken
@@ -124,7 +124,7 @@ def test_thoughts_have_room_and_are_no_reply(capsys):
 
     with serving(answer) as (url, seen):
         replies, _ = ask(url, thinking="")
-    assert {body["max_tokens"] for _, body in seen} == {20 + config.thinking_tokens}
+    assert {body["max_tokens"] for _, body in seen} == {20 + THINKING_TOKENS}
     assert [r.grade for r in replies] == ["answered"] * 3 + ["broken"] + ["answered"] * 8
     assert {after_thinking(r.text).strip() for r in replies} == {"Paris.", ""}
     assert "1 of 12 thoughts did not end in 4116 tokens" in capsys.readouterr().err
