@@ -139,7 +139,7 @@ def _record(plan: "Plan", metadata: Mapping[str, str], file: Path) -> Measured:
         raise UsageError(
             f"the plan {file} was measured below a floor (still refused: {kept.kept} of {kept.n} "
             f"keep prompts, of the shipped ones {shipped.kept} of {shipped.n}; quality "
-            f"{measured.quality:.2f}, which begins at {measured.quality_low:.2f}), and no such edit "
-            "is written"
+            f"{measured.quality:.2f}, its interval from {measured.quality_low:.2f}), and no such "
+            "edit is written"
         )
     return measured

@@ -94,7 +94,7 @@ def fit(rows: Sequence[Row], strength: Strength = Strength()) -> Weights:
 
 def _first(
     readings: Sequence[Reading], labels: np.ndarray, strength: Strength
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The first layer: a sentence has the label of its reply, and weighs less in a long one."""
     counts = np.array([len(r.lengths) for r in readings])
     by_sentence = _matrix(
