@@ -127,7 +127,7 @@ def test_thoughts_have_room_and_are_no_reply(capsys):
     assert {body["max_tokens"] for _, body in seen} == {20 + THINKING_TOKENS}
     assert [r.grade for r in replies] == ["answered"] * 3 + ["broken"] + ["answered"] * 8
     assert {after_thinking(r.text).strip() for r in replies} == {"Paris.", ""}
-    assert "1 of 12 thoughts did not end in 4116 tokens" in capsys.readouterr().err
+    assert "1 of 12 thoughts did not end in 2068 tokens" in capsys.readouterr().err
 
 
 def test_thoughts_that_the_template_opens_are_marked(capsys):

@@ -22,7 +22,7 @@ from unrefuse.report.seal import find_faults, write_sums
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seal") / "out"
     (folder / "tuning").mkdir(parents=True)
-    made = result(folder, removal=0.8)
+    made = result(folder, removal=0.8, n=40)
     made = replace(made, config=made.config.model_copy(update={"model_sha256": "a" * 64}))
     (folder / "model.safetensors").write_bytes(bytes(range(256)))
     (folder / "tuning" / "a\\b\n日本.json").write_text("{}")

@@ -53,6 +53,7 @@ _SALTS = (np.uint64(0), *_STEPS)  # anywhere, and in the first, second and last 
 def normal(text: str) -> str:
     """A text in one form: no thinking block, no stars, folded case, straight quotes."""
     text = after_thinking(text).rstrip("\ufffd")[:_READ]
+    text = text.encode(errors="replace").decode()  # half a character has no bytes
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS).casefold()
     lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)

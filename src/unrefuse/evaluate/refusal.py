@@ -28,7 +28,7 @@ def is_settled(text: str) -> bool:
 
     One of its openings, which are longer than a short refusal, is almost surely refused.
     """
-    reply = after_thinking(text).rstrip("\ufffd").encode()
+    reply = after_thinking(text).rstrip("\ufffd").encode(errors="replace")
     return any(
         probabilities(reply[:size].decode(errors="ignore")).refused >= _SETTLED
         for size in _OPENINGS
