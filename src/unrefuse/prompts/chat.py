@@ -199,7 +199,8 @@ def _timed(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        # One that is still on its way would end the process.
+        signal.signal(signal.SIGVTALRM, signal.SIG_IGN if before == signal.SIG_DFL else before)
 
 
 def _failure(error: BaseException, apply: Any) -> str:
