@@ -66,6 +66,7 @@ def examine(config: RunConfig | None = None, out: Path | None = None) -> Finding
     except (ImportError, OSError) as error:  # OSError: a library of the system that it needs
         found.faults.append(f"torch cannot be loaded ({first_line(error)}): install it anew")
         return found
+    from unrefuse.models.checkpoint import BESIDE
     from unrefuse.models.fit import ways_to_run
     from unrefuse.save import check_out, free_space
 
@@ -75,7 +76,7 @@ def examine(config: RunConfig | None = None, out: Path | None = None) -> Finding
     if config is not None:
         with found.looking():
             size = _size(config, found)
-            needed = size.stored + 2**24
+            needed = size.stored + BESIDE
             device, dtype = _place(config, size)
             found.ways = ways_to_run(size, dtype, device, free_space(out or Path.cwd()))
             if not any(way.fits for way in found.ways[:-1]):
@@ -206,12 +207,12 @@ def _on_hub(config: RunConfig) -> tuple[dict[str, tuple[int, ...]], int]:
     """The shapes of a hub model's tensors and their bytes, from the headers of its files."""
     from huggingface_hub import get_safetensors_metadata
 
+    from unrefuse.models.checkpoint import not_given
+
     try:
         repository = get_safetensors_metadata(config.model, revision=config.revision)
     except Exception as error:  # the hub client raises its own, httpx's and the system's kinds
-        raise UsageError(
-            f"no such folder, and the hub does not give {config.model!r}: {first_line(error)}"
-        ) from None
+        raise not_given(config.model, error) from None
     tensors = {
         name: info for file in repository.files_metadata.values() for name, info in
         file.tensors.items()

@@ -367,6 +367,4 @@ def _tell(model: Model) -> None:
         f"{model.name}: {model.layers} layers, {model.network.num_parameters() / 1e6:.0f} M "
         f"parameters, {str(model.network.dtype).removeprefix('torch.')} on {model.device}, "
         f"batches of {model.batch_size}",
-        highlight=False,
-        soft_wrap=True,
     )

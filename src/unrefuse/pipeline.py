@@ -280,7 +280,6 @@ def prepare(
         f"{config.model}: {model.layers} layers, {network.num_parameters() / 1e6:.0f} M "
         f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}",
         f"\nkernel: {kernel.source}{_numbers(kernel)}",
-        highlight=False,
     )
     if run:
         open_run(run, config)
@@ -291,7 +290,7 @@ def prepare(
             splits, together(model, jobs, None, config.reply_tokens), strict=True
         ):
             before[split] = asked
-            stderr.print(f"refused before, {split}: {_counts(before[split])}", highlight=False)
+            stderr.print(f"refused before, {split}: {_counts(before[split])}")
     method: Method | None = None
     with clock(seconds, "capture"):
         if plan is None and config.method == "ablate":
@@ -339,13 +338,11 @@ def _tell_trial(trial: Trial) -> None:
     stderr.print(
         f"  trial {trial.number}: openings removed {s.removal:.2f}, kept {s.retention:.2f}, "
         f"answered ones refused {s.refused:.2f}, pairs right {s.pairs:.2f}, KL {s.kl:.3f}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
 def _tell(stage: Stage) -> None:
-    stderr.print(stage_line(stage), highlight=False, soft_wrap=True)
+    stderr.print(stage_line(stage))
 
 
 @contextmanager

@@ -17,7 +17,13 @@ from unrefuse.config import RunConfig
 from unrefuse.edit.copying import head_start
 from unrefuse.edit.recipe import PLAN, find_plan
 from unrefuse.errors import UsageError, first_line
-from unrefuse.models.checkpoint import check_checkpoint, checkpoint_files, find_folder, other_files
+from unrefuse.models.checkpoint import (
+    BESIDE,
+    check_checkpoint,
+    checkpoint_files,
+    find_folder,
+    other_files,
+)
 
 PREFIX = ".unrefuse-"  # of temporary names, short whatever the goal's name
 
@@ -79,7 +85,7 @@ def check_new(file: Path, replace: bool = False) -> Path:
 def copy_size(folder: Path) -> int:
     """Bytes that an edited copy of a checkpoint takes, about."""
     there = [f for f in (*checkpoint_files(folder), *other_files(folder)) if f.is_file()]
-    return sum(file.stat().st_size for file in there) + 2**24
+    return sum(file.stat().st_size for file in there) + BESIDE
 
 
 @contextmanager

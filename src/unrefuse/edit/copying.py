@@ -87,9 +87,6 @@ def copy_others(source: Path, out: Path, link: bool = False) -> None:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         stderr.print(
             f"not copied (other weights, links to folders): {', '.join(left[:3])}{more}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
         )
 
 

@@ -50,7 +50,7 @@ def check_written(
         )
         if not moved:
             raise UsageError(f"{told}: take a stronger edit, or the model in a finer dtype")
-        stderr.print(f"{told}: {lost[0]} …", highlight=False, soft_wrap=True, markup=False)
+        stderr.print(f"{told}: {lost[0]} …")
     return lost
 
 

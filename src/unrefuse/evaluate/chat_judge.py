@@ -48,8 +48,7 @@ def chat_grades(endpoint: Endpoint, pairs: Sequence[tuple[str, str]]) -> list[Gr
     stderr.print(
         f"judge {endpoint.model}: {len(chats)} replies, {len(chats) - len(todo)} of them in the "
         f"cache; to ask: {len(todo)}, about {sent:,} tokens in and {2 * len(todo):,} out",
-        highlight=False, soft_wrap=True, markup=False,
-    )  # fmt: skip
+    )
     answers = ask_all(endpoint, chats, ANSWER_TOKENS, "judging", wanted=_is_grade, passing=True)
     return [read_answer(answer.text) if answer else None for answer in answers]
 

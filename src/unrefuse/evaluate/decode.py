@@ -60,14 +60,12 @@ def decode(
 
     def goes_on(i: int) -> bool:
         reply = replies[i]
-        think_on = len(reply) < model.thinking_tokens and not in_circles(reply)
         # Thoughts are long: the whole of them is read anew only where they may have ended.
-        if i in thinking and not may_close(text_of(model, reply[-CLOSING_TOKENS:])):
-            return think_on
-        text = text_of(model, reply)
-        if is_thinking(text):
+        still = i in thinking and not may_close(text_of(model, reply[-CLOSING_TOKENS:]))
+        text = "" if still else text_of(model, reply)
+        if still or is_thinking(text):
             thinking.add(i)
-            return think_on
+            return len(reply) < model.thinking_tokens and not in_circles(reply)
         if i in thinking:
             thinking.remove(i)
             thoughts[i] = len(reply)

@@ -113,8 +113,10 @@ def ask_all(
             for done in track(as_completed(jobs), what, len(jobs)):
                 found[jobs[done]] = done.result()
         except BaseException:
-            stderr.print(f"{len(found)} of {len(set(keys))} answers are kept: the same command "
-                         "goes on from there", highlight=False, soft_wrap=True)  # fmt: skip
+            stderr.print(
+                f"{len(found)} of {len(set(keys))} answers are kept: the same command "
+                "goes on from there"
+            )
             raise
         finally:
             pool.shutdown(cancel_futures=True)  # what is under way is paid for, and kept

@@ -38,8 +38,12 @@ class Reply:
 
 
 def reply_of(tokens: Sequence[int], text_of: Callable[[Sequence[int]], str], prompt: str) -> Reply:
-    """Tokens as a graded reply. Thoughts that repeat themselves do not make a loop of it."""
-    text, thoughts = text_of(tokens), thought_tokens(tokens, text_of)
+    """Tokens as a reply with the detector's grade."""
+    return graded(text_of(tokens), tokens, thought_tokens(tokens, text_of), prompt)
+
+
+def graded(text: str, tokens: Sequence[int], thoughts: int, prompt: str) -> Reply:
+    """A reply with the detector's grade. Thoughts that repeat themselves make no loop of it."""
     return Reply(text, tuple(tokens), grade(text, tokens[thoughts:], prompt), thoughts=thoughts)
 
 
@@ -79,9 +83,6 @@ def tell_thinking(replies: Sequence[Reply], budget: int, what: str) -> None:
             f"{what}: {len(unfinished)} of {len(replies)} replies have not come to the end of "
             f"their thoughts in {budget} tokens, and count as broken{loops}: "
             f"{MORE_THOUGHTS.format(4 * budget)}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
         )
 
 

@@ -13,8 +13,8 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
 from unrefuse.evaluate.chat_judge import KEY, chat_grade, chat_grades
 from unrefuse.evaluate.endpoint import Endpoint, parse_endpoint
-from unrefuse.evaluate.generate import Reply
-from unrefuse.evaluate.refusal import Grade, grade
+from unrefuse.evaluate.generate import Reply, graded
+from unrefuse.evaluate.refusal import Grade
 from unrefuse.evaluate.statistics import cohens_kappa
 from unrefuse.evaluate.transcripts import DETECTOR, Line
 from unrefuse.progress import track
@@ -92,9 +92,7 @@ def check_judge(judge: Judge) -> None:
 def judged(judge: Judge, asked: Sequence[tuple[str, Reply]]) -> list[Reply]:
     """The replies to `asked` prompts with the judge's grades and its name. What is broken by the
     detector, and what the judge gives no grade, keeps the detector's. Raises UsageError."""
-    replies = [
-        replace(reply, grade=_detected(reply, prompt), judge=DETECTOR) for prompt, reply in asked
-    ]
+    replies = [_by_detector(reply, prompt) for prompt, reply in asked]
     seen = [i for i, reply in enumerate(replies) if reply.grade != "broken"]
     pairs = [(asked[i][0], after_thinking(replies[i].text)) for i in seen]
     found: Sequence[Grade | None] = (
@@ -109,8 +107,8 @@ def judged(judge: Judge, asked: Sequence[tuple[str, Reply]]) -> list[Reply]:
     return replies
 
 
-def _detected(reply: Reply, prompt: str) -> Grade:
-    return grade(reply.text, reply.tokens[reply.thoughts :], prompt)
+def _by_detector(reply: Reply, prompt: str) -> Reply:
+    return graded(reply.text, reply.tokens, reply.thoughts, prompt)
 
 
 def judged_lines(judge: Judge, lines: Sequence[Line]) -> list[Line]:
@@ -136,7 +134,7 @@ def agreement(asked: Iterable[tuple[str, Reply]]) -> dict[str, Any] | None:
     ungraded = 0
     for prompt, reply in asked:
         if reply.judge != DETECTOR:
-            pairs[_detected(reply, prompt), reply.grade] += 1
+            pairs[_by_detector(reply, prompt).grade, reply.grade] += 1
         elif reply.grade != "broken":
             ungraded += 1
     if not pairs:

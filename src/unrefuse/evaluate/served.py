@@ -84,7 +84,7 @@ def served_replies(
         else:
             forget(run)
             told = f"{endpoint.url} answers otherwise than before: all is asked again"
-        stderr.print(f"{when}: {told}", highlight=False, soft_wrap=True)
+        stderr.print(f"{when}: {told}")
     found = ask_all(endpoint, chats, limit, when, config.batch_size or WORKERS, run)
     answers = [answer for answer in found if answer]
     counts = [(answer.read, answer.wrote) for answer in answers]
@@ -98,8 +98,7 @@ def served_replies(
         stderr.print(
             f"{when}: {endless} of {len(replies)} thoughts did not end in {limit} tokens, so there "
             "is no reply: these count as broken",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        )
     return replies, {"read": tokens[0], "wrote": tokens[1]}
 
 

@@ -23,6 +23,7 @@ WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".ggml", ".h5"),
     *(".msgpack", ".ot", ".tflite", ".onnx", ".onnx_data", ".onnx.data"),
 )
+BESIDE = 2**24  # bytes of what is saved beside the weights, about
 # At the top of a saved model, these tell of the edit that made it.
 SUMS, SBOM = "SHA256SUMS", "sbom.cdx.json"
 OF_AN_EDIT = ("README.md", "run.json", "result.png", "tuning", SUMS, SBOM)
@@ -63,9 +64,12 @@ def find_folder(config: RunConfig) -> Path:
     except HFValidationError:
         raise UsageError(f"no such folder, and no name of a hub model: {name}") from None
     except Exception as error:  # the hub client raises its own, httpx's and the system's kinds
-        raise UsageError(
-            f"no such folder, and the hub does not give {name!r}: {first_line(error)}"
-        ) from None
+        raise not_given(name, error) from None
+
+
+def not_given(name: str, error: Exception) -> UsageError:
+    """What is told where the hub does not give a model."""
+    return UsageError(f"no such folder, and the hub does not give {name!r}: {first_line(error)}")
 
 
 def check_checkpoint(folder: Path, config: RunConfig) -> Tensors:
@@ -101,9 +105,6 @@ def check_whole(folder: Path, config: RunConfig) -> Tensors:
         if single.exists() and single not in chosen.files:
             stderr.print(
                 f"the weights are those that {chosen.index} names; {single.name} is left alone",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
             )
     return checkpoint_tensors(folder)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unrefuse.models.checkpoint import BESIDE
 from unrefuse.models.device import free_memory
 
 BLOCK = re.compile(r"(.+?)\.(\d+)\.")  # of a tensor's name: a list of blocks, and the number in it
@@ -68,5 +69,5 @@ def ways_to_run(size: Size, dtype: torch.dtype, device: torch.device, disk: int)
     return [
         *ways,
         Way("block by block from disk", "--stream", held * dtype.itemsize, free),
-        Way("the edit of a run, on disk", "unrefuse apply", size.stored + 2**24, disk),
+        Way("the edit of a run, on disk", "unrefuse apply", size.stored + BESIDE, disk),
     ]

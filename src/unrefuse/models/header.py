@@ -1,15 +1,14 @@
 """Where the tensors of a safetensors file lie, read from its first bytes."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from unrefuse.errors import UsageError, first_line
 from unrefuse.models.files import check_file
+from unrefuse.textfile import parse_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             pass
         with file.open("rb") as data:
             length = int.from_bytes(data.read(8), "little")
-            header = json.loads(data.read(length), object_pairs_hook=_once)
+            header = parse_json(data.read(length).decode())
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"{file} is truncated or damaged: {first_line(error)}") from None
     header.pop("__metadata__", None)
@@ -46,11 +45,3 @@ def read_header(file: Path) -> dict[str, Stored]:
         name: Stored(t["dtype"], tuple(t["shape"]), *(start + o for o in t["data_offsets"]))
         for name, t in header.items()
     }
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where a name stands twice: programs differ then."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a name stands twice in its header")
-    return table

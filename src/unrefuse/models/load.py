@@ -233,7 +233,7 @@ def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> Non
     )
     if not config.probe:
         raise UsageError(f"{told}. To edit them: --probe")
-    stderr.print(told, highlight=False, soft_wrap=True, markup=False)
+    stderr.print(told)
 
 
 def read_config(folder: Path, config: RunConfig) -> PretrainedConfig:

@@ -132,7 +132,7 @@ def full_weights(
     full = (cache or user_cache_path("unrefuse")) / f"full-{digest.hexdigest()[:12]}"
     if full.is_dir():
         return full
-    stderr.print(f"dequantising to {full}", highlight=False, soft_wrap=True)
+    stderr.print(f"dequantising to {full}")
     full.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".full-", dir=full.parent))
     settings = {k: v for k, v in found.items() if k not in ("quant_method", "dequantize")}

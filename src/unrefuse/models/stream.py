@@ -139,7 +139,6 @@ class Stream:
             stderr.print(
                 f"streamed: every token of the replies, up to {tokens}, is a read of the whole "
                 f"checkpoint ({self.size / 1e9:.1f} GB), for all prompts together",
-                highlight=False,
             )
         self._announced = True
 

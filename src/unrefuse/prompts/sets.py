@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -61,14 +62,13 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
 
     main = _with_imports({name: read(getattr(config, name), name) for name in SETS}, config)
     tests = {name: read(file, name) for name in SETS if (file := getattr(config, f"test_{name}"))}
-    shipped = read_set(SHIPPED, "keep")
-    main["keep"] = [*shipped, *main["keep"]]
-    check_prompts([p for part in (main, tests) for own in part.values() for p in own])
-    prompts = split([p for name in SETS if name not in tests for p in main[name]], config.seed)
+    shipped = {name: read_set(SHIPPED, name) if name == "keep" else [] for name in SETS}
+    every = {name: [*shipped[name], *own] for name, own in main.items()}
+    check_prompts([p for part in (every, tests) for own in part.values() for p in own])
+    prompts = split([p for name in SETS if name not in tests for p in every[name]], config.seed)
     for name, own in tests.items():
-        kept = [p for p in main[name] if p.source == SHIPPED and name == "keep"]
-        rest = [replace(p, split="") for p in main[name] if p not in kept]
-        prompts += kept + split(rest, config.seed, SHARES[:2])
+        rest = [replace(p, split="") for p in main[name]]
+        prompts += shipped[name] + split(rest, config.seed, SHARES[:2])
         prompts += [replace(p, split="test") for p in own]
     if config.languages:
         prompts = _in_languages(prompts, config.languages)
@@ -106,8 +106,12 @@ def read_set(
 def beside_shipped(keep: list[Prompt]) -> list[Prompt]:
     """Of these keep prompts those that are not among the shipped ones, which come in any case: the
     floor of retention is held on them, whatever a user adds."""
-    known = {same_text(p.text) for p in read_set(SHIPPED, "keep")}
-    return [p for p in keep if same_text(p.text) not in known]
+    return [p for p in keep if same_text(p.text) not in _shipped_texts()]
+
+
+@cache
+def _shipped_texts() -> frozenset[str]:
+    return frozenset(same_text(p.text) for p in read_set(SHIPPED, "keep"))
 
 
 def _is_there(path: Path) -> bool:
@@ -142,7 +146,7 @@ def _with_imports(main: dict[str, list[Prompt]], config: RunConfig) -> dict[str,
         check_place(config, "target")
         main = main | {"target": []}
     known = {same_text(p.text) for own in main.values() for p in own}
-    known |= {same_text(p.text) for p in read_set(SHIPPED, "keep")}
+    known |= _shipped_texts()
     new = [p for p in imported if same_text(p.text) not in known]
     return {name: [*own, *(p for p in new if p.set == name)] for name, own in main.items()}
 

@@ -217,8 +217,7 @@ def retention_line(test: dict[str, Any]) -> str:
 
 def result_table(result: Result) -> RenderableType:
     """The figures with their intervals, the grades before and after, and removal by topic."""
-    measured = result.measurement
-    config = result.config
+    measured, config, record = result.measurement, result.config, result.to_json()
     tokens = config.reply_tokens if result.split == "test" else config.search_tokens
     figures = Table(title=f"{result.split} split, replies of {tokens} tokens", title_justify="left")
     for column in ("figure", "value", INTERVAL, "n"):
@@ -229,33 +228,29 @@ def result_table(result: Result) -> RenderableType:
     replies = Table("before → after", *SETS, title="replies", title_justify="left")
     for grade in get_args(Grade):
         replies.add_row(grade, *_cells(before_and_after(measured.exchanges, grade)))
-    by_topic = shares_by(measured.exchanges, lambda p: p.topic)
-    by_lang = shares_by(measured.exchanges, lambda p: p.lang)
     tables: list[RenderableType] = []
     for figure, now in (("removal", "answered now"), ("retention", "still refused")):
         table = Table(title=f"{figure} by topic and language", title_justify="left")
         table.add_column("")
         table.add_column(now, justify="right")
-        rows = by_topic[figure] | by_lang[figure]
+        rows = record["by_topic"][figure] | record["by_lang"][figure]
         for value, e2 in rows.items():
             table.add_row(
                 Text(plain(value, 60)), f"{round(e2['value'] * e2['n'])} of {e2['n']:.0f}"
             )
         tables += [table] if rows else []
-    weakest = weakest_topic(measured.exchanges)
-    if weakest:
+    if weakest := record["weakest"]:
         kept = f"{round(weakest['value'] * weakest['n'])} of {weakest['n']:.0f}"
         topic = plain(weakest["topic"], 60)
         tables.append(Text(f"weakest kind of harm: {topic}, {kept} still refused\n"))
-    if pairs := pairs_of(measured.exchanges):
-        tables.append(_pairs_table(pairs))
+    if record["pairs"]:
+        tables.append(_pairs_table(record["pairs"]))
     if measured.contexts:
         tables.append(_contexts_table(measured.contexts))
-    lines = [retention_line(result.retention_test())]
+    lines = [retention_line(record["retention_test"])]
     shipped = measured.kept_shipped
     if shipped.n not in (0, measured.kept.n):
         lines.append(f"of the shipped keep prompts {shipped.kept} of {shipped.n} still refused")
-    record = result.to_json()
     lines += [unsure_line(record["unsure"]), *judge_lines(record)]
     return Group(figures, Text("\n".join(lines) + "\n"), replies, *tables)
 

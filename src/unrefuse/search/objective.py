@@ -223,7 +223,7 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
         try:
             model.encode([p.text for p in some], messages)
         except ChatError:
-            stderr.print(f"the chat template has no form for this context: {name}", highlight=False)
+            stderr.print(f"the chat template has no form for this context: {name}")
             continue
         replies = reply_to(model, [p.text for p in some], config.reply_tokens, f"before: {name}",
                            before=messages)  # fmt: skip

@@ -9,8 +9,7 @@ from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UsageError, first_line
-from unrefuse.evaluate.generate import Reply
-from unrefuse.evaluate.refusal import grade
+from unrefuse.evaluate.generate import Reply, graded
 from unrefuse.jsontext import json_text
 from unrefuse.prompts.sets import Prompt
 
@@ -112,7 +111,10 @@ def remembered(
     if file and file.exists():
         rows = _rows(file)
         if [row.get("prompt") for row in rows] == [p.text for p in prompts]:
-            return [_reply(row) for row in rows]
+            return [
+                graded(row["text"], row["tokens"], row.get("thoughts", 0), row["prompt"])
+                for row in rows
+            ]
     replies = ask()
     if file:
         rows = [
@@ -120,10 +122,3 @@ def remembered(
         ]
         write_whole(file, "".join(json_text(row) + "\n" for row in rows))
     return replies
-
-
-def _reply(row: dict[str, Any]) -> Reply:
-    text, tokens, thoughts = row["text"], row["tokens"], row.get("thoughts", 0)
-    return Reply(
-        text, tuple(tokens), grade(text, tokens[thoughts:], row["prompt"]), thoughts=thoughts
-    )
