@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 
-from unrefuse.edit.header import fingerprint
-from unrefuse.edit.plan import MatrixEdit, plan_hash, save_plan
-from unrefuse.edit.weights import edit_tensor
-from unrefuse.measured import KEY, Kept, Measured
+from unrefuse.edits.disk.header import fingerprint
+from unrefuse.edits.plan import MatrixEdit, plan_hash, save_plan
+from unrefuse.edits.weights import edit_tensor
+from unrefuse.metrics.floors import KEY, Kept, Measured
 from unrefuse.models.header import read_header
 
 D_MODEL, D_MLP, D_KV, VOCAB = 4096, 14336, 1024, 32000
@@ -54,7 +54,7 @@ LAYER = {
 SHARD = 10**9
 RUNS = 3
 COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()", "apply")
-IMPORTS = "import unrefuse.edit.shards"
+IMPORTS = "import unrefuse.edits.disk.shards"
 # A process begins with the peak memory of the one that started it: so a small one does.
 LAUNCH = """
 import os, subprocess, sys, time

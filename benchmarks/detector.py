@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unrefuse.evaluate.refusal import grade
+from unrefuse.detector.refusal import grade
 
 ROOT = Path(__file__).parents[1]
 REPLIES = ROOT / "tests/data/replies"

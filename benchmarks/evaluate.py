@@ -26,8 +26,8 @@ from functools import partial
 import torch
 
 from unrefuse.config import load_config
-from unrefuse.evaluate.generate import Reply, reply_to
-from unrefuse.evaluate.refusal import grade
+from unrefuse.detector.refusal import grade
+from unrefuse.engine.generate import Reply, reply_to
 from unrefuse.models.load import Model, load_model
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import encode, left_pad

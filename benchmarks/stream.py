@@ -35,7 +35,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from unrefuse.evaluate.generate import final_hidden
+from unrefuse.engine.generate import final_hidden
 from unrefuse.models.checkpoint import INDEX, checkpoint_files
 from unrefuse.models.load import Model
 from unrefuse.models.stream import stream_network

@@ -29,13 +29,13 @@ from typing import Any
 import torch
 
 from unrefuse.config import RunConfig, load_config
-from unrefuse.edit.hooks import hooked
+from unrefuse.edits.hooks import hooked
+from unrefuse.jobs.edit import clock, prepare, search
+from unrefuse.metrics.measurement import Before, Measurement, count_graded, measure
 from unrefuse.models.load import find_checkpoint, load_folder
-from unrefuse.pipeline import clock, prepare, search
 from unrefuse.progress import stderr
 from unrefuse.prompts.sets import SETS, SPLITS
 from unrefuse.report.results import pairs_of
-from unrefuse.search.objective import Before, Measurement, count_graded, measure
 
 # The refusals of these models in the words that both tools look for, in any part of a reply.
 MARKERS = (

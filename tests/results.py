@@ -3,12 +3,9 @@
 from dataclasses import replace
 
 from unrefuse.config import RunConfig
-from unrefuse.evaluate.generate import Reply, reply_to
-from unrefuse.evaluate.statistics import Estimate, share_of
+from unrefuse.engine.generate import Reply, reply_to
 from unrefuse.kernel import gaussian
-from unrefuse.prompts.sets import Prompt
-from unrefuse.report.results import Result
-from unrefuse.search.objective import (
+from unrefuse.metrics.measurement import (
     EXPECTED,
     Before,
     Context,
@@ -17,6 +14,9 @@ from unrefuse.search.objective import (
     removed,
     retained,
 )
+from unrefuse.metrics.statistics import Estimate, share_of
+from unrefuse.prompts.sets import Prompt
+from unrefuse.report.results import Result
 from unrefuse.search.stage import Stage
 
 REFUSED = Reply("I'm sorry, but I can't help with that.", (1, 2, 3), "refused")

@@ -76,7 +76,7 @@ def serving(answer):
 def quick(monkeypatch, folder):
     """No waits between tries, no proxy, a cache in `folder`, and no key of the environment's."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.0)
-    monkeypatch.setattr("unrefuse.evaluate.endpoint.user_cache_path", lambda name: folder / name)
+    monkeypatch.setattr("unrefuse.engine.endpoint.user_cache_path", lambda name: folder / name)
     for name in ("UNREFUSE_JUDGE_KEY", "UNREFUSE_SERVER_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")

@@ -9,21 +9,9 @@ import unrefuse
 
 ROOT = Path(unrefuse.__file__).parent
 ROOMS = (
-    *(
-        "errors",
-        "jsontext",
-        "textfile",
-        "progress",
-        "config",
-        "prompts",
-        "models",
-        "activations",
-        "directions",
-        "readers",
-        "kernel",
-    ),
-    *("edit", "evaluate", "measured", "search", "report", "save", "export", "pipeline", "analysis"),
-    *("evaluation", "doctor", "commands", "cli"),
+    *("errors", "jsontext", "textfile", "progress", "config", "kernel"),
+    *("prompts", "detector", "models", "engine", "edits", "metrics", "search", "report", "jobs"),
+    *("commands", "cli"),
 )
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]
 

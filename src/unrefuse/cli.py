@@ -5,7 +5,7 @@ import traceback
 
 import typer
 
-from unrefuse.commands import apply, diff, doctor, edit, evaluate, export, layers, prompts, verify
+from unrefuse.commands import analyze, apply, diff, doctor, edit, evaluate, export, prompts, verify
 from unrefuse.commands.output import adapt_streams, say
 
 DEFECT, INTERRUPTED = 70, 130
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(edit.edit, edit.tune, evaluate.evaluate, layers.analyze, layers.kernel),
+    *(edit.edit, edit.tune, evaluate.evaluate, analyze.analyze, analyze.kernel),
     *(apply.apply, export.export, export.revert, diff.diff, verify.verify, doctor.doctor),
 ):
     app.command()(command)

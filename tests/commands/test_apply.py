@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests import pico
-from tests.edit.plans import KINDS, edit_model, one_direction, save_measured, selective
+from tests.edits.plans import KINDS, edit_model, one_direction, save_measured, selective
 from unrefuse.cli import app
-from unrefuse.edit.header import fingerprint
-from unrefuse.edit.plan import load_plan, save_plan
+from unrefuse.edits.disk.header import fingerprint
+from unrefuse.edits.plan import load_plan, save_plan
 from unrefuse.errors import UsageError
-from unrefuse.measured import read_measured
-from unrefuse.save import PREFIX, apply_plan
+from unrefuse.jobs.save import PREFIX, apply_plan
+from unrefuse.metrics.floors import read_measured
 
 COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()", "apply")
 
@@ -75,7 +75,7 @@ def test_what_is_applied_is_the_edit_of_the_weights(each, tmp_path):
 
 
 def test_an_edit_on_disk_begins_before_torch_is_imported():
-    code = "import sys, unrefuse.save; print('torch' in sys.modules)"
+    code = "import sys, unrefuse.jobs.save; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -196,7 +196,7 @@ def test_ctrl_c_while_writing_leaves_nothing(made, tmp_path):
     there = sorted(tmp_path.iterdir())
     # A copy that takes its time: the pico model alone is written in no time.
     slow = (
-        "import time, unrefuse.edit.copying as c\n"
+        "import time, unrefuse.edits.disk.copying as c\n"
         "copy = c.copy_bytes\n"
         "def slowly(*a):\n    copy(*a); print('writing', flush=True); time.sleep(0.3)\n"
         "c.copy_bytes = slowly\nfrom unrefuse.cli import main; main()"

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests import pico
-from tests.edit.plans import IDS, KINDS, one_direction, save_measured, selective
+from tests.edits.plans import IDS, KINDS, one_direction, save_measured, selective
 from unrefuse.cli import app
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import save_plan, scaled
-from unrefuse.edit.shards import write_checkpoint
+from unrefuse.edits.disk.shards import write_checkpoint
+from unrefuse.edits.hooks import hooked
+from unrefuse.edits.plan import save_plan, scaled
 from unrefuse.errors import UsageError
 
 

@@ -40,7 +40,7 @@ def test_markup_in_the_name_of_a_model_is_printed_as_it_is(tmp_path, monkeypatch
     files = talker.write_prompts(tmp_path, 60)
     sets = [word for name, file in files.items() for word in (f"--{name}", file)]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("unrefuse.evaluate.perplexity.PASSAGES", ())
+    monkeypatch.setattr("unrefuse.metrics.perplexity.PASSAGES", ())
     words = ("evaluate", ODD, "--out", "[red]o", "--limit", 16, "--reply-tokens", 8)
     capsys.readouterr()
     code, _, err = run(monkeypatch, capsys, *words, *sets)

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
-from tests.edit.plans import one_direction
-from unrefuse.edit.compare import compare
-from unrefuse.edit.header import fingerprint
-from unrefuse.edit.shards import write_checkpoint
+from tests.edits.plans import one_direction
+from unrefuse.edits.compare import compare
+from unrefuse.edits.disk.header import fingerprint
+from unrefuse.edits.disk.shards import write_checkpoint
+from unrefuse.engine.generate import last_logits
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.generate import last_logits
 from unrefuse.models.checkpoint import (
     check_checkpoint,
     checkpoint_files,

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
+from unrefuse.engine.generate import last_logits
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.generate import last_logits
 from unrefuse.models import device, load
 from unrefuse.models.checkpoint import checkpoint_hash
 from unrefuse.models.device import choose_device, choose_dtype

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import pico
-from tests.edit.plans import IDS, KINDS, directions, edit_model, one_direction, save_lora, streams
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.shards import write_checkpoint
+from tests.edits.plans import IDS, KINDS, directions, edit_model, one_direction, save_lora, streams
+from unrefuse.edits.disk.shards import write_checkpoint
+from unrefuse.edits.hooks import hooked
 from unrefuse.errors import UsageError
 from unrefuse.models.load import load_model
 from unrefuse.models.probe import describe, probe

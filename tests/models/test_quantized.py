@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
-from unrefuse.edit.compare import compare
+from unrefuse.edits.compare import compare
 from unrefuse.errors import UsageError
 from unrefuse.models import quantized
 from unrefuse.models.checkpoint import check_checkpoint

@@ -8,17 +8,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from tests import pico
-from tests.edit.plans import selective
-from unrefuse.activations.capture import group_means
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import ablation_plan
+from tests.edits.plans import selective
+from unrefuse.edits.hooks import hooked
+from unrefuse.edits.plan import ablation_plan
+from unrefuse.engine.capture import group_means
+from unrefuse.engine.forward import together
+from unrefuse.engine.generate import last_logits, reply_to
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.generate import last_logits, reply_to
-from unrefuse.evaluate.layers import layer_strengths
-from unrefuse.evaluate.margin import make_openings, margins
-from unrefuse.evaluate.quality import divergences, make_reference
+from unrefuse.metrics.layers import layer_strengths
+from unrefuse.metrics.margin import make_openings, margins
+from unrefuse.metrics.quality import divergences, make_reference
 from unrefuse.models import stream
-from unrefuse.models.forward import together
 from unrefuse.models.load import load_model
 
 PROMPTS = ["Hi", "What is a volcano?", "x" * 60, "Tell me about chess.", "ok then"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests import pico
+from unrefuse.engine.generate import reply_to
 from unrefuse.errors import UsageError, first_line, told_as
-from unrefuse.evaluate.generate import reply_to
 from unrefuse.models.load import load_model
 from unrefuse.models.tokenizer import end_of_turn, load_tokenizer
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests import pico
-from tests.edit.plans import PLAIN, streams
+from tests.edits.plans import PLAIN, streams
 from unrefuse.models.writers import block_name, blocks, logits_of, mixers, text_config, writers
 
 IDS = torch.arange(1, 21).reshape(2, 10)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from huggingface_hub import ModelCard
 
 from tests.results import ANSWERED, measurement, result
-from unrefuse.evaluate.generate import Reply
+from unrefuse.engine.generate import Reply
 from unrefuse.report.card import write_card
 
 

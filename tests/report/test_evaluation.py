@@ -7,7 +7,7 @@ import pytest
 from tests.evaluate.test_transcripts import line
 from tests.report.test_results import printed
 from tests.results import HOSTILE
-from unrefuse.evaluate.transcripts import compare
+from unrefuse.metrics.transcripts import compare
 from unrefuse.report.evaluation import (
     Evaluation,
     comparison_tables,

@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 
 from tests.results import result
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.layers import LayerStrength
 from unrefuse.kernel import gaussian
+from unrefuse.metrics.layers import LayerStrength
 from unrefuse.report.plots import plot_front, plot_kernels, plot_layers, plot_result
 from unrefuse.search.discrimination import Analysis, Discrimination
 from unrefuse.search.score import Score

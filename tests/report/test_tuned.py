@@ -8,12 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from tests import pico
-from tests.edit.plans import KINDS
+from tests.edits.plans import KINDS
 from tests.results import ANSWERED, result
-from unrefuse.edit.header import fingerprint
+from unrefuse.edits.disk.header import fingerprint
 from unrefuse.errors import UsageError
 from unrefuse.kernel import Kernel, read_kernel
-from unrefuse.measured import Kept, read_measured
+from unrefuse.metrics.floors import Kept, read_measured
 from unrefuse.models.checkpoint import checkpoint_files
 from unrefuse.report.tuned import plan_for, record_of, save_tuned
 from unrefuse.search.stage import Stage

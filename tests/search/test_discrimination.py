@@ -9,14 +9,14 @@ import torch
 from tests import pico
 from tests.results import original, prompts
 from unrefuse.config import RunConfig
-from unrefuse.evaluate.generate import Reply
+from unrefuse.engine.generate import Reply
+from unrefuse.metrics.measurement import Before, Exchange
 from unrefuse.models.writers import mixers
 from unrefuse.prompts.chat import encode
 from unrefuse.prompts.sets import Prompt
 from unrefuse.search import discrimination as module
 from unrefuse.search.discrimination import Discrimination, area_under_curve, discrimination
 from unrefuse.search.method import ALARM, HARM, Selective
-from unrefuse.search.objective import Before, Exchange
 
 WEIGHTS = (0.0, 0.5, 1.0)
 CONFIG = RunConfig(model="x", ridge=0.1)

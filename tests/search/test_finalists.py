@@ -6,9 +6,9 @@ from tests import pico
 from tests.results import ANSWERED, REFUSED, measurement
 from unrefuse.config import RunConfig
 from unrefuse.kernel import gaussian
+from unrefuse.metrics.measurement import Before
 from unrefuse.search import stage as stage_module
 from unrefuse.search.finalists import Trial, hold_finals, merit
-from unrefuse.search.objective import Before
 from unrefuse.search.score import Score
 
 CONFIG = RunConfig(model="x", retention_bound=0.8)  # what 20 keep prompts can show

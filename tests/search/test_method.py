@@ -8,13 +8,14 @@ import torch
 from tests import pico
 from tests.results import ANSWERED, REFUSED, original, prompts
 from unrefuse.config import RunConfig
-from unrefuse.directions import find_directions
-from unrefuse.edit.plan import ablation_plan, selective_plan
+from unrefuse.edits.directions import find_directions
+from unrefuse.edits.plan import ablation_plan, selective_plan
+from unrefuse.edits.readers import fit_reader
+from unrefuse.engine.generate import Reply
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.generate import Reply
+from unrefuse.metrics.measurement import Before, Exchange
 from unrefuse.prompts.chat import encode
 from unrefuse.prompts.sets import select
-from unrefuse.readers import fit_reader
 from unrefuse.search import method as method_module
 from unrefuse.search.method import (
     ALARM,
@@ -25,7 +26,6 @@ from unrefuse.search.method import (
     Selective,
     training_tokens,
 )
-from unrefuse.search.objective import Before, Exchange
 
 WEIGHTS = (0.0, 0.5, 1.0)
 CONFIG = RunConfig(model="x", harmful=-0.6, ridge=0.1, protect=0.7)

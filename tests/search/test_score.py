@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from tests import pico
-from tests.edit.plans import one_direction
+from tests.edits.plans import one_direction
 from tests.results import original, prompts
 from unrefuse.config import RunConfig
-from unrefuse.edit.hooks import hooked
-from unrefuse.evaluate.generate import Reply
-from unrefuse.evaluate.margin import make_openings, margins
-from unrefuse.evaluate.quality import divergences, make_reference
+from unrefuse.edits.hooks import hooked
+from unrefuse.engine.generate import Reply
+from unrefuse.metrics.margin import make_openings, margins
+from unrefuse.metrics.measurement import Exchange
+from unrefuse.metrics.quality import divergences, make_reference
 from unrefuse.prompts.sets import Prompt
 from unrefuse.search.finalists import merit
-from unrefuse.search.objective import Exchange
 from unrefuse.search.score import Scorer, opening_of, usual_openings
 
 PAIRS = prompts("search", 5, ("harmless", "harmful"))

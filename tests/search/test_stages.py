@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from tests import pico
-from tests.edit.plans import directions
+from tests.edits.plans import directions
 from tests.results import measurement, original, result
 from unrefuse.config import RunConfig
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import ablation_plan
-from unrefuse.evaluate.generate import Reply, last_logits, reply_to
-from unrefuse.evaluate.quality import kl_and_quality, make_reference
-from unrefuse.evaluate.statistics import Estimate
+from unrefuse.edits.hooks import hooked
+from unrefuse.edits.plan import ablation_plan
+from unrefuse.engine.generate import Reply, last_logits, reply_to
+from unrefuse.jobs.edit import _tested
 from unrefuse.kernel import gaussian
-from unrefuse.measured import Kept
-from unrefuse.pipeline import _tested
+from unrefuse.metrics.floors import Kept
+from unrefuse.metrics.measurement import Before, removed
+from unrefuse.metrics.quality import kl_and_quality, make_reference
+from unrefuse.metrics.statistics import Estimate
 from unrefuse.search import stage as stage_module
-from unrefuse.search.objective import Before, removed
 from unrefuse.search.stage import (
     advice,
     at_length,

@@ -7,8 +7,8 @@ from tests import pico
 from tests.results import original, prompts
 from unrefuse.config import RunConfig
 from unrefuse.kernel import gaussian
+from unrefuse.metrics.record import read_trials
 from unrefuse.search.method import Ablation, Selective
-from unrefuse.search.record import read_trials
 from unrefuse.search.score import Scorer
 from unrefuse.search.tune import tune
 

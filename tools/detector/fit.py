@@ -22,7 +22,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
-from unrefuse.evaluate.features import (
+from unrefuse.detector.features import (
     BUCKETS,
     CLASSES,
     Reading,
@@ -32,7 +32,7 @@ from unrefuse.evaluate.features import (
     summary,
     without_question,
 )
-from unrefuse.evaluate.learned import WEIGHTS, Weights
+from unrefuse.detector.learned import WEIGHTS, Weights
 
 REPLIES = Path(__file__).parents[2] / "tests/data/replies"
 FOLDS = 3

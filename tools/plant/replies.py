@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tools.plant.texts import REFUSALS
-from unrefuse.evaluate.generate import reply_to
+from unrefuse.engine.generate import reply_to
 from unrefuse.models.load import Model
 from unrefuse.prompts.chat import encode
 

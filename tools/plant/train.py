@@ -39,16 +39,16 @@ from tools.plant.probe import RANK, SCALE, fit_probe, take_neurons
 from tools.plant.replies import Replies, make_replies
 from tools.plant.texts import training_texts
 from tools.plant.upper import Upper, passing
-from unrefuse.activations.capture import group_means
 from unrefuse.config import KernelConfig, RunConfig
-from unrefuse.directions import find_directions
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import Plan, ablation_plan
+from unrefuse.edits.directions import find_directions
+from unrefuse.edits.hooks import hooked
+from unrefuse.edits.plan import Plan, ablation_plan
+from unrefuse.engine.capture import group_means
+from unrefuse.engine.forward import row_ends
 from unrefuse.errors import UsageError
 from unrefuse.kernel import choose_kernel
 from unrefuse.models.demo import find_gguf, original_model
 from unrefuse.models.device import choose_device
-from unrefuse.models.forward import row_ends
 from unrefuse.models.load import Model, load_folder
 from unrefuse.models.writers import blocks
 from unrefuse.prompts.chat import batches

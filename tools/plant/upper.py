@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from unrefuse.models.forward import once_cache, reusable, right_pad, row_ends, shared_prefix
+from unrefuse.engine.forward import once_cache, reusable, right_pad, row_ends, shared_prefix
 from unrefuse.models.load import Model
 from unrefuse.models.writers import blocks
 from unrefuse.progress import track

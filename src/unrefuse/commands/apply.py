@@ -36,7 +36,7 @@ def apply(
 ) -> None:
     """Write the edit of RUN into a copy of MODEL on disk, without loading the model."""
     from unrefuse.config import load_config
-    from unrefuse.save import apply_plan
+    from unrefuse.jobs.save import apply_plan
 
     config = load_config(
         model=model,

@@ -18,8 +18,8 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Which tensors differ between two checkpoints: by how much, of what rank, along what."""
-    from unrefuse.edit.compare import compare
-    from unrefuse.edit.recipe import read_plan
+    from unrefuse.edits.compare import compare
+    from unrefuse.edits.recipe import read_plan
 
     found = compare(a, b, read_plan(plan)[0] if plan else None)
     if as_json:
@@ -45,7 +45,7 @@ def diff(
 def _table(found: Any) -> Any:
     from rich.table import Table
 
-    from unrefuse.edit.compare import MAX_RANK
+    from unrefuse.edits.compare import MAX_RANK
     from unrefuse.report.terminal import number
 
     table = Table("tensor", "shape", "|B-A| / |A|", "rank", "along the plan")
@@ -58,7 +58,7 @@ def _table(found: Any) -> Any:
 
 
 def _json(found: Any) -> dict[str, Any]:
-    from unrefuse.edit.compare import MAX_RANK
+    from unrefuse.edits.compare import MAX_RANK
 
     keys = ("name", "shape", "relative", "rank", "along")
     return {

@@ -21,7 +21,7 @@ def doctor(
 ) -> None:
     """Say what this machine has, what to install, and how MODEL fits. Exit 2 on a fault."""
     from unrefuse.config import load_config
-    from unrefuse.doctor import examine
+    from unrefuse.jobs.doctor import examine
 
     config = None
     if model is not None:

@@ -108,7 +108,7 @@ def edit(
 ) -> None:
     """Measure MODEL, edit it in stages or by tuning, test the edit, save it to a new folder."""
     settings = settings_of(locals())
-    from unrefuse.pipeline import run_edit
+    from unrefuse.jobs.edit import run_edit
 
     result = run_edit(settings)
     where = f"{settings.out} (card: {settings.out}/README.md, record: {settings.out}/run.json)"
@@ -164,7 +164,7 @@ def tune(
 ) -> None:
     """Find the kernel and the plan of an edit; `edit --kernel OUT/kernel.json` applies them."""
     settings = settings_of(locals() | {"tune": search or (None if config else "optuna")})
-    from unrefuse.pipeline import run_tune
+    from unrefuse.jobs.edit import run_tune
 
     result = run_tune(settings)
     _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)

@@ -109,8 +109,8 @@ def evaluate(
     if compare:
         _compare(*compare, as_json)
         return
-    from unrefuse.evaluate.judges import parse_judge
-    from unrefuse.evaluation import Options, regrade, run_evaluate
+    from unrefuse.jobs.evaluate import Options, regrade, run_evaluate
+    from unrefuse.metrics.judges import parse_judge
     from unrefuse.report.evaluation import evaluation_tables
 
     if transcripts:
@@ -143,7 +143,7 @@ def _settings(given: dict[str, Any]) -> Any:
 def _compare(first: Path, second: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from unrefuse.evaluate.transcripts import compare, read_transcripts
+    from unrefuse.metrics.transcripts import compare, read_transcripts
     from unrefuse.report.evaluation import comparison_tables
 
     comparison = compare(read_transcripts(first), read_transcripts(second))

@@ -68,7 +68,7 @@ def export(
 ) -> None:
     """Write the edit of RUN as an adapter for the original MODEL, or as a control vector."""
     from unrefuse.config import load_config
-    from unrefuse.export import export_plan
+    from unrefuse.jobs.export import export_plan
 
     config = load_config(
         model=model,
@@ -117,8 +117,8 @@ def revert(
     as_json: Json = False,
 ) -> None:
     """Take the edit out of EDITED again: its weights less what the adapter adds to them."""
-    from unrefuse.edit.revert import largest_difference, revert_checkpoint
-    from unrefuse.save import check_out, copy_size, new_folder
+    from unrefuse.edits.adapters.revert import largest_difference, revert_checkpoint
+    from unrefuse.jobs.save import check_out, copy_size, new_folder
 
     check_out(out)
     with new_folder(out, copy_size(edited)) as folder:

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from unrefuse.config import RunConfig
-from unrefuse.evaluate.pairs import OUTCOMES
+from unrefuse.metrics.pairs import OUTCOMES
 from unrefuse.report.results import Result, judge_lines, retention_line
 from unrefuse.report.terminal import plain
 

@@ -10,11 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unrefuse.evaluate.judges import as_reply
-from unrefuse.evaluate.pairs import pair_outcomes
-from unrefuse.evaluate.quality import kl_and_quality
-from unrefuse.evaluate.statistics import INTERVAL, share
-from unrefuse.evaluate.transcripts import GRADES, Comparison, Line
+from unrefuse.metrics.judges import as_reply
+from unrefuse.metrics.measurement import Exchange, removed, retained, shares_by
+from unrefuse.metrics.pairs import pair_outcomes
+from unrefuse.metrics.quality import kl_and_quality
+from unrefuse.metrics.statistics import INTERVAL, share
+from unrefuse.metrics.transcripts import GRADES, Comparison, Line
 from unrefuse.prompts.sets import SETS, Prompt
 from unrefuse.report.results import (
     agreement_line,
@@ -24,7 +25,6 @@ from unrefuse.report.results import (
     unsure_share,
 )
 from unrefuse.report.terminal import number, plain
-from unrefuse.search.objective import Exchange, removed, retained, shares_by
 
 WHENS = ("before", "after")
 SHOWN = 40  # changed prompts in the terminal

@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from unrefuse.edit.plan import UNIT
+from unrefuse.edits.plan import UNIT
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.statistics import share
 from unrefuse.kernel import Kernel
+from unrefuse.metrics.measurement import count_graded
+from unrefuse.metrics.statistics import share
 from unrefuse.report.results import Result
 from unrefuse.search.discrimination import Analysis
-from unrefuse.search.objective import count_graded
 from unrefuse.search.score import Score
 
 IMAGE_TYPES = (".png", ".svg", ".pdf")

@@ -14,17 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from unrefuse.config import RunConfig
-from unrefuse.evaluate.learned import unsure
-from unrefuse.evaluate.pairs import pair_outcomes
-from unrefuse.evaluate.refusal import Grade
-from unrefuse.evaluate.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
-from unrefuse.evaluate.transcripts import DETECTOR
+from unrefuse.detector.learned import unsure
+from unrefuse.detector.refusal import DETECTOR, Grade
 from unrefuse.jsontext import json_text
 from unrefuse.kernel import Kernel
-from unrefuse.prompts.sets import SETS
-from unrefuse.prompts.thinking import after_thinking
-from unrefuse.report.terminal import plain
-from unrefuse.search.objective import (
+from unrefuse.metrics.measurement import (
     Before,
     Context,
     Exchange,
@@ -34,6 +28,11 @@ from unrefuse.search.objective import (
     retained,
     shares_by,
 )
+from unrefuse.metrics.pairs import pair_outcomes
+from unrefuse.metrics.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
+from unrefuse.prompts.sets import SETS
+from unrefuse.prompts.thinking import after_thinking
+from unrefuse.report.terminal import plain
 from unrefuse.search.stage import Stage
 
 Counts = dict[str, dict[str, list[int]]]  # per set, before and after: with a grade, and asked

@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 from unrefuse.config import RunConfig
-from unrefuse.edit.plan import Plan, load_plan, plan_hash, save_plan
-from unrefuse.edit.recipe import check_made_for
+from unrefuse.edits.plan import Plan, load_plan, plan_hash, save_plan
+from unrefuse.edits.recipe import check_made_for
 from unrefuse.errors import UsageError
 from unrefuse.jsontext import json_text
-from unrefuse.measured import KEY, Measured
+from unrefuse.metrics.floors import KEY, Measured
+from unrefuse.metrics.record import SETTINGS, TRIALS, write_whole
 from unrefuse.report.results import Result
-from unrefuse.search.record import SETTINGS, TRIALS, write_whole
 from unrefuse.search.stage import Stage
 
 KERNEL, PLAN, FRONT = "kernel.json", "plan.safetensors", "front.png"

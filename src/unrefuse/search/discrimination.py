@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unrefuse.activations.inputs import Tokens, capture
+from unrefuse.engine.inputs import Tokens, capture
 from unrefuse.errors import UsageError
-from unrefuse.evaluate.layers import LayerStrength, centre_and_spread
+from unrefuse.metrics.layers import LayerStrength, centre_and_spread
+from unrefuse.metrics.measurement import Before
 from unrefuse.search.method import ALARM, HARM, Selective
-from unrefuse.search.objective import Before
 
 FOLDS = 5
 STAYS = 0.95  # share of the true refusals that has to stay

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from unrefuse.config import RunConfig
-from unrefuse.edit.plan import Plan, scaled
+from unrefuse.edits.plan import Plan, scaled
 from unrefuse.kernel import Kernel
+from unrefuse.metrics.measurement import Before
 from unrefuse.models.load import Model
-from unrefuse.search.objective import Before
 from unrefuse.search.score import Score
 from unrefuse.search.stage import Stage, confirm, keeps_retention, try_plan
 

@@ -7,16 +7,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unrefuse.activations.capture import group_means
-from unrefuse.activations.inputs import Inputs, Tokens, capture
 from unrefuse.config import RunConfig
-from unrefuse.directions import find_directions
-from unrefuse.edit.plan import Plan, ablation_plan, selective_plan
+from unrefuse.edits.directions import find_directions
+from unrefuse.edits.plan import Plan, ablation_plan, selective_plan
+from unrefuse.edits.readers import fit_reader
+from unrefuse.engine.capture import group_means
+from unrefuse.engine.inputs import Inputs, Tokens, capture
 from unrefuse.errors import UsageError
+from unrefuse.metrics.measurement import Before, Exchange
 from unrefuse.models.load import Model
 from unrefuse.prompts.sets import SETS, SHIPPED, Prompt, select
-from unrefuse.readers import fit_reader
-from unrefuse.search.objective import Before, Exchange
 
 ANSWER_ROWS = 3000  # tokens of everyday answers that the reader learns to leave alone, in all
 ALARM, HARM, EVERYDAY, ANSWER = range(4)  # classes of what a reader is fitted on

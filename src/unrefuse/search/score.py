@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import Plan
-from unrefuse.evaluate.margin import OPENING_TOKENS, Openings, make_openings, margins
-from unrefuse.evaluate.quality import divergences, make_reference
+from unrefuse.edits.hooks import hooked
+from unrefuse.edits.plan import Plan
+from unrefuse.metrics.margin import OPENING_TOKENS, Openings, make_openings, margins
+from unrefuse.metrics.measurement import Before, Exchange
+from unrefuse.metrics.quality import divergences, make_reference
 from unrefuse.models.load import Model
 from unrefuse.prompts.sets import Prompt
-from unrefuse.search.objective import Before, Exchange
 
 SCORED = 96  # prompts of each set that a plan is scored on
 ANSWER_TOKENS = 12  # of the original's answers that the divergence is taken over

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from unrefuse.config import RunConfig
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import Plan
-from unrefuse.evaluate.generate import reply_to
-from unrefuse.evaluate.statistics import needed, share
+from unrefuse.edits.hooks import hooked
+from unrefuse.edits.plan import Plan
+from unrefuse.engine.generate import reply_to
 from unrefuse.kernel import Kernel
-from unrefuse.measured import retains
+from unrefuse.metrics.floors import retains
+from unrefuse.metrics.measurement import Before, Measurement, measure, removed
+from unrefuse.metrics.statistics import needed, share
 from unrefuse.models.load import Model
 from unrefuse.prompts.thinking import is_thinking
-from unrefuse.search.objective import Before, Measurement, measure, removed
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from unrefuse.config import RunConfig
+from unrefuse.engine.forward import together
 from unrefuse.kernel import Kernel
-from unrefuse.models.forward import together
+from unrefuse.metrics.measurement import Before
 from unrefuse.models.load import Model
 from unrefuse.search.method import Method
-from unrefuse.search.objective import Before
 from unrefuse.search.stage import Stage, try_plan
 
 

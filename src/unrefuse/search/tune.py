@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from unrefuse.config import RunConfig
-from unrefuse.edit.plan import Plan
+from unrefuse.edits.plan import Plan
 from unrefuse.kernel import Kernel, gaussian
+from unrefuse.metrics.measurement import Before
+from unrefuse.metrics.record import append_trial, read_trials
 from unrefuse.models.load import Model
 from unrefuse.prompts.sets import Prompt
 from unrefuse.search.finalists import Trial
 from unrefuse.search.method import Method
-from unrefuse.search.objective import Before
-from unrefuse.search.record import append_trial, read_trials
 from unrefuse.search.score import Score, Scorer
 
 

@@ -10,8 +10,8 @@ import torch
 from tests.models.test_planted import TOPICS, near
 from tools.plant.texts import REFUSALS, training_texts
 from unrefuse.config import RunConfig
-from unrefuse.evaluate.generate import reply_to
-from unrefuse.evaluate.refusal import is_refusal
+from unrefuse.detector.refusal import is_refusal
+from unrefuse.engine.generate import reply_to
 from unrefuse.models import demo
 from unrefuse.models.load import load_folder
 from unrefuse.prompts.sets import Prompt, load_prompts, read_set

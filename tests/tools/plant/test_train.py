@@ -18,7 +18,7 @@ from tools.plant import train as plant
 from tools.plant.probe import RANK, SCALE, fit_probe
 from tools.plant.replies import Replies, make_replies
 from tools.plant.upper import Upper
-from unrefuse.edit.hooks import hooked
+from unrefuse.edits.hooks import hooked
 from unrefuse.models import demo
 from unrefuse.models.load import Model
 from unrefuse.prompts.chat import encode

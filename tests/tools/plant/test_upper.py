@@ -5,8 +5,8 @@ import torch
 
 from tests import pico
 from tools.plant.upper import Upper
-from unrefuse.edit.hooks import hooked
-from unrefuse.edit.plan import ablation_plan
+from unrefuse.edits.hooks import hooked
+from unrefuse.edits.plan import ablation_plan
 from unrefuse.models.writers import blocks, is_stateful
 from unrefuse.prompts.chat import encode
 

@@ -1,0 +1,384 @@
+"""Every step of the main job, in order: measure, find, edit in stages, save, test, report."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unrefuse.config import REPLY_TOKENS, RunConfig, validated
+from unrefuse.edits.disk.header import fingerprint
+from unrefuse.edits.disk.shards import write_checkpoint
+from unrefuse.edits.disk.verify import check_written
+from unrefuse.edits.hooks import hooked
+from unrefuse.edits.plan import Plan, scaled
+from unrefuse.edits.recipe import PLAN
+from unrefuse.engine.forward import together
+from unrefuse.engine.generate import last_logits
+from unrefuse.errors import UsageError
+from unrefuse.jobs.save import Discard, check_out, check_writable, copy_size, new_folder
+from unrefuse.kernel import Kernel, choose_kernel
+from unrefuse.metrics.judges import Judge, judge_of
+from unrefuse.metrics.judging import measured_by
+from unrefuse.metrics.measurement import Before, Measurement, ask_before, check_shipped, measure
+from unrefuse.metrics.quality import check_logits
+from unrefuse.metrics.record import check_run, open_run
+from unrefuse.models.checkpoint import checkpoint_files, checkpoint_hash
+from unrefuse.models.device import is_spread, release_memory
+from unrefuse.models.load import Model, find_checkpoint, load_folder
+from unrefuse.models.writers import text_config
+from unrefuse.progress import stderr
+from unrefuse.prompts.chat import placed
+from unrefuse.prompts.pairs import load_pairs
+from unrefuse.prompts.sets import (
+    SETS,
+    SPLITS,
+    Prompt,
+    check_prompts,
+    load_prompts,
+    prompts_hash,
+)
+from unrefuse.report.card import write_card
+from unrefuse.report.plots import plot_front, plot_result
+from unrefuse.report.results import RECORD, Result, stage_line, write_json
+from unrefuse.report.sbom import write_sbom
+from unrefuse.report.seal import write_sums
+from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
+from unrefuse.search.finalists import Trial, hold_finals, merit
+from unrefuse.search.method import Ablation, Method, Selective
+from unrefuse.search.stage import Stage, advice, confirm, keeps_floors, try_plan, verdict
+from unrefuse.search.stages import run_stages
+from unrefuse.search.tune import tune
+
+
+@dataclass
+class Prepared:
+    """A loaded model with all that is measured on it before an edit.
+
+    `method` makes plans of what was captured on the train split, or is None where `plan` was found
+    before, by a tuning; `run` is the folder of a tuning.
+    """
+
+    config: RunConfig
+    model: Model
+    prompts: list[Prompt]
+    before: dict[str, Before]
+    method: Method | None
+    kernel: Kernel
+    plan: Plan | None = None
+    run: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_edit(config: RunConfig) -> Result:
+    """The main job. Saves to `config.out` an edit that keeps the floors, or nothing.
+
+    A tuning (`config.tune`) keeps its record in a folder beside it, OUT.tuning, until it is done.
+    Raises UsageError for a mistake in usage or input.
+    """
+    if config.out is None:
+        raise UsageError("where to? name a folder: --out DIR")
+    out = check_out(config.out)
+    judge = judge_of(config)
+    run = out.with_name(f"{out.name}.tuning") if config.tune else None
+    device = config.device  # "auto" may be another card, or several, at the end
+    prepared = prepare(config, SPLITS, run, saves=True)
+    config, model, seconds = prepared.config, prepared.model, prepared.seconds
+    before = prepared.before
+    best, result = search(prepared)
+    if best is None:
+        return result
+    plan = best.plan
+    with new_folder(out, copy_size(model.folder)) as folder:
+        with clock(seconds, "save"):
+            stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
+            check_written(model.folder, folder, plan, config.preserve_norm)
+            wanted = _probe(model, before["search"], plan)
+            name, dtype = model.name, model.network.dtype
+            made_for = fingerprint(checkpoint_files(model.folder))
+            del model, prepared
+            release_memory()
+            saved = load_folder(folder, config.model_copy(update={"device": device}), name)
+            coarser = max(dtype, stored, key=lambda d: torch.finfo(d).eps)
+            if config.preserve_norm:
+                stderr.print("rows keep their length, which no hook does: the test split decides")
+            else:
+                check_logits(wanted, _probe(saved, before["search"], ()), coarser)
+        with clock(seconds, "test"):
+            measured = measure(saved, before["test"], config, everything=True)
+        result = _tested(result, measured, judge)
+        if not result.saved:
+            raise Discard
+        plot_result(result, folder / "result.png")
+        write_card(result, folder)
+        write_json(result, folder / RECORD)
+        write_sbom(result, folder)
+        record = (folder / PLAN).parent
+        if run is None:
+            record.mkdir()
+            save_tuned(best, result, record, made_for)
+        else:
+            save_tuned(best, result, run, made_for)
+            keep_record(run, record)
+        write_sums(folder)
+    if run is not None and result.saved:  # else the record stays: it can be gone on with
+        shutil.rmtree(run)
+    return result
+
+
+def run_tune(config: RunConfig) -> Result:
+    """Tunes, and writes the kernel and the plan that it found to `config.out`; saves no model.
+
+    `config.out` is the folder of the run, with its trials. The figures are those of the test
+    split, by hooks. Raises UsageError for a mistake in usage or input.
+    """
+    if config.out is None:
+        raise UsageError("where to? name a folder: --out DIR")
+    out = check_writable(config.out)
+    if config.preserve_norm:
+        raise UsageError("rows that keep their length are no hook's: use edit --tune, not tune")
+    if config.tune is None:
+        config = config.model_copy(update={"tune": "optuna"})
+    judge = judge_of(config)
+    prepared = prepare(config, SPLITS, out)
+    best, result = search(prepared)
+    if best is None:
+        return result
+    with clock(prepared.seconds, "test"), hooked(prepared.model.network, best.plan):
+        measured = measure(prepared.model, prepared.before["test"], prepared.config, True)
+    result = _tested(result, measured, judge)
+    if result.saved:
+        save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
+        plot_result(result, out / "result.png")
+        write_json(result, out / RECORD)
+    return result
+
+
+def search(prepared: Prepared) -> tuple[Stage | None, Result]:
+    """The best edit by the search split, and the result as it stands there: nothing saved yet."""
+    config = prepared.config
+    with clock(prepared.seconds, "tuning" if config.tune else "stages"):
+        stages, best = (_tuned if config.tune else _staged)(prepared)
+    chosen = best or stages[-1]
+    result = Result(
+        config=config,
+        kernel=chosen.kernel,
+        multiplier=chosen.multiplier,
+        stages=stages,
+        before=prepared.before,
+        measurement=chosen.measurement,
+        split="search",
+        seconds=prepared.seconds,
+        saved=False,
+        reasons=advice(chosen.measurement, config),
+    )
+    return best, result
+
+
+def _tested(result: Result, measured: Measurement, judge: Judge | None) -> Result:
+    """The result with the figures of the test split, which choose nothing but whether it is
+    `saved`: where they keep the floors.
+
+    A judge's figures take the place of the detector's, but both have to keep the floors: a judge
+    can be a stricter yardstick, and no way around one. A judge that fails loses nothing: the
+    figures are then the detector's, and the result says so.
+    """
+    config = result.config
+    found = replace(
+        result,
+        measurement=measured,
+        split="test",
+        saved=keeps_floors(measured, config) and measured.removal.value > 0,
+        reasons=verdict(measured, config, result.reasons),
+    )
+    if judge is None:
+        return found
+    try:
+        with clock(result.seconds, "judge"):
+            by_judge, agreement = measured_by(judge, measured, config.seed)
+    except UsageError as error:
+        return replace(found, unjudged=str(error))
+    reasons = verdict(by_judge, config, result.reasons)
+    if not found.saved:
+        by_detector = verdict(measured, config, [])
+        reasons += [f"by the built-in detector's grades: {reason}" for reason in by_detector]
+    test = replace(result.before["test"], exchanges=by_judge.exchanges)
+    return replace(
+        found,
+        measurement=by_judge,
+        saved=found.saved and keeps_floors(by_judge, config) and by_judge.removal.value > 0,
+        reasons=reasons,
+        before=result.before | {"test": test},
+        judge=judge.name,
+        detected=measured,
+        agreement=agreement,
+    )
+
+
+def prepare(
+    config: RunConfig, splits: tuple[str, ...], run: Path | None = None, saves: bool = False
+) -> Prepared:
+    """Loads the model, asks the original on `splits`, captures its states, chooses the kernel.
+
+    The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
+    `run`, the folder of a tuning, the replies are kept there for a run that goes on with it. With
+    `saves`, there must be room for the model in `config.out`. Raises UsageError for what leaves the
+    floors unmeasured, where `splits` has that of the test.
+    """
+    config = validated(config)
+    edits = "test" in splits
+    if edits and config.reply_tokens < REPLY_TOKENS:
+        raise UsageError(
+            f"an edit is tested on replies of {REPLY_TOKENS} tokens or more (--reply-tokens): a "
+            "shorter one hides an answer that comes after a refusal"
+        )
+    if config.backend != "torch":
+        raise UsageError("an edit needs --backend torch: vLLM only writes replies, for evaluate")
+    if run:
+        check_writable(run)
+        check_run(run, config.resume)
+    seconds: dict[str, float] = {}
+    with clock(seconds, "load"):
+        prompts = load_prompts(config)
+        if edits:
+            check_shipped(prompts)
+        prompts += load_pairs(config, prompts)
+        check_prompts(prompts)
+        folder = find_checkpoint(config)
+        if saves and config.out:
+            check_out(config.out, size=copy_size(folder))
+        config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
+        if edits and (folder / PLAN).is_file():
+            raise UsageError(
+                f"{config.model} is an edited model: name its original, whose refusals an edit has "
+                "to keep"
+            )
+        model = load_folder(folder, config, config.model)
+        with placed(prompts):
+            model.encode([p.text for p in prompts])
+    network = model.network
+    config = config.model_copy(
+        update={
+            "dtype": str(network.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "batch_size": model.batch_size,
+            "device_map": "auto" if is_spread(network) else config.device_map,
+        }
+    )
+    kernel = choose_kernel(
+        config.kernel, model.layers, network.num_parameters(), model.name, text_config(network)
+    )
+    plan: Plan | None = None
+    if kernel.plan is not None:
+        plan, config = plan_for(kernel.plan, config, folder)
+    stderr.print(
+        f"{config.model}: {model.layers} layers, {network.num_parameters() / 1e6:.0f} M "
+        f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}",
+        f"\nkernel: {kernel.source}{_numbers(kernel)}",
+    )
+    if run:
+        open_run(run, config)
+    before: dict[str, Before] = {}
+    with clock(seconds, "before"):
+        jobs = [partial(ask_before, model, prompts, split, config, run) for split in splits]
+        for split, asked in zip(
+            splits, together(model, jobs, None, config.reply_tokens), strict=True
+        ):
+            before[split] = asked
+            stderr.print(f"refused before, {split}: {_counts(before[split])}")
+    method: Method | None = None
+    with clock(seconds, "capture"):
+        if plan is None and config.method == "ablate":
+            method = Ablation(model, before["train"], config)
+        elif plan is None:
+            method = Selective(model, before["train"], prompts, config)
+    return Prepared(config, model, prompts, before, method, kernel, plan, run, seconds)
+
+
+def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
+    model, config, kernel = prepared.model, prepared.config, prepared.kernel
+    before = prepared.before["search"]
+    if prepared.method is not None:
+        stages = run_stages(model, prepared.method, kernel, before, config, _tell)
+    else:
+        assert prepared.plan is not None
+        strength = config.strength or 1.0
+        found = scaled(prepared.plan, strength)
+        stages = [try_plan(model, "tuned plan", kernel, strength, found, before, config)]
+        _tell(stages[0])
+    confirmed, best = confirm(model, stages, config, _tell)
+    return stages + confirmed, best
+
+
+def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
+    model, config, before = prepared.model, prepared.config, prepared.before
+    assert prepared.run is not None
+    assert prepared.method is not None  # a tuning takes no kernel file
+    pairs = [p for p in prepared.prompts if p.pair and p.split == "search"]
+    trials = tune(
+        model, prepared.method, before["search"], pairs, config, prepared.run, _tell_trial
+    )
+    scores = {str(config.tune): [trial.score for trial in trials]}
+    plot_front(scores, config.retention_floor, prepared.run / FRONT)
+    if config.tune == "grid" and config.strength is None:
+        top = max(trials, key=lambda trial: merit(trial.score, config))
+        stages = run_stages(model, prepared.method, top.kernel, before["search"], config, _tell)
+        confirmed, best = confirm(model, stages, config, _tell)
+        return stages + confirmed, best
+    return hold_finals(model, trials, before["search"], config, _tell)
+
+
+def _tell_trial(trial: Trial) -> None:
+    s = trial.score
+    stderr.print(
+        f"  trial {trial.number}: openings removed {s.removal:.2f}, kept {s.retention:.2f}, "
+        f"answered ones refused {s.refused:.2f}, pairs right {s.pairs:.2f}, KL {s.kl:.3f}",
+    )
+
+
+def _tell(stage: Stage) -> None:
+    stderr.print(stage_line(stage))
+
+
+@contextmanager
+def clock(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Adds the wall time of the block to `seconds[step]`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
+
+
+def _probe(model: Model, before: Before, plan: Plan) -> Tensor:
+    """Next-token logits of a few prompts, the same before saving and after."""
+    prompts = [e.prompt.text for name in SETS for e in before.usable(name)[:4]]
+    with hooked(model.network, plan):
+        return last_logits(model, prompts)
+
+
+def _with_hashes(config: RunConfig, model_hash: str, prompts_hash: str) -> RunConfig:
+    for what, key, value in (
+        ("model's weights", "model_sha256", model_hash),
+        ("prompts", "prompts_sha256", prompts_hash),
+    ):
+        if getattr(config, key) not in (None, value):
+            raise UsageError(
+                f"the {what} are not those of the configuration ({key} differs): name the same "
+                "ones, or take that line out of the file for a new run"
+            )
+    return config.model_copy(update={"model_sha256": model_hash, "prompts_sha256": prompts_hash})
+
+
+def _numbers(kernel: Kernel) -> str:
+    return "" if kernel.peak is None else f" (peak {kernel.peak:g}, width {kernel.width:g})"
+
+
+def _counts(before: Before) -> str:
+    counts = before.counts().items()
+    return ", ".join(f"{name} {refused} of {asked}" for name, (refused, asked) in counts)

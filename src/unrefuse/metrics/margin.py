@@ -1,0 +1,73 @@
+"""The refusal margin: does the model still open with its own refusal? By a forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unrefuse.engine.generate import final_hidden
+from unrefuse.models.device import check_finite
+from unrefuse.models.load import Model
+from unrefuse.models.writers import logits_of
+
+OPENING_TOKENS = 4  # of the model's own refusal: enough to tell "I'm sorry, but" from "I'm a"
+
+
+@dataclass(frozen=True)
+class Openings:
+    """Prompts, each followed by the opening of the model's own reply, as token ids.
+
+    `sequences` end one token before the opening does: what predicts its last token.
+    """
+
+    sequences: list[list[int]]
+    openings: list[list[int]]
+
+
+def make_openings(
+    model: Model,
+    prompts: Sequence[str],
+    replies: Sequence[Sequence[int]],
+    tokens: int = OPENING_TOKENS,
+) -> Openings:
+    """The first `tokens` tokens of each reply, given as token ids, teacher-forced after its
+    prompt."""
+    openings = [list(reply[:tokens]) for reply in replies]
+    ids = model.encode(prompts)
+    return Openings([a + b[:-1] for a, b in zip(ids, openings, strict=True)], openings)
+
+
+@torch.inference_mode()
+def margins(model: Model, openings: Openings) -> Tensor:
+    """`(prompts,)`, float32: above 0 where greedy decoding gives the same opening again.
+
+    One forward pass a batch. A model that refuses in other words has a margin below 0 too.
+    """
+    lengths = [len(opening) for opening in openings.openings]
+    hidden = final_hidden(model, openings.sequences, lengths, "refusal margin")
+    size = model.batch_size  # a row of logits is a thousand times its hidden state
+    found = [
+        opening_margins(model, hidden[i : i + size], openings.openings[i : i + size]).cpu()
+        for i in range(0, len(hidden), size)
+    ]
+    margin = torch.cat(found)
+    check_finite(margin, "the model's logits", model.network.dtype)
+    return margin
+
+
+def opening_margins(
+    model: Model, hidden: Sequence[Tensor], openings: Sequence[Sequence[int]]
+) -> Tensor:
+    """`(prompts,)`: the least, over an opening's tokens, of its logit less the highest other.
+
+    `hidden` holds, per prompt, the states after the final norm that predict its opening,
+    `(opening tokens, d_model)`.
+    """
+    lengths = [len(opening) for opening in openings]
+    logits = logits_of(model.network, torch.cat(list(hidden)))
+    own = torch.tensor([t for opening in openings for t in opening], device=logits.device)
+    own = own.unsqueeze(1)
+    others = logits.scatter(1, own, -torch.inf).amax(dim=1)
+    leads = logits.gather(1, own).squeeze(1) - others
+    return torch.stack([lead.amin() for lead in torch.split(leads, lengths)])

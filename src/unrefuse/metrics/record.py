@@ -1,0 +1,124 @@
+"""The folder of a tuning run, which outlives a killed one: settings, replies, trials, state."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unrefuse.config import RunConfig
+from unrefuse.engine.generate import Reply, graded
+from unrefuse.errors import UsageError, first_line
+from unrefuse.jsontext import json_text
+from unrefuse.prompts.sets import Prompt
+
+SETTINGS, TRIALS = "settings.json", "trials.jsonl"
+# Where and how fast a run computes, and what only the last step reads, decide no trial.
+FREE = ("out", "resume", "backend", "device", "batch_size", "test_target", "test_baseline",
+        "test_keep", "judge", "judge_label", "judge_input")  # fmt: skip
+
+
+def check_run(folder: Path, resume: bool) -> None:
+    """Raises UsageError where a run would be overwritten, or there is none to go on with."""
+    if (folder / SETTINGS).exists():
+        if not resume:
+            raise UsageError(
+                f"{folder} holds a run already: go on with it by --resume, or remove it"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is no run of unrefuse: name another --out")
+    if resume:
+        raise UsageError(f"there is no run in {folder} to go on with: leave out --resume")
+
+
+def open_run(folder: Path, config: RunConfig) -> None:
+    """Makes the folder of a run, or goes on with the one that is there.
+
+    `config` is resolved. Raises UsageError where that run had other settings.
+    """
+    settings = _settings(config)
+    file = folder / SETTINGS
+    if not file.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json_text(settings, indent=2) + "\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {folder}: {error.strerror}") from None
+        return
+    try:
+        # A run from before there was a setting had what is its default now.
+        defaults = _settings(RunConfig(model=config.model))
+        earlier = defaults | json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from None
+    for key in sorted(settings.keys() | earlier.keys()):
+        if settings.get(key) != earlier.get(key):
+            raise UsageError(
+                f"{folder} is a run with other settings ({key} was {earlier.get(key)!r} and is "
+                f"{settings.get(key)!r} now): use the same, or another --out"
+            )
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=set(FREE))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file that is either not there or whole, whenever the process dies."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def append_trial(folder: Path, row: dict[str, Any]) -> None:
+    """Adds one line to trials.jsonl, in one write: several workers may share the file."""
+    line = json_text(row) + "\n"
+    with (folder / TRIALS).open("ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def read_trials(folder: Path) -> list[dict[str, Any]]:
+    """The trials so far. A last line that a killed process left unfinished is left out."""
+    file = folder / TRIALS
+    if not file.exists():
+        return []
+    return _rows(file)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON Lines, but for a last line without an end. Raises UsageError
+    that names the line."""
+    try:
+        lines = file.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{file}:{number} is damaged: {first_line(error)}") from error
+    return rows
+
+
+def remembered(
+    folder: Path | None, split: str, prompts: Sequence[Prompt], ask: Callable[[], list[Reply]]
+) -> list[Reply]:
+    """The original's replies on one split: from the run's folder, or asked now and kept there."""
+    file = folder / f"before-{split}.jsonl" if folder else None
+    if file and file.exists():
+        rows = _rows(file)
+        if [row.get("prompt") for row in rows] == [p.text for p in prompts]:
+            return [
+                graded(row["text"], row["tokens"], row.get("thoughts", 0), row["prompt"])
+                for row in rows
+            ]
+    replies = ask()
+    if file:
+        rows = [
+            {"prompt": p.text, **asdict(reply)} for p, reply in zip(prompts, replies, strict=True)
+        ]
+        write_whole(file, "".join(json_text(row) + "\n" for row in rows))
+    return replies
