@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from unrefuse.config import RunConfig, load_config, validated
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ from unrefuse.errors import UsageError
     ],
 )
 def test_a_bad_value_is_one_line(settings, says):
-    with pytest.raises(UsageError, match=says) as caught:
+    with pytest.raises(UnrefuseError, match=says) as caught:
         load_config(model="m", **settings)
     assert not {"\n", "{"} & set(str(caught.value))
 
@@ -88,7 +88,7 @@ def test_a_resolved_configuration_reads_back(tmp_path):
 def test_a_damaged_file_is_one_line(tmp_path, name, data):
     file = tmp_path / name
     file.write_bytes(data)
-    with pytest.raises(UsageError, match=r"c\.(json|toml)") as caught:
+    with pytest.raises(UnrefuseError, match=r"c\.(json|toml)") as caught:
         load_config(file)
     assert "\n" not in str(caught.value)
 
@@ -109,7 +109,7 @@ def test_a_value_that_was_smuggled_in_is_found(setting):
         config.model_copy(update={setting: 0}),
         RunConfig.model_construct(**{"model": "m", setting: 0}),
     ):
-        with pytest.raises(UsageError, match=setting) as told:
+        with pytest.raises(UnrefuseError, match=setting) as told:
             validated(smuggled)
         assert "\n" not in str(told.value)
 

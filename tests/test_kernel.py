@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unrefuse.config import KernelConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.kernel import choose_kernel, gaussian, named_kernel, read_kernel
 
 # exp(-(layer/31 - 0.6)^2 / (2 * 0.15^2)), worked out with 28-digit decimals. DESIGN.md prints
@@ -49,12 +49,12 @@ def test_the_kernel_follows_the_formula(layers, peak, width):
     "numbers", [(0, 0.5, 0.1), (8, 1.5, 0.1), (8, -0.1, 0.1), (8, 0.5, 0), (8, 0.5, float("inf"))]
 )
 def test_bad_numbers(numbers):
-    with pytest.raises(UsageError):
+    with pytest.raises(UnrefuseError):
         gaussian(*numbers)
 
 
 def test_a_kernel_that_leaves_every_layer_alone_is_refused():
-    with pytest.raises(UsageError, match="no layer reaches"):
+    with pytest.raises(UnrefuseError, match="no layer reaches"):
         gaussian(4, 0.5, 0.01)
 
 
@@ -76,7 +76,7 @@ def test_named_kernels(word, peak, width):
 
 
 def test_a_name_that_only_looks_alike_is_no_preset():
-    with pytest.raises(UsageError, match="no kernel"):
+    with pytest.raises(UnrefuseError, match="no kernel"):
         named_kernel("Qwen2.5-72B", 80)
 
 
@@ -138,7 +138,7 @@ def test_kernel_files(tmp_path, text):
 def test_bad_kernel_files(tmp_path, text, says):
     file = tmp_path / "kernel.json"
     file.write_text(text)
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UnrefuseError, match=says):
         read_kernel(file, 3)
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UnrefuseError, match="cannot read"):
         read_kernel(tmp_path / "missing", 3)

@@ -13,7 +13,7 @@ _WHERE = {
     "RunConfig": "config",
     "KernelConfig": "config",
     "load_config": "config",
-    "UsageError": "errors",
+    "UnrefuseError": "errors",
     "load_prompts": "prompts.sets",
     "Model": "models.load",
     "load_model": "models.load",

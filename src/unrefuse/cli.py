@@ -28,12 +28,12 @@ app.add_typer(prompts.app, name="prompts")
 def main() -> None:
     """The entry point: one line and status 2 for a mistake, 130 for Ctrl-C. Status 1 is a command's
     own, for a goal that is not met: what nobody foresaw has another, 70."""
-    from unrefuse.errors import UsageError
+    from unrefuse.errors import UnrefuseError
 
     adapt_streams()
     try:
         app()
-    except UsageError as error:
+    except UnrefuseError as error:
         say(f"unrefuse: {error}")
         sys.exit(2)
     except SystemExit as end:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.textfile import parse_json, read_text
 
 Profile = Literal["default", "early_focus", "late_focus", "broad", "narrow"]
@@ -188,7 +188,7 @@ def load_config(file: Path | None = None, **overrides: Any) -> RunConfig:
     """The configuration of `file` (TOML, JSON or a run.json), with `overrides` on top.
 
     `kernel` in `overrides` is a mapping that is merged over the file's. Overrides of None do not
-    count. Raises UsageError, in one line, for a file that cannot be read and for bad values.
+    count. Raises UnrefuseError, in one line, for a file that cannot be read and for bad values.
     """
     values = _read(file) if file else {}
     kernel = dict(values.get("kernel") or {}) | _given(overrides.pop("kernel", {}))
@@ -201,7 +201,7 @@ def load_config(file: Path | None = None, **overrides: Any) -> RunConfig:
 def validated(config: RunConfig) -> RunConfig:
     """The same configuration, validated: what `model_copy` and `model_construct` make is not.
 
-    Raises UsageError, in one line, for bad values.
+    Raises UnrefuseError, in one line, for bad values.
     """
     return _validated(config.model_dump(warnings=False))
 
@@ -210,7 +210,7 @@ def _validated(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError("; ".join(_say(e) for e in error.errors()[:3])) from None
+        raise UnrefuseError("; ".join(_say(e) for e in error.errors()[:3])) from None
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -222,9 +222,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         values = parse_json(text) if file.suffix.lower() == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read the configuration {file}: {error}") from None
+        raise UnrefuseError(f"cannot read the configuration {file}: {error}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"the configuration {file} is not a table of settings")
+        raise UnrefuseError(f"the configuration {file} is not a table of settings")
     # run.json holds the resolved configuration beside the figures.
     return dict(values["config"] if isinstance(values.get("config"), dict) else values)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 _NEEDS_CODE = "trust_remote_code=True"  # what transformers tells to set
 
 
-class UsageError(Exception):
+class UnrefuseError(Exception):
     """A mistake in usage or input, told to the user in one line; exit status 2."""
 
 
@@ -21,16 +21,16 @@ def first_line(error: BaseException) -> str:
 @contextmanager
 def told_as(what: str) -> Iterator[None]:
     """Around a library's call that reads a folder of unknown origin, and around no code of ours:
-    whatever it raises becomes the UsageError "`what`: the first line"."""
+    whatever it raises becomes the UnrefuseError "`what`: the first line"."""
     try:
         yield
-    except UsageError:
+    except UnrefuseError:
         raise
     except BaseException as error:
         if not is_told(error):
             raise
         code = "; if you trust its code: --trust-remote-code" if _NEEDS_CODE in str(error) else ""
-        raise UsageError(f"{what}: {first_line(error)}{code}") from error
+        raise UnrefuseError(f"{what}: {first_line(error)}{code}") from error
 
 
 def is_told(error: BaseException) -> bool:

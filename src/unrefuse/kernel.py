@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unrefuse.config import KernelConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.textfile import parse_json, read_text
 
 PROFILES: dict[str, tuple[float, float]] = {  # peak, width
@@ -87,24 +87,24 @@ def gaussian(
     """`exp(-(position - peak)^2 / (2 width^2))`, `position = layer / (layers - 1)`.
 
     A one-layer model has position 0. A weight under `threshold` is 0: that layer is left alone.
-    Raises UsageError for less than one layer, a peak outside 0..1, a width <= 0, a threshold
+    Raises UnrefuseError for less than one layer, a peak outside 0..1, a width <= 0, a threshold
     outside 0..1, and for a kernel that leaves every layer alone.
     """
     if layers < 1:
-        raise UsageError(f"layers must be at least 1, not {layers}")
+        raise UnrefuseError(f"layers must be at least 1, not {layers}")
     if not 0 <= peak <= 1:
-        raise UsageError(f"peak must lie between 0 and 1 (a share of the depth), not {peak}")
+        raise UnrefuseError(f"peak must lie between 0 and 1 (a share of the depth), not {peak}")
     if not (width > 0 and math.isfinite(width)):
-        raise UsageError(f"width must be a number above 0, not {width}")
+        raise UnrefuseError(f"width must be a number above 0, not {width}")
     if not 0 <= threshold <= 1:
-        raise UsageError(f"threshold must lie between 0 and 1, not {threshold}")
+        raise UnrefuseError(f"threshold must lie between 0 and 1, not {threshold}")
     weights = []
     for layer in range(layers):
         offset = (layer / (layers - 1) if layers > 1 else 0.0) - peak
         weight = math.exp(-(offset**2) / (2 * width**2))
         weights.append(weight if weight >= threshold else 0.0)
     if not any(weights):
-        raise UsageError(
+        raise UnrefuseError(
             f"no layer reaches the threshold {threshold} with peak {peak} and width {width} "
             f"on {layers} layers: widen the kernel or lower the threshold"
         )
@@ -114,7 +114,7 @@ def gaussian(
 def read_kernel(file: Path, layers: int) -> Kernel:
     """A custom kernel: a JSON list, an object with `weights`, or text with one weight a line.
 
-    Raises UsageError for an unreadable file, another number of weights than `layers`, a weight
+    Raises UnrefuseError for an unreadable file, another number of weights than `layers`, a weight
     that is negative or not finite, and for all weights 0.
     """
     text = read_text(file)
@@ -127,14 +127,16 @@ def read_kernel(file: Path, layers: int) -> Kernel:
             raise TypeError
         weights = tuple(float(value) for value in own["weights"])
     except (ValueError, TypeError, KeyError, OverflowError):
-        raise UsageError(
+        raise UnrefuseError(
             f"kernel file {file}: expected a JSON list of weights, an object with the key "
             "'weights', or one weight a line"
         ) from None
     if len(weights) != layers:
-        raise UsageError(f"kernel file {file} has {len(weights)} weights; the model has {layers}")
+        raise UnrefuseError(
+            f"kernel file {file} has {len(weights)} weights; the model has {layers}"
+        )
     if any(w < 0 or not math.isfinite(w) for w in weights) or not any(weights):
-        raise UsageError(f"kernel file {file}: weights must be finite, >= 0 and not all 0")
+        raise UnrefuseError(f"kernel file {file}: weights must be finite, >= 0 and not all 0")
     plan = file.parent / str(own["plan"]) if own.get("plan") else None
     return Kernel("file", weights, f"file {file.name}", plan=plan)
 
@@ -182,7 +184,7 @@ def choose_kernel(
 def named_kernel(name: str, layers: int, threshold: float = 0.1) -> Kernel:
     """The kernel that a word stands for: a profile, a style, a preset, `PEAK,WIDTH`, or a file.
 
-    Raises UsageError for any other word.
+    Raises UnrefuseError for any other word.
     """
     numbers = re.fullmatch(r"([0-9.]+),([0-9.]+)", name)
     if numbers:
@@ -193,7 +195,7 @@ def named_kernel(name: str, layers: int, threshold: float = 0.1) -> Kernel:
         return gaussian(layers, preset.peak, preset.width, threshold, f"preset {preset.name}")
     if Path(name).is_file():
         return read_kernel(Path(name), layers)
-    raise UsageError(
+    raise UnrefuseError(
         f"no kernel {name!r}: name one of {', '.join(PROFILES | STYLES)}, a model of "
         f"{', '.join(p.name for p in PRESETS)}, PEAK,WIDTH or a file"
     )

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 def read_text(file: Path) -> str:
-    """The text of `file`, without its byte order mark. Raises UsageError where it is none."""
+    """The text of `file`, without its byte order mark. Raises UnrefuseError where it is none."""
     try:
         data = file.read_bytes()
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise UnrefuseError(
             f"cannot read {file}: {getattr(error, 'strerror', None) or error}"
         ) from None
     end = data.find(b"\0")
@@ -27,7 +27,7 @@ def read_text(file: Path) -> str:
         return text
     line = data[:end].count(b"\n") + 1
     utf16 = ", but it looks like UTF-16" if b"\0" in data[: end + 4] else ""
-    raise UsageError(f"{file}:{line}: not UTF-8 text ({found}{utf16}): save it as UTF-8")
+    raise UnrefuseError(f"{file}:{line}: not UTF-8 text ({found}{utf16}): save it as UTF-8")
 
 
 def lines(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from tests.edits.plans import KINDS, edit_model, one_direction, save_measured, s
 from unrefuse.cli import app
 from unrefuse.edits.disk.header import fingerprint
 from unrefuse.edits.plan import load_plan, save_plan
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.save import PREFIX, apply_plan
 from unrefuse.metrics.floors import read_measured
 
@@ -123,7 +123,7 @@ def test_rows_do_not_keep_their_length_where_that_was_not_measured(each, tmp_pat
     there = sorted(tmp_path.iterdir())
     words = ["apply", str(run), str(model), "--out", str(tmp_path / "out"), "--preserve-norm"]
     done = CliRunner().invoke(app, words)
-    assert isinstance(done.exception, UsageError)
+    assert isinstance(done.exception, UnrefuseError)
     assert "was not measured with rows that keep their length" in str(done.exception)
     assert sorted(tmp_path.iterdir()) == there
 
@@ -149,10 +149,10 @@ def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):
         (run, tmp_path / "nowhere", out, "no such folder"),
         (run, model, model, "not an empty folder"),
     ):
-        with pytest.raises(UsageError, match=says):
+        with pytest.raises(UnrefuseError, match=says):
             apply_plan(recipe, config(folder, goal))
     next(model.glob("*.safetensors")).unlink()
-    with pytest.raises(UsageError, match="missing"):
+    with pytest.raises(UnrefuseError, match="missing"):
         apply_plan(run, config(model, out))
     assert sorted(tmp_path.iterdir()) == there
     done = unrefuse_apply(tmp_path / "nowhere", model, "--out", out)
@@ -179,7 +179,7 @@ def test_a_plan_of_a_wrong_shape_or_with_no_number_is_damaged(each, ending, wron
     name = next(name for name in tensors if name.endswith(ending))
     tensors[name] = wrong(tensors[name])
     save_file(tensors, file, metadata=metadata)
-    with pytest.raises(UsageError, match="is damaged at"):
+    with pytest.raises(UnrefuseError, match="is damaged at"):
         read_measured(run, model)
 
 
@@ -187,7 +187,7 @@ def test_an_empty_plan_is_told(each):
     model, run, _ = each
     file = run / "tuning" / "plan.safetensors"
     save_plan((), file, load_plan(file)[1])
-    with pytest.raises(UsageError, match="is empty: it edits nothing"):
+    with pytest.raises(UnrefuseError, match="is empty: it edits nothing"):
         read_measured(run, model)
 
 

@@ -15,7 +15,7 @@ from unrefuse.cli import app
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import save_plan, scaled
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 def unrefuse(*words):
@@ -66,7 +66,7 @@ def test_all_forms_in_one_call_at_a_scale_and_back(tmp_path, run):
     assert len(gguf.GGUFReader(adapter).tensors) == 8
     # The adapter is at half strength: it does not belong to this edited model.
     done = unrefuse("revert", edited, "--adapter", lora, "--out", tmp_path / "back")
-    assert isinstance(done.exception, UsageError)
+    assert isinstance(done.exception, UnrefuseError)
     assert "at this strength" in str(done.exception)
     assert not (tmp_path / "back").exists()
 
@@ -112,7 +112,7 @@ def test_a_plan_that_is_empty_or_damaged_is_refused(tmp_path, run, what):
     file, out = tmp_path / "plan.safetensors", tmp_path / "out"
     save_plan(spoiled[what], file, {"model": "m"})
     done = unrefuse("export", file, model, "--lora", out)
-    assert isinstance(done.exception, UsageError)
+    assert isinstance(done.exception, UnrefuseError)
     assert str(file) in str(done.exception)
     assert not out.exists()
 
@@ -122,7 +122,7 @@ def test_a_selective_edit_has_both_adapters_and_no_control_vector(tmp_path):
     lora, adapter, vector = tmp_path / "lora", tmp_path / "a.gguf", tmp_path / "v.gguf"
     forms = ("--lora", lora, "--gguf-lora", adapter)
     done = unrefuse("export", edited, model, *forms, "--control-vector", vector)
-    assert isinstance(done.exception, UsageError)
+    assert isinstance(done.exception, UnrefuseError)
     assert "a control vector acts on every prompt alike" in str(done.exception)
     assert not any(path.exists() for path in (lora, adapter, vector))
     done = unrefuse("export", edited, model, *forms)
@@ -172,7 +172,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, run, words, says
     }
     before = sorted(tmp_path.rglob("*"))
     done = unrefuse(*[places.get(word, word) for word in words])
-    assert isinstance(done.exception, UsageError)
+    assert isinstance(done.exception, UnrefuseError)
     assert says in str(done.exception)
     assert "\n" not in str(done.exception)
     assert done.stdout == ""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.results import result
 from unrefuse.commands import edit, output
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jsontext import json_text
 from unrefuse.progress import stderr
 
@@ -129,5 +129,5 @@ def test_printing_closed_streams(monkeypatch):
     output.say("x")
     output.print_json({"x": 1})
     monkeypatch.setattr(sys, "stdout", Full())
-    with pytest.raises(UsageError, match="cannot print: No space"):
+    with pytest.raises(UnrefuseError, match="cannot print: No space"):
         output.tell("x")

@@ -9,7 +9,7 @@ from tests.edits.plans import KINDS
 from unrefuse.edits.compare import MAX_RANK, compare, numerical_rank, rounding_noise
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.plan import MatrixEdit
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 def checkpoint(folder, **tensors):
@@ -104,7 +104,7 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
         (MatrixEdit("m", torch.ones(32, 1), torch.ones(1, 32)), "it reads 32"),
         (MatrixEdit("n", torch.ones(32, 1), torch.ones(1, 48)), "no tensor n.weight"),
     ):
-        with pytest.raises(UsageError, match=says):
+        with pytest.raises(UnrefuseError, match=says):
             compare(a, b, (edit,))
 
 
@@ -138,17 +138,17 @@ def test_bad_folders_are_told(tmp_path):
     good = checkpoint(tmp_path / "a", w=torch.randn(4, 6))
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "not there", good / "model.safetensors"):
-        with pytest.raises(UsageError, match="no weights"):
+        with pytest.raises(UnrefuseError, match="no weights"):
             compare(good, folder)
     pickle = tmp_path / "pickle"
     pickle.mkdir()
     torch.save({"w": torch.ones(1)}, pickle / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="is a pickle"):
+    with pytest.raises(UnrefuseError, match="is a pickle"):
         compare(good, pickle)
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(UsageError, match="truncated or damaged"):
+    with pytest.raises(UnrefuseError, match="truncated or damaged"):
         compare(good, broken)
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unrefuse.edits.directions import find_directions
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 def means(seed):
@@ -46,5 +46,5 @@ def test_unprotected_it_is_the_difference_of_means():
 
 def test_nothing_left_to_take_out():
     _, baseline, keep = means(0)
-    with pytest.raises(UsageError, match="no direction"):
+    with pytest.raises(UnrefuseError, match="no direction"):
         find_directions(baseline + 2 * (keep - baseline), baseline, keep)

@@ -12,7 +12,7 @@ from unrefuse.edits.adapters.lora import checkpoint_adapter
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import load_plan, save_plan, scaled
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -69,7 +69,7 @@ def test_what_is_no_plan_is_one_line(tmp_path, how):
     matrices = {e.module: [e.of_output, e.parameter, e.transposed] for e in plan}
     tensors, told = spoiled(load_file(file), matrices, how)
     save_file(tensors, file, metadata={"matrices": told} if told else None)
-    with pytest.raises(UsageError, match="cannot read the plan") as caught:
+    with pytest.raises(UnrefuseError, match="cannot read the plan") as caught:
         load_plan(file)
     assert "\n" not in str(caught.value)
 
@@ -77,7 +77,7 @@ def test_what_is_no_plan_is_one_line(tmp_path, how):
 @pytest.mark.parametrize("content", [b"", b"x" * 100])
 def test_a_file_of_other_bytes_is_no_plan(tmp_path, content):
     (tmp_path / "p").write_bytes(content)
-    with pytest.raises(UsageError, match="cannot read the plan"):
+    with pytest.raises(UnrefuseError, match="cannot read the plan"):
         load_plan(tmp_path / "p")
 
 
@@ -86,7 +86,7 @@ def test_a_plan_of_the_form_before_is_no_plan(tmp_path):
     tensors = {"model.layers.0.mlp.down_proj.basis": torch.ones(32, 1)}
     tensors["model.layers.0.mlp.down_proj.core"] = torch.ones(1, 1)
     save_file(tensors, tmp_path / "p", metadata={"matrices": "{}", "model": "m"})
-    with pytest.raises(UsageError, match="cannot read the plan"):
+    with pytest.raises(UnrefuseError, match="cannot read the plan"):
         load_plan(tmp_path / "p")
 
 
@@ -116,8 +116,8 @@ def test_a_plan_of_another_model_is_refused_by_shape(tmp_path, make, change, say
     source, out = tmp_path / "m", tmp_path / "out"
     other.save_pretrained(source)
     out.mkdir()
-    with pytest.raises(UsageError, match=f"the plan is of another model: it {says}"):
+    with pytest.raises(UnrefuseError, match=f"the plan is of another model: it {says}"):
         write_checkpoint(source, make(model), out)
     assert list(out.iterdir()) == []
-    with pytest.raises(UsageError, match=f"the plan is of another model: it {says}"):
+    with pytest.raises(UnrefuseError, match=f"the plan is of another model: it {says}"):
         checkpoint_adapter(source, make(model))

@@ -16,7 +16,7 @@ from unrefuse.engine.endpoint import (
     kept,
     parse_endpoint,
 )
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 KEY = "UNREFUSE_SERVER_KEY"
 SECRET = "sk-very-secret-0123"
@@ -75,12 +75,12 @@ def test_a_run_that_is_stopped_goes_on_from_there(capsys):
 
     with serving(broken) as (url, seen):
         endpoint = Endpoint(url, "m", KEY)
-        with pytest.raises(UsageError, match="status 503"):
+        with pytest.raises(UnrefuseError, match="status 503"):
             ask_all(endpoint, CHATS, 9, "x", workers=1, run="r")
         assert len(seen) == 2 + RETRIES + 1
         assert "2 of 3 answers are kept: the same command goes on" in capsys.readouterr().err
         seen.clear()
-        with pytest.raises(UsageError):
+        with pytest.raises(UnrefuseError):
             ask_all(endpoint, CHATS, 9, "x", run="r")
         assert {body["messages"][0]["content"] for _, body in seen} == {"Why?"}
 
@@ -95,7 +95,7 @@ def test_what_is_not_wanted_is_not_kept_and_what_is_refused_is_passed_over():
         found = ask_all(endpoint, CHATS, 9, "x", wanted=lambda a: a.text == "WHO?", passing=True)
         assert texts(found) == ["WHO?", "WHAT?", None]
         assert texts(kept(endpoint, CHATS, 9)) == ["WHO?", None, None]
-        with pytest.raises(UsageError, match="status 400, 'content filter'"):
+        with pytest.raises(UnrefuseError, match="status 400, 'content filter'"):
             ask_all(endpoint, CHATS, 9, "x")
 
 
@@ -108,7 +108,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(monkeypatch, capsys, cach
     for status in (401, 404):
         said = {"error": {"message": f"bad key {SECRET}"}}
         with serving(scripted((status, {}, said))) as (url, seen):
-            with pytest.raises(UsageError, match=f"status {status}") as told:
+            with pytest.raises(UnrefuseError, match=f"status {status}") as told:
                 ask_all(Endpoint(url, "m", KEY), CHATS[:1], 9, "x")
             assert len(seen) == 1  # it is not tried again
             assert SECRET not in str(told.value)
@@ -135,7 +135,7 @@ def test_nothing_of_other_services_is_sent(monkeypatch):
 
 def test_a_key_that_is_none_is_told_and_not_shown(monkeypatch):
     monkeypatch.setenv(KEY, "sk-\u00e9\n2")
-    with pytest.raises(UsageError, match=f"{KEY} holds characters") as told:
+    with pytest.raises(UnrefuseError, match=f"{KEY} holds characters") as told:
         ask_once(Endpoint("http://127.0.0.1:9/v1", "m", KEY), CHAT, 9)
     assert "sk-" not in str(told.value)
 
@@ -144,7 +144,7 @@ def test_another_hosts_redirect_is_not_followed(monkeypatch):
     monkeypatch.setenv(KEY, SECRET)
     with serving(echo) as (other, taken):
         away = (307, {"Location": f"{other}/chat/completions"}, {})
-        with serving(scripted(away)) as (url, _), pytest.raises(UsageError, match="status 307"):
+        with serving(scripted(away)) as (url, _), pytest.raises(UnrefuseError, match="status 307"):
             ask_once(Endpoint(url, "m", KEY), CHAT, 9)
         assert taken == []
 
@@ -172,7 +172,7 @@ def test_trouble_that_passes_is_waited_out():
     ],
 )
 def test_trouble_that_lasts_is_one_line(answer, says):
-    with serving(scripted(answer)) as (url, _), pytest.raises(UsageError, match=says) as told:
+    with serving(scripted(answer)) as (url, _), pytest.raises(UnrefuseError, match=says) as told:
         ask_once(Endpoint(url, "m", KEY), CHAT, 9)
     assert "\n" not in str(told.value)
     assert url in str(told.value)
@@ -180,9 +180,9 @@ def test_trouble_that_lasts_is_one_line(answer, says):
 
 def test_a_server_that_is_not_there_and_a_url_that_is_another():
     says = r"status 404, 'Not Found'; .*mostly in /v1"
-    with serving(echo) as (url, _), pytest.raises(UsageError, match=says):
+    with serving(echo) as (url, _), pytest.raises(UnrefuseError, match=says):
         ask_once(Endpoint(url.removesuffix("/v1"), "m", KEY), CHAT, 9)
-    with pytest.raises(UsageError, match=r"cannot be reached: .*refused"):
+    with pytest.raises(UnrefuseError, match=r"cannot be reached: .*refused"):
         ask_once(Endpoint(url, "m", KEY), CHAT, 9)
 
 
@@ -228,7 +228,7 @@ def test_what_is_read_of_an_answer(served, answer):
     ],
 )
 def test_urls_that_are_none_or_hold_a_key(url, says):
-    with pytest.raises(UsageError, match=says) as told:
+    with pytest.raises(UnrefuseError, match=says) as told:
         parse_endpoint(f"openai:{url}#m", KEY)
     assert "pass" not in str(told.value)
     assert "abc" not in str(told.value)
@@ -245,5 +245,5 @@ def test_names():
 def test_a_cache_that_cannot_be_used_is_one_line(cache):
     cache.mkdir()
     (cache / "unrefuse").write_text("a file")
-    with pytest.raises(UsageError, match="cannot use the cache in"):
+    with pytest.raises(UnrefuseError, match="cannot use the cache in"):
         kept(Endpoint("http://h/v1", "m", KEY), CHATS, 9)

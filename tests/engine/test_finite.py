@@ -9,7 +9,7 @@ from unrefuse.evaluate import perplexity as perplexities
 from tests import pico
 from tests.edits.plans import edit_model, one_direction
 from unrefuse.engine.generate import Reply, last_logits, reply_to
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.layers import layer_strengths
 from unrefuse.metrics.margin import make_openings, margins
 from unrefuse.metrics.perplexity import perplexity
@@ -44,7 +44,7 @@ MEASURES = {
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_an_overflow_is_said_with_what_to_do(measure):
-    with pytest.raises(UsageError, match=SAYS):
+    with pytest.raises(UnrefuseError, match=SAYS):
         MEASURES[measure](overflowing(torch.float16))
     MEASURES[measure](overflowing(torch.bfloat16))
 
@@ -52,7 +52,7 @@ def test_an_overflow_is_said_with_what_to_do(measure):
 def test_other_precisions_blame_the_model():
     model = pico.loaded()
     model.network.lm_head.weight.data[5, 5] = math.nan
-    with pytest.raises(UsageError, match="in float32: its weights or its code are damaged"):
+    with pytest.raises(UnrefuseError, match="in float32: its weights or its code are damaged"):
         reply_to(model, PROMPTS, 4)
 
 
@@ -66,6 +66,6 @@ def test_edited_weights_beyond_float16_are_not_written():
     plan = one_direction(network)
     huge = [edit.write.mul_(1e9) for edit in plan]
     assert huge
-    with pytest.raises(UsageError, match="beyond float16"):
+    with pytest.raises(UnrefuseError, match="beyond float16"):
         edit_model(network, plan)
     edit_model(pico.network().bfloat16(), plan)

@@ -12,7 +12,7 @@ from unrefuse.engine import inputs
 from unrefuse.engine.capture import group_means
 from unrefuse.engine.forward import shared_prefix
 from unrefuse.engine.inputs import Tokens, capture
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.writers import blocks, mixers
 from unrefuse.prompts.chat import encode
 
@@ -156,7 +156,7 @@ def test_no_space_for_the_rows_is_one_line_and_no_hook_stays(tmp_path, monkeypat
     monkeypatch.setattr(inputs, "free_memory", lambda device: 0)
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(inputs.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(UsageError, match=f"no space in {tmp_path}.*TMPDIR.*--limit") as caught:
+    with pytest.raises(UnrefuseError, match=f"no space in {tmp_path}.*TMPDIR.*--limit") as caught:
         capture(model, sequences(model))
     assert "\n" not in str(caught.value)
     assert not any(module._forward_hooks for module in model.network.modules())

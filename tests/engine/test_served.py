@@ -10,7 +10,7 @@ from unrefuse.config import THINKING_TOKENS, RunConfig
 from unrefuse.detector.refusal import is_broken
 from unrefuse.engine import served
 from unrefuse.engine.served import endpoint_of, served_replies, thinking_of, words
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts.thinking import after_thinking
 
 PROMPTS = [f"Question {i}?" for i in range(12)]
@@ -150,7 +150,7 @@ def test_thoughts_that_the_template_opens_are_marked(capsys):
     ],
 )
 def test_names_and_settings_that_are_wrong(name, more, says):
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UnrefuseError, match=says):
         endpoint_of(name, RunConfig(model=name, **more))
 
 

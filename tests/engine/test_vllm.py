@@ -23,7 +23,7 @@ from unrefuse.config import RunConfig
 from unrefuse.edits.adapters.lora import checkpoint_adapter, save_adapter
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.engine.vllm import adapter_rank, vllm_replies
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.edit import prepare
 from unrefuse.metrics.transcripts import read_transcripts
 from unrefuse.prompts.thinking import after_thinking
@@ -196,10 +196,10 @@ def test_the_rank_is_one_that_vllm_offers(tmp_path, rank, step):
 )
 def test_adapters_that_vllm_does_not_load_are_refused(tmp_path, stored):
     (tmp_path / "adapter_config.json").write_text(json.dumps(stored))
-    with pytest.raises(UsageError, match="the saved model"):
+    with pytest.raises(UnrefuseError, match="the saved model"):
         adapter_rank(tmp_path)
 
 
 def test_an_edit_needs_torch(tmp_path):
-    with pytest.raises(UsageError, match="--backend torch"):
+    with pytest.raises(UnrefuseError, match="--backend torch"):
         prepare(RunConfig(model=str(tmp_path), backend="vllm"), ("train",))

@@ -8,7 +8,7 @@ import pytest
 from tests import pico
 from unrefuse import cli
 from unrefuse.config import KernelConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.analyze import analyze, write_kernel
 from unrefuse.kernel import read_kernel
 from unrefuse.metrics.layers import LayerStrength
@@ -69,12 +69,12 @@ def test_a_kernel_file_is_one_that_a_run_takes(tmp_path):
     write_kernel(found, "", 0.1, tmp_path / "new folder" / "k.json")
     whole = read_kernel(tmp_path / "new folder" / "k.json", 4)
     assert whole.weights == pytest.approx(found.weights())
-    with pytest.raises(UsageError, match="exists"):
+    with pytest.raises(UnrefuseError, match="exists"):
         write_kernel(found, "", 0.1, file)
 
 
 def test_a_topic_that_is_not_there_is_told_in_one_line_with_those_that_are(tmp_path):
-    with pytest.raises(UsageError, match=r"no topic 'x' .*; there: homonym, fiction$") as caught:
+    with pytest.raises(UnrefuseError, match=r"no topic 'x' .*; there: homonym, fiction$") as caught:
         write_kernel(made(homonym=(1,) * 4, fiction=(1,) * 4), "x", 0.1, tmp_path / "k.json")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -128,10 +128,10 @@ def test_the_command_says_the_verdict_and_how_to_go_on(small, monkeypatch, capsy
 
 def test_mistakes_are_told_before_the_model_is_loaded(small, monkeypatch):
     monkeypatch.setattr("unrefuse.jobs.analyze.prepare", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(UsageError, match=r"no target prompt has the topic 'homonim'; .*homonym"):
+    with pytest.raises(UnrefuseError, match=r"no target prompt has the topic 'homonim'; .*homonym"):
         analyze(small, "homonim")
     kernel = KernelConfig(file="k.json")
-    with pytest.raises(UsageError, match="leave out the kernel file"):
+    with pytest.raises(UnrefuseError, match="leave out the kernel file"):
         analyze(small.model_copy(update={"kernel": kernel}))
 
 
@@ -141,7 +141,7 @@ def test_the_method_of_a_configuration_does_not_matter(small):
 
 
 def test_a_topic_without_an_effect_makes_no_kernel(tmp_path):
-    with pytest.raises(UsageError, match="no layer has an effect on the refusals of 'homonym'"):
+    with pytest.raises(UnrefuseError, match="no layer has an effect on the refusals of 'homonym'"):
         write_kernel(made(homonym=(-1.0,) * 4), "homonym", 0.1, tmp_path / "k.json")
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from tests import pico, talker
 from tests.edits.plans import selective
-from unrefuse import RunConfig, UsageError, pipeline, run_edit, run_tune
+from unrefuse import RunConfig, UnrefuseError, pipeline, run_edit, run_tune
 from unrefuse.cli import app
 from unrefuse.edits.plan import scaled
 from unrefuse.metrics.floors import Kept, read_measured
@@ -206,14 +206,14 @@ def test_no_setting_leaves_the_floors_unmeasured(
     model, prompts = talking
     files = dict(zip(("target", "baseline", "keep"), map(str, prompts[1::2]), strict=True))
     config = RunConfig(model=str(model), out=tmp_path / "x", **files).model_copy(update=settings)
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UnrefuseError, match=says):
         run(config)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_edited_model_is_not_edited_again_as_if_it_were_an_original(edited, talking, tmp_path):
     files = dict(zip(("target", "baseline", "keep"), map(str, talking[1][1::2]), strict=True))
-    with pytest.raises(UsageError, match="is an edited model: name its original"):
+    with pytest.raises(UnrefuseError, match="is an edited model: name its original"):
         run_edit(RunConfig(model=str(edited[0]), out=tmp_path / "x", **files))
     assert list(tmp_path.iterdir()) == []
 
@@ -229,7 +229,7 @@ def test_an_edit_goes_out_in_the_form_and_for_the_weights_that_were_measured(
         (("export", out, out, "--lora", goal), "name its original"),
     ):
         done = CliRunner().invoke(app, [*map(str, words)])
-        assert isinstance(done.exception, UsageError)
+        assert isinstance(done.exception, UnrefuseError)
         assert says in str(done.exception)
     assert list(tmp_path.iterdir()) == []
 
@@ -354,7 +354,7 @@ def test_a_saved_model_that_lacks_its_edit_is_found(tmp_path, monkeypatch, stren
         monkeypatch.setattr(
             pipeline, "write_checkpoint", lambda source, plan, *rest: write(source, nothing, *rest)
         )
-    with pytest.raises(UsageError, match=r"is not the edited model|nothing changes there"):
+    with pytest.raises(UnrefuseError, match=r"is not the edited model|nothing changes there"):
         pipeline.run_edit(config)
     assert not out.exists()
 

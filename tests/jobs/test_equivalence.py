@@ -25,7 +25,7 @@ from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import MatrixEdit, ablation_plan
 from unrefuse.edits.weights import edit_tensor, planned_tensors
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.load import auto_class
 from unrefuse.models.stream import stream_network
 from unrefuse.models.writers import blocks, norm_gain, writers
@@ -66,7 +66,7 @@ def test_hook_weights_disk_stream_and_lora_give_equal_logits(model_type, make, t
         same(network(IDS).logits)
 
     if make is one_direction and model_type in NO_LORA:
-        with pytest.raises(UsageError, match=NO_LORA[model_type]):
+        with pytest.raises(UnrefuseError, match=NO_LORA[model_type]):
             save_lora(model, plan, adapter)
         assert not adapter.exists()
     else:
@@ -200,7 +200,7 @@ def test_another_number_of_layers_is_refused():
         lambda: selective(model),
         lambda: ablation_plan(model, directions(2), (1.0, 1.0, 1.0)),
     ):
-        with pytest.raises(UsageError, match="the model has 2 layers, the edit is for 3"):
+        with pytest.raises(UnrefuseError, match="the model has 2 layers, the edit is for 3"):
             make()
 
 

@@ -14,7 +14,7 @@ from unrefuse import cli
 from unrefuse.commands import evaluate as command
 from unrefuse.config import RunConfig
 from unrefuse.detector.refusal import grade
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs import evaluate as evaluation
 from unrefuse.jobs.evaluate import Options, run_evaluate
 from unrefuse.metrics.measurement import ask_before, measure
@@ -99,7 +99,9 @@ def test_an_edit_of_few_keep_prompts_stops_before_it_begins(monkeypatch, models,
     monkeypatch.setattr("unrefuse.metrics.measurement.MINIMUM", 3)
     config = settings(models, tmp_path / "out")
     original = load_model(config.model_copy(update={"model": str(models / "original")}))
-    with pytest.raises(UsageError, match=r"too few keep prompts: .* 29 are needed to show .* 0\.9"):
+    with pytest.raises(
+        UnrefuseError, match=r"too few keep prompts: .* 29 are needed to show .* 0\.9"
+    ):
         ask_before(original, load_prompts(config), "test", config)
 
 

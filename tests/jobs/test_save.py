@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.save import Discard, check_out, check_writable, new_file, new_folder
 
 
@@ -104,14 +104,14 @@ def test_what_cannot_be_written_is_said_before_the_start(tmp_path):
     wanted = paths(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     for path, told in wanted.items():
-        with pytest.raises(UsageError, match=re.escape(told)):
+        with pytest.raises(UnrefuseError, match=re.escape(told)):
             check_out(tmp_path / path)
         if path != "full":
-            with pytest.raises(UsageError), new_file(tmp_path / path):
+            with pytest.raises(UnrefuseError), new_file(tmp_path / path):
                 pass
     for size, told in ((2**60, "no space"), (0, "of nobody|determine home")):
         path = tmp_path / "out" if size else Path("~nobody of this name/out")
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UnrefuseError, match=told):
             check_writable(path, size)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -127,13 +127,13 @@ shift
 IN_MOUNTS = """
 from pathlib import Path
 from tests.test_save import fill
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 for out in ("mnt", "bind", "mnt/no", "ro", "ro/x", "small/x"):
     size = {"mnt/no": 2**60, "small/x": 2**20}.get(out, 0)
     try:
         fill(Path(out), size)
         print(out, (Path(out) / "sub" / "y").read_text())
-    except UsageError as error:
+    except UnrefuseError as error:
         print(error)
 """
 
@@ -169,7 +169,7 @@ def test_what_is_finished_is_kept_where_its_place_is_taken_meanwhile(tmp_path):
     for out in (tmp_path / "new", tmp_path / "there"):
         if out.name == "there":
             out.mkdir()
-        with pytest.raises(UsageError, match="what was made is in") as told:
+        with pytest.raises(UnrefuseError, match="what was made is in") as told:
             fill_beside_another(out)
         assert (out / "x").read_text() == "another's"
         assert (Path(str(told.value).split(" is in ")[1]) / "x").read_text() == "mine"
@@ -181,7 +181,7 @@ def test_a_file_appears_whole_and_replaces_only_where_it_may(tmp_path):
         assert new.suffix == ".png"
         new.write_text("1")
         assert not file.exists()
-    with pytest.raises(UsageError, match="exists: name another file"), new_file(file):
+    with pytest.raises(UnrefuseError, match="exists: name another file"), new_file(file):
         pass
     (tmp_path / "link.png").symlink_to(file)
     with new_file(tmp_path / "link.png", replace=True) as new:

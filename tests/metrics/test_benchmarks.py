@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests import pico
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.benchmarks import check_benchmarks, run_benchmarks
 
 needs_lm_eval = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 def test_where_lm_eval_is_missing_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install unrefuse\[eval\]"):
+    with pytest.raises(UnrefuseError, match=r"pip install unrefuse\[eval\]"):
         check_benchmarks(["arc_easy"], None)
     check_benchmarks([], None)
 
@@ -65,10 +65,10 @@ def test_a_local_task_is_scored(folder):
 
 @needs_lm_eval
 def test_tasks_that_are_not_there(folder, tmp_path):
-    with pytest.raises(UsageError, match="no task 'nonsense'"):
+    with pytest.raises(UnrefuseError, match="no task 'nonsense'"):
         check_benchmarks(["nonsense"], folder)
-    with pytest.raises(UsageError, match="no folder of tasks"):
+    with pytest.raises(UnrefuseError, match="no folder of tasks"):
         check_benchmarks(["tiny_even"], tmp_path / "none")
     (tmp_path / "data" / "even.json").unlink()
-    with pytest.raises(UsageError, match="cannot run tiny_even"):
+    with pytest.raises(UnrefuseError, match="cannot run tiny_even"):
         run_benchmarks(pico.loaded(), ["tiny_even"], folder, None, 0)

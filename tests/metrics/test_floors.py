@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests import pico
 from tests.edits.plans import edit_model, one_direction, record, save_measured
 from unrefuse.edits.plan import load_plan, save_plan, scaled
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.export import export_plan
 from unrefuse.jobs.save import apply_plan
 from unrefuse.metrics.floors import Kept, read_measured, retains
@@ -69,7 +69,7 @@ def test_a_record_that_shows_too_little_is_refused(model, plan, tmp_path, spoile
     save_measured(plan, file, model)
     assert read_measured(file, model).scale == 1
     save_measured(plan, file, model, **spoiled)
-    with pytest.raises(UsageError, match=says) as told:
+    with pytest.raises(UnrefuseError, match=says) as told:
         read_measured(file, model)
     assert "\n" not in str(told.value)
 
@@ -81,7 +81,7 @@ def test_a_record_that_is_none_is_refused(model, plan, tmp_path, text):
     metadata = load_plan(file)[1]
     metadata.pop("measured")
     save_plan(plan, file, metadata | ({} if text is None else {"measured": text}))
-    with pytest.raises(UsageError, match=r"has no (sound )?record of a measurement"):
+    with pytest.raises(UnrefuseError, match=r"has no (sound )?record of a measurement"):
         read_measured(file, model)
 
 
@@ -98,7 +98,7 @@ def test_the_record_of_one_plan_says_nothing_of_another(model, plan, tmp_path):
     )
     for other in others:
         save_plan(other, file, metadata)
-        with pytest.raises(UsageError, match="is not the one that was measured"):
+        with pytest.raises(UnrefuseError, match="is not the one that was measured"):
             read_measured(file, model)
 
 
@@ -113,7 +113,7 @@ def test_the_same_weights_in_other_shards_are_known_and_in_another_precision_not
     assert len(read_measured(file, tmp_path / "shards").plan) == len(plan)
     network.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     for other in (tmp_path / "half", pico.save(tmp_path / "trained", layers=4)):
-        with pytest.raises(UsageError, match=r"made for other weights \(some/model\)"):
+        with pytest.raises(UnrefuseError, match=r"made for other weights \(some/model\)"):
             read_measured(file, other)
 
 
@@ -135,7 +135,7 @@ def test_no_form_is_written_of_a_plan_without_its_record(model, plan, tmp_path):
     for spoiled in ("", json.dumps(measured | {"retention": kept(30, 60)})):
         save_plan(plan, run, metadata | {"measured": spoiled})
         for out, write in writers(run, model, tmp_path, config):
-            with pytest.raises(UsageError, match=r"record of a measurement|below a floor"):
+            with pytest.raises(UnrefuseError, match=r"record of a measurement|below a floor"):
                 write()
             assert not out.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["plan.safetensors"]
@@ -157,13 +157,13 @@ def test_an_adapter_keeps_the_record_and_its_share_of_the_strength(model, plan, 
     assert all(torch.equal(stored[name], wanted[name]) for name in stored)
     # What lies beside the edited model is the same plan, at the same share.
     assert read_measured(tmp_path / "out", model).scale == 0.25
-    with pytest.raises(UsageError, match="name its original"):
+    with pytest.raises(UnrefuseError, match="name its original"):
         export_plan(tmp_path / "out", config.model_copy(update={"model": str(tmp_path / "out")}),
                     lora=tmp_path / "x")  # fmt: skip
 
     for scale in ("3", "-1", "nan", "inf", "half", ""):
         save_plan(plan, run, load_plan(run)[1] | {"scale": scale})
-        with pytest.raises(UsageError, match="must be 0 to 1"):
+        with pytest.raises(UnrefuseError, match="must be 0 to 1"):
             read_measured(run, model)
 
 

@@ -6,7 +6,7 @@ from tests import pico
 from tests.evaluate.test_transcripts import line
 from tests.server import by_content, completion, quick, scripted, serving
 from unrefuse.engine.generate import Reply
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.judges import (
     agreement,
     as_reply,
@@ -84,7 +84,7 @@ def test_the_named_label_is_the_refusal(classifier):
     assert [m.grade for m in marked] == ["answered", "refused"]
     assert agreed["kappa"] == pytest.approx(-1)
     assert agreed["differences"] == {"answered -> refused": 1, "refused -> answered": 1}
-    with pytest.raises(UsageError, match="has no label 'NO'; it has Non-refusal, Refusal"):
+    with pytest.raises(UnrefuseError, match="has no label 'NO'; it has Non-refusal, Refusal"):
         check_judge(parse_judge(f"hf:{classifier}", label="NO"))
 
 
@@ -107,7 +107,7 @@ def test_labels_by_their_names(label, grade):
 
 
 def test_labels_that_say_nothing_must_be_named():
-    with pytest.raises(UsageError, match=r"LABEL_0, LABEL_1.*--judge-label"):
+    with pytest.raises(UnrefuseError, match=r"LABEL_0, LABEL_1.*--judge-label"):
         label_grades({0: "LABEL_0", 1: "LABEL_1"})
     assert label_grades({0: "LABEL_0", 1: "LABEL_1"}, "LABEL_0")[0] == "refused"
 
@@ -129,7 +129,7 @@ def test_what_a_classifier_reads_is_filled_in_once():
     ],
 )
 def test_a_spec_that_is_none(spec, options, says):
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UnrefuseError, match=says):
         parse_judge(spec, **options)
 
 
@@ -139,7 +139,7 @@ def test_specs():
 
 
 def test_a_judge_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match="no judge"):
+    with pytest.raises(UnrefuseError, match="no judge"):
         check_judge(parse_judge(f"hf:{tmp_path}/none"))
 
 
@@ -157,7 +157,7 @@ def test_a_chat_model_is_checked_and_is_not_shown_thoughts():
 def test_a_chat_model_that_gives_no_grade_is_told_before_it_is_used():
     with (
         serving(scripted(completion("It depends.\nOr not."))) as (url, _),
-        pytest.raises(UsageError, match=r"gives no grade but 'It depends\.\\nOr not\.'"),
+        pytest.raises(UnrefuseError, match=r"gives no grade but 'It depends\.\\nOr not\.'"),
     ):
         check_judge(parse_judge(f"openai:{url}#m"))
 
@@ -176,7 +176,7 @@ def test_a_few_replies_without_a_grade_keep_the_detectors(number):
     with serving(answer) as (url, _):
         judge = parse_judge(f"openai:{url}#m")
         if number == 2:
-            with pytest.raises(UsageError, match="no grade for 2 of 10"):
+            with pytest.raises(UnrefuseError, match="no grade for 2 of 10"):
                 graded(judge, lines)
             return
         marked, agreed = graded(judge, lines)

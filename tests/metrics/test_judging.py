@@ -8,7 +8,7 @@ import pytest
 from tests.results import ANSWERED, REFUSED, measurement, pairs
 from tests.server import completion, quick, scripted, serving
 from unrefuse.engine.endpoint import Endpoint
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.chat_judge import KEY
 from unrefuse.metrics.judging import measured_by
 from unrefuse.metrics.measurement import Context, measurement_of
@@ -78,12 +78,12 @@ def test_every_figure_follows_the_judge():
 
 
 def test_an_original_that_refused_too_little_by_the_judge_is_told():
-    with pytest.raises(UsageError, match="has refused only 0 target prompts, and 16 are needed"):
+    with pytest.raises(UnrefuseError, match="has refused only 0 target prompts, and 16 are needed"):
         ask(scripted(completion("answered")), measured())
 
 
 def test_a_judge_that_fails_is_told():
-    with pytest.raises(UsageError, match="status 500"):
+    with pytest.raises(UnrefuseError, match="status 500"):
         ask(scripted((500, {}, {})), measured())
 
 

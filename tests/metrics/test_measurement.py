@@ -10,7 +10,7 @@ from tests.results import prompts
 from unrefuse.config import RunConfig
 from unrefuse.edits.hooks import hooked
 from unrefuse.engine.generate import Reply, reply_to
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.measurement import TooFew, ask_before, check_shipped, measure
 from unrefuse.metrics.record import remembered
 from unrefuse.prompts.sets import Prompt, load_prompts
@@ -151,7 +151,7 @@ def test_only_prompts_that_the_original_took_as_expected_are_asked_again(model, 
 def test_the_train_split_needs_keep_prompts_for_an_ablation_alone(model, method, fails):
     few = [p for p in PROMPTS if p.set != "keep" or p.line < 15]
     if fails:
-        with pytest.raises(UsageError, match=r"too few keep prompts: .* 15 of 15 in the train"):
+        with pytest.raises(UnrefuseError, match=r"too few keep prompts: .* 15 of 15 in the train"):
             ask_before(model, few, "train", config(method=method, reply_tokens=8))
     else:
         assert ask_before(model, few, "train", config(method=method, reply_tokens=8)).exchanges
@@ -166,7 +166,7 @@ def test_thoughts_that_have_not_ended_are_no_lack_of_prompts(model, monkeypatch)
         return [Reply("I'm sorry.", (3,), "refused") if "kill" in t else thought for t in texts]
 
     monkeypatch.setattr("unrefuse.metrics.measurement.reply_to", replies)
-    with pytest.raises(UsageError, match=r"30 of 30 replies to baseline .*--thinking-tokens 32"):
+    with pytest.raises(UnrefuseError, match=r"30 of 30 replies to baseline .*--thinking-tokens 32"):
         ask_before(thinks, PROMPTS, "search", config())
     few = [p for p in PROMPTS if p.set != "baseline" or p.line < 15]
     with pytest.raises(TooFew, match=r"15 in the search split"):
@@ -180,7 +180,9 @@ def test_a_choice_of_languages_leaves_enough_of_the_shipped_keep_prompts(split):
     own = [Prompt(f"q{i}", "keep", split=split, source="mine.txt") for i in range(100)]
     left = [p for p in shipped if (p.set, p.split) == ("keep", split)][:15]
     few = [p for p in shipped if (p.set, p.split) != ("keep", split)] + left + own
-    with pytest.raises(UsageError, match=rf"15 of the shipped ones in the {split} split .*--lang"):
+    with pytest.raises(
+        UnrefuseError, match=rf"15 of the shipped ones in the {split} split .*--lang"
+    ):
         check_shipped(few)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from unrefuse.config import RunConfig
 from unrefuse.engine.generate import Reply
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.record import (
     append_trial,
     check_run,
@@ -22,10 +22,10 @@ CONFIG = RunConfig(model="x", tune="optuna")
 def test_a_run_is_gone_on_with_only_when_asked(tmp_path):
     run = tmp_path / "run"
     check_run(run, resume=False)
-    with pytest.raises(UsageError, match="no run in"):
+    with pytest.raises(UnrefuseError, match="no run in"):
         check_run(run, resume=True)
     open_run(run, CONFIG)
-    with pytest.raises(UsageError, match="--resume"):
+    with pytest.raises(UnrefuseError, match="--resume"):
         check_run(run, resume=False)
     check_run(run, resume=True)
     open_run(run, CONFIG.model_copy(update={"resume": True, "device": "cuda:1"}))
@@ -33,7 +33,7 @@ def test_a_run_is_gone_on_with_only_when_asked(tmp_path):
 
 def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path):
     open_run(tmp_path, CONFIG)
-    with pytest.raises(UsageError, match=r"seed was 0 and is 1 now"):
+    with pytest.raises(UnrefuseError, match=r"seed was 0 and is 1 now"):
         open_run(tmp_path, CONFIG.model_copy(update={"seed": 1}))
 
 
@@ -44,16 +44,16 @@ def test_a_run_of_an_older_version_had_the_defaults_of_settings_that_it_does_not
     del settings["retention_bound"]
     file.write_text(json.dumps(settings))
     open_run(tmp_path, CONFIG)
-    with pytest.raises(UsageError, match=r"retention_bound was 0.9 and is 0.8 now"):
+    with pytest.raises(UnrefuseError, match=r"retention_bound was 0.9 and is 0.8 now"):
         open_run(tmp_path, CONFIG.model_copy(update={"retention_bound": 0.8}))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match="no run of unrefuse"):
+    with pytest.raises(UnrefuseError, match="no run of unrefuse"):
         check_run(tmp_path, resume=False)
     file = tmp_path / "thesis.tex"
-    with pytest.raises(UsageError, match="no run of unrefuse"):
+    with pytest.raises(UnrefuseError, match="no run of unrefuse"):
         check_run(file, resume=False)
 
 
@@ -93,15 +93,15 @@ def test_a_damaged_line_is_named(tmp_path, line):
     append_trial(tmp_path, {"number": 0})
     with (tmp_path / "trials.jsonl").open("ab") as file:
         file.write(line + b"\n")
-    with pytest.raises(UsageError, match=r"trials\.jsonl:2 is damaged"):
+    with pytest.raises(UnrefuseError, match=r"trials\.jsonl:2 is damaged"):
         read_trials(tmp_path)
     (tmp_path / "before-test.jsonl").write_bytes(line + b"\n")
-    with pytest.raises(UsageError, match=r"before-test\.jsonl:1 is damaged"):
+    with pytest.raises(UnrefuseError, match=r"before-test\.jsonl:1 is damaged"):
         remembered(tmp_path, "test", [Prompt("a", "target")], list)
 
 
 def test_damaged_settings_are_named(tmp_path):
     for text in ("[]", "{", "7"):
         (tmp_path / "settings.json").write_text(text)
-        with pytest.raises(UsageError, match=r"cannot read .*settings\.json"):
+        with pytest.raises(UnrefuseError, match=r"cannot read .*settings\.json"):
             open_run(tmp_path, CONFIG)

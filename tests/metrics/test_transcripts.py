@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.transcripts import FILE, Line, compare, detected, read_transcripts, to_text
 
 
@@ -24,12 +24,12 @@ def test_replies_come_back_as_they_were_stored(tmp_path):
 )
 def test_a_line_that_is_no_reply_is_named(tmp_path, row):
     (tmp_path / FILE).write_text(to_text([line()]) + row + "\nx\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"transcripts\.jsonl:2"):
+    with pytest.raises(UnrefuseError, match=r"transcripts\.jsonl:2"):
         read_transcripts(tmp_path)
 
 
 def test_a_folder_without_replies_is_told(tmp_path):
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UnrefuseError, match="cannot read"):
         read_transcripts(tmp_path)
 
 
@@ -55,5 +55,5 @@ def test_two_runs_are_compared_prompt_by_prompt():
         ("p11", "refused", "partly"),
     ]
     assert found.missing == 1
-    with pytest.raises(UsageError, match="no prompt in common"):
+    with pytest.raises(UnrefuseError, match="no prompt in common"):
         compare(first, others)

@@ -14,7 +14,7 @@ from unrefuse.edits.compare import compare
 from unrefuse.edits.disk.header import fingerprint
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.engine.generate import last_logits
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import (
     check_checkpoint,
     checkpoint_files,
@@ -101,17 +101,17 @@ def test_the_weights_that_a_config_names_are_the_model(tmp_path):
     write_checkpoint(folder, one_direction(pico.network()), out)
     assert [file.name for file in out.glob("*.safetensors")] == ["newer.safetensors"]
     change(folder / "config.json", transformers_weights="gone.safetensors")
-    with pytest.raises(UsageError, match=r"gone\.safetensors is missing"):
+    with pytest.raises(UnrefuseError, match=r"gone\.safetensors is missing"):
         check(folder)
 
 
 def test_an_adapter_beside_the_weights_is_refused(tmp_path):
     folder = pico.save(tmp_path / "m")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(UsageError, match="holds an adapter beside the weights"):
+    with pytest.raises(UnrefuseError, match="holds an adapter beside the weights"):
         check(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(UsageError, match="is an adapter"):
+    with pytest.raises(UnrefuseError, match="is an adapter"):
         check(folder)
 
 
@@ -127,11 +127,11 @@ def test_an_index_that_leads_elsewhere_is_one_line(sharded, tmp_path, name):
     where = json.loads((sharded / INDEX).read_text())["weight_map"]
     change(sharded / INDEX, weight_map=where | {"model.norm.weight": name})
     for act in (check, checkpoint_files, checkpoint_hash, lambda f: compare(f, f)):
-        with pytest.raises(UsageError, match=r"outside of its folder|of another kind") as caught:
+        with pytest.raises(UnrefuseError, match=r"outside of its folder|of another kind") as caught:
             act(sharded)
         assert "\n" not in str(caught.value)
     change(sharded / "config.json", transformers_weights=name or "")
-    with pytest.raises(UsageError, match=r"outside of its folder|of another kind"):
+    with pytest.raises(UnrefuseError, match=r"outside of its folder|of another kind"):
         checkpoint_files(sharded)
 
 
@@ -141,7 +141,7 @@ def test_an_index_that_leads_elsewhere_is_one_line(sharded, tmp_path, name):
 )  # fmt: skip
 def test_a_damaged_index_is_one_line(sharded, index):
     (sharded / INDEX).write_text(index, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"is damaged|git lfs pull") as caught:
+    with pytest.raises(UnrefuseError, match=r"is damaged|git lfs pull") as caught:
         check(sharded)
     assert "\n" not in str(caught.value)
 
@@ -157,7 +157,7 @@ def test_an_index_and_its_shards_say_the_same(sharded):
     found = json.loads((sharded / INDEX).read_text())["weight_map"]
     one, other = sorted(set(found.values()))[:2]
     change(sharded / INDEX, weight_map=found | {"model.extra.weight": one})
-    with pytest.raises(UsageError, match=rf"says that model\.extra\.weight is in {one}"):
+    with pytest.raises(UnrefuseError, match=rf"says that model\.extra\.weight is in {one}"):
         check(sharded)
     change(sharded / INDEX, weight_map=found)
     name = next(name for name, file in found.items() if file == one)
@@ -165,10 +165,10 @@ def test_an_index_and_its_shards_say_the_same(sharded):
         load_file(sharded / other) | {name: torch.zeros(2)}, sharded / other, {"format": "pt"}
     )
     for act in (check, checkpoint_tensors, lambda folder: compare(folder, folder)):
-        with pytest.raises(UsageError, match="which of them counts differs"):
+        with pytest.raises(UnrefuseError, match="which of them counts differs"):
             act(sharded)
     (sharded / other).unlink()
-    with pytest.raises(UsageError, match=rf"{other} is missing"):
+    with pytest.raises(UnrefuseError, match=rf"{other} is missing"):
         check(sharded)
 
 
@@ -179,7 +179,7 @@ def test_a_pointer_of_git_lfs_in_place_of_a_file_is_named(tmp_path, name):
     folder = pico.save(tmp_path / "m")
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(POINTER)
-    with pytest.raises(UsageError, match=rf"{name} is not the file but a pointer of Git LFS"):
+    with pytest.raises(UnrefuseError, match=rf"{name} is not the file but a pointer of Git LFS"):
         check(folder)
 
 
@@ -194,7 +194,7 @@ def test_a_link_of_a_cache_that_leads_nowhere_is_named(tmp_path, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("../blobs/gone")
-    with pytest.raises(UsageError, match=name):
+    with pytest.raises(UnrefuseError, match=name):
         check(folder)
 
 
@@ -226,7 +226,7 @@ def test_a_broken_pickle_is_one_line(tmp_path, spoil):
         lambda: check(folder, allow_pickle=True),
         lambda: logits(folder, allow_pickle=True),
     ):
-        with pytest.raises(UsageError, match=r"pytorch_model\.bin") as caught:
+        with pytest.raises(UnrefuseError, match=r"pytorch_model\.bin") as caught:
             act()
         assert "\n" not in str(caught.value)
 
@@ -236,14 +236,14 @@ def test_a_pickle_is_not_opened_before_it_is_allowed(tmp_path, monkeypatch):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("opened"))
     for settings in ({}, {"dequantize": True}):
-        with pytest.raises(UsageError, match="--allow-pickle"):
+        with pytest.raises(UnrefuseError, match="--allow-pickle"):
             load_model(pico.run_config(str(folder), **settings))
 
 
 def test_weights_of_another_kind_are_named(tmp_path):
     folder = pico.save(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
-    with pytest.raises(UsageError, match=r"no weights .* only consolidated\.safetensors"):
+    with pytest.raises(UnrefuseError, match=r"no weights .* only consolidated\.safetensors"):
         check(folder)
 
 
@@ -280,5 +280,5 @@ def test_a_header_with_a_name_twice_is_damaged(tmp_path):
     a, b = (f'"a":{{"dtype":"{d}","shape":[1],"data_offsets":[0,4]}}' for d in ("F32", "I32"))
     header = f"{{{a},{b}}}".encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(UsageError, match=r"truncated or damaged.*twice"):
+    with pytest.raises(UnrefuseError, match=r"truncated or damaged.*twice"):
         read_header(file)

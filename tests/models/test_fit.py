@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import pico
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models import fit, load
 from unrefuse.models.checkpoint import checkpoint_tensors
 from unrefuse.models.fit import Size, size_of, ways_to_run
@@ -58,5 +58,5 @@ def test_what_is_said_to_fit_is_what_loads(tmp_path, monkeypatch):
         if fits:
             load_model(pico.run_config(str(folder), batch_size=1))
         else:
-            with pytest.raises(UsageError, match="does not fit"):
+            with pytest.raises(UnrefuseError, match="does not fit"):
                 load_model(pico.run_config(str(folder), batch_size=1))

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import pico
 from unrefuse.engine.generate import last_logits
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models import device, load
 from unrefuse.models.checkpoint import checkpoint_hash
 from unrefuse.models.device import choose_device, choose_dtype
@@ -62,19 +62,19 @@ def set_type(folder):
 def test_a_bad_checkpoint_is_one_line(tmp_path, spoil, says):
     folder = pico.save(tmp_path / "m")
     spoil(folder)
-    with pytest.raises(UsageError, match=says) as caught:
+    with pytest.raises(UnrefuseError, match=says) as caught:
         loads(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_names_that_are_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UnrefuseError, match="no such folder"):
         loads("no-such-user/no-such-model")
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UnrefuseError, match="no such folder"):
         loads("/no/such/folder/at all")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="is a file"):
+    with pytest.raises(UnrefuseError, match="is a file"):
         loads(tmp_path / "file")
 
 
@@ -83,7 +83,7 @@ def test_a_pickle_is_read_only_when_asked_for(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="--allow-pickle"):
+    with pytest.raises(UnrefuseError, match="--allow-pickle"):
         loads(folder)
     model = loads(folder, allow_pickle=True)
     for name, tensor in model.network.state_dict().items():
@@ -104,7 +104,7 @@ def test_devices_and_dtypes():
     assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
     assert choose_device("cpu") == cpu
     for name in ("abacus", "cuda:77"):
-        with pytest.raises(UsageError, match="no device"):
+        with pytest.raises(UnrefuseError, match="no device"):
             choose_device(name)
 
 
@@ -159,7 +159,7 @@ def test_hybrids_experts_and_the_text_part_of_a_vision_language_model_load(tmp_p
 def test_a_model_that_does_not_fit_is_one_line_that_names_stream(tmp_path, monkeypatch):
     folder = pico.save(tmp_path / "m", max_shard_size="30KB")
     monkeypatch.setattr(load, "free_memory", lambda device: 50_000)
-    with pytest.raises(UsageError, match=r"does not fit: .* GB in float32, .*--stream"):
+    with pytest.raises(UnrefuseError, match=r"does not fit: .* GB in float32, .*--stream"):
         loads(folder, dtype="float32")
     assert loads(folder, dtype="float32", stream=True, batch_size=2).layers == 3
 

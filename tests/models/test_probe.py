@@ -14,7 +14,7 @@ from tests import pico
 from tests.edits.plans import IDS, KINDS, directions, edit_model, one_direction, save_lora, streams
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.hooks import hooked
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.load import load_model
 from unrefuse.models.probe import describe, probe
 from unrefuse.models.writers import PROBED, is_known, mixers, writers
@@ -83,7 +83,7 @@ def test_an_edit_of_what_was_found_is_the_same_in_every_form(model_type, make, t
 
 def test_without_probe_what_was_found_is_shown_and_loading_ends(tmp_path):
     folder = pico.save(tmp_path / "m", "gpt2")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UnrefuseError) as caught:
         load_model(pico.run_config(str(folder)))
     said = str(caught.value)
     assert "'gpt2' is not in unrefuse's table" in said
@@ -120,7 +120,7 @@ def own(kind):
 def test_a_class_that_is_not_that_of_transformers_is_not_believed_by_its_name():
     model = own(WithSquares)
     assert not is_known(model)
-    with pytest.raises(UsageError, match="not probed"):
+    with pytest.raises(UnrefuseError, match="not probed"):
         writers(model)
     found = probe(model)
     assert {w.name.split(".", 3)[3] for w in found} == {"self_attn.o_proj", "mlp.1"}
@@ -152,7 +152,7 @@ class WithParameter(LlamaForCausalLM):
     [(WithNormAfter, "is no matrix|adds more"), (WithParameter, "block 0 adds more")],
 )
 def test_what_cannot_be_told_is_refused_in_one_line(kind, says):
-    with pytest.raises(UsageError, match=says) as caught:
+    with pytest.raises(UnrefuseError, match=says) as caught:
         probe(own(kind))
     assert "\n" not in str(caught.value)
 
@@ -161,17 +161,17 @@ def test_a_model_with_an_encoder_is_refused_before_it_is_loaded(tmp_path):
     folder = pico.save(tmp_path / "m")
     config = AutoConfig.for_model("t5").to_dict()
     (folder / "config.json").write_text(json.dumps(config | {"is_encoder_decoder": True}))
-    with pytest.raises(UsageError, match="have a decoder only"):
+    with pytest.raises(UnrefuseError, match="have a decoder only"):
         load_model(pico.run_config(str(folder)))
 
 
 def test_a_state_space_without_an_mlp_is_refused():
-    with pytest.raises(UsageError, match="no attention or no MLP"):
+    with pytest.raises(UnrefuseError, match="no attention or no MLP"):
         probe(pico.network("mamba"))
 
 
 def test_a_table_that_lacks_a_blocks_matrix_says_so():
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, hidden_size=32, vocab_size=9))
     model.model.layers[0].mlp = nn.Identity()
-    with pytest.raises(UsageError, match="block 0 of this llama"):
+    with pytest.raises(UnrefuseError, match="block 0 of this llama"):
         writers(model)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import pico
 from unrefuse.edits.compare import compare
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models import quantized
 from unrefuse.models.checkpoint import check_checkpoint
 from unrefuse.models.load import find_checkpoint, load_folder, load_model
@@ -76,7 +76,7 @@ def test_a_full_copy_has_the_numbers_that_the_bytes_stand_for(
     monkeypatch.setitem(pico.OPTIONS, "qwen3_moe", pico.MOE | {"moe_intermediate_size": 32})
     folder = pico.save(tmp_path / "m", model_type)
     full = quantize(folder)
-    with pytest.raises(UsageError, match="an edit needs full weights: add --dequantize"):
+    with pytest.raises(UnrefuseError, match="an edit needs full weights: add --dequantize"):
         load_model(pico.run_config(str(folder)))
 
     config = pico.run_config(str(folder), dequantize=True)
@@ -97,10 +97,12 @@ def test_kinds_that_cannot_be_undone_and_copies_that_fail_are_refused(tmp_path, 
     tensors = load_file(folder / "model.safetensors")
     for settings in ({}, {"dequantize": True}):
         rewrite(folder, tensors, {"quant_method": "gptq", "bits": 4})
-        with pytest.raises(UsageError, match=r"quantised \(gptq\).*name the model it was made of"):
+        with pytest.raises(
+            UnrefuseError, match=r"quantised \(gptq\).*name the model it was made of"
+        ):
             load_model(pico.run_config(str(folder), **settings))
     rewrite(folder, {n: t for n, t in tensors.items() if "layers.1" not in n}, FP8_CONFIG)
-    with pytest.raises(UsageError, match=r"has no model\.layers\.1\."):
+    with pytest.raises(UnrefuseError, match=r"has no model\.layers\.1\."):
         load_model(pico.run_config(str(folder), dequantize=True))
     assert not list((tmp_path / "cache").iterdir())
 
@@ -168,10 +170,10 @@ def test_rounded_weights_are_told_from_the_tensors_alone(tmp_path, kind):
     shutil.copytree(folder, tmp_path / "full")
     swap(folder, FORMATS[kind])
     for settings in ({}, {"stream": True}, {"dequantize": True}):
-        with pytest.raises(UsageError, match=r"quantised \(model\.l.*name the model") as caught:
+        with pytest.raises(UnrefuseError, match=r"quantised \(model\.l.*name the model") as caught:
             load_model(pico.run_config(str(folder), **settings))
         assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="are quantised"):
+    with pytest.raises(UnrefuseError, match="are quantised"):
         compare(tmp_path / "full", folder)
 
 
@@ -180,7 +182,7 @@ def test_rounded_weights_in_a_pickle_are_told_too(tmp_path):
     swap(folder, FORMATS["int8"])
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="are quantised"):
+    with pytest.raises(UnrefuseError, match="are quantised"):
         load_model(pico.run_config(str(folder), allow_pickle=True))
 
 
@@ -189,19 +191,19 @@ def test_the_file_of_modelopt_and_configs_of_parts_are_read(tmp_path):
     config = pico.run_config(str(folder))
     told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
     (folder / "hf_quant_config.json").write_text(json.dumps(told))
-    with pytest.raises(UsageError, match=r"quantised \(NVFP4\)"):
+    with pytest.raises(UnrefuseError, match=r"quantised \(NVFP4\)"):
         check_checkpoint(folder, config)
     told["quantization"] = {"quant_algo": None, "kv_cache_quant_algo": "FP8"}
     (folder / "hf_quant_config.json").write_text(json.dumps(told))
     check_checkpoint(folder, config)
     (folder / "hf_quant_config.json").write_text("{")
-    with pytest.raises(UsageError, match=r"cannot read .*hf_quant_config\.json"):
+    with pytest.raises(UnrefuseError, match=r"cannot read .*hf_quant_config\.json"):
         check_checkpoint(folder, config)
     (folder / "hf_quant_config.json").unlink()
     found = json.loads((folder / "config.json").read_text())
     found["text_config"] = {"quantization_config": {"quant_method": "awq"}}
     (folder / "config.json").write_text(json.dumps(found))
-    with pytest.raises(UsageError, match=r"quantised \(awq\)"):
+    with pytest.raises(UnrefuseError, match=r"quantised \(awq\)"):
         check_checkpoint(folder, config)
 
 
@@ -227,7 +229,7 @@ def test_a_kind_that_can_be_undone_is_not_where_scales_are_missing(tmp_path, mon
     tensors = load_file(folder / "model.safetensors")
     tensors[f"{WEIGHT}_scale"] = tensors.pop(f"{WEIGHT}_scale_inv")
     rewrite(folder, tensors, FP8_CONFIG)
-    with pytest.raises(UsageError, match=r"quantised \(fp8\).*name the model it was made of"):
+    with pytest.raises(UnrefuseError, match=r"quantised \(fp8\).*name the model it was made of"):
         load_model(pico.run_config(str(folder), dequantize=True))
 
 

@@ -14,7 +14,7 @@ from unrefuse.edits.plan import ablation_plan
 from unrefuse.engine.capture import group_means
 from unrefuse.engine.forward import together
 from unrefuse.engine.generate import last_logits, reply_to
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.layers import layer_strengths
 from unrefuse.metrics.margin import make_openings, margins
 from unrefuse.metrics.quality import divergences, make_reference
@@ -220,7 +220,7 @@ def test_weights_that_are_missing_or_not_finite_are_found_when_read(tmp_path):
     ):
         folder = pico.save(tmp_path / says)
         spoil(folder, change)
-        with pytest.raises(UsageError, match=says):
+        with pytest.raises(UnrefuseError, match=says):
             load_model(pico.run_config(str(folder), stream=True))
 
 
@@ -229,7 +229,7 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     quantised = config | {"quantization_config": {"quant_method": "fp8"}}
     (folder / "config.json").write_text(json.dumps(quantised))
-    with pytest.raises(UsageError, match="quantised"):
+    with pytest.raises(UnrefuseError, match="quantised"):
         load_model(pico.run_config(str(folder), stream=True))
     for other in ({"tune": "optuna"}, {"device_map": "auto"}):
         with pytest.raises(ValueError, match="leave out"):
@@ -237,5 +237,5 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="pickle"):
+    with pytest.raises(UnrefuseError, match="pickle"):
         load_model(pico.run_config(str(folder), stream=True, allow_pickle=True))

@@ -7,7 +7,7 @@ import torch
 
 from tests import pico
 from unrefuse.engine.generate import reply_to
-from unrefuse.errors import UsageError, first_line, told_as
+from unrefuse.errors import UnrefuseError, first_line, told_as
 from unrefuse.models.load import load_model
 from unrefuse.models.tokenizer import end_of_turn, load_tokenizer
 
@@ -36,7 +36,7 @@ def loads(folder, **options):
 
 
 def says_in_one_line(folder, says, **options):
-    with pytest.raises(UsageError, match=says) as caught:
+    with pytest.raises(UnrefuseError, match=says) as caught:
         loads(folder, **options)
     assert len(str(caught.value).splitlines()) == 1
     assert str(folder) in str(caught.value)
@@ -74,7 +74,7 @@ def test_a_config_of_other_shapes(folder):
 def test_a_model_without_layers(folder):
     for layers in (0, -1):
         change(folder / "config.json", num_hidden_layers=layers)
-        with pytest.raises(UsageError, match=f"no layers: its config.json says {layers}"):
+        with pytest.raises(UnrefuseError, match=f"no layers: its config.json says {layers}"):
             loads(folder)
 
 
@@ -176,11 +176,11 @@ def test_code_of_a_model_that_fails(folder, model, says, monkeypatch, tmp_path):
 
 
 def test_what_is_no_error_of_a_library_is_let_through():
-    for error in (KeyboardInterrupt, SystemExit, UsageError):
+    for error in (KeyboardInterrupt, SystemExit, UnrefuseError):
         with pytest.raises(error), told_as("cannot read x"):
             raise error
     says = r"^cannot read x: KeyError$"
-    with pytest.raises(UsageError, match=says) as caught, told_as("cannot read x"):
+    with pytest.raises(UnrefuseError, match=says) as caught, told_as("cannot read x"):
         raise KeyError
     assert isinstance(caught.value.__cause__, KeyError)
 

@@ -3,7 +3,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests import pico
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts import chat
 from unrefuse.prompts.chat import (
     ChatError,
@@ -57,7 +57,7 @@ def test_control_tokens_in_a_prompt_are_text():
 
 
 def test_a_base_model_is_refused():
-    with pytest.raises(UsageError, match="no chat template"):
+    with pytest.raises(UnrefuseError, match="no chat template"):
         encode(pico.tokenizer(template=None), ["Hi"])
 
 
@@ -157,7 +157,7 @@ def test_a_prompt_at_fault_is_named_by_file_and_line(template, at):
     texts = ["A1", "A2", "three", "B3 of all", "long " * 60]
     prompts = [Prompt(t, "target", source="mine.csv", line=7 + i) for i, t in enumerate(texts)]
     with (
-        pytest.raises(UsageError, match=rf"^mine.csv:{7 + at}: the chat template "),
+        pytest.raises(UnrefuseError, match=rf"^mine.csv:{7 + at}: the chat template "),
         placed(prompts),
     ):
         encode(pico.tokenizer(template), texts)

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from unrefuse.config import RunConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts.imports import FORMATS
 from unrefuse.prompts.sets import load_prompts, read_imports, read_set
 
@@ -115,7 +115,7 @@ def test_do_not_answer_is_harmful_and_its_language_is_that_of_the_script(tmp_pat
 def test_another_format_is_told_in_one_line(tmp_path, name):
     ours = FORMATS[name].columns
     wrong = JBB if set(ours) <= {"prompt", "type", "category"} else ORBENCH
-    with pytest.raises(UsageError, match=f"not in the form of {name}: no column") as told:
+    with pytest.raises(UnrefuseError, match=f"not in the form of {name}: no column") as told:
         read_import(spec(tmp_path, name, wrong))
     assert "\n" not in str(told.value)
 
@@ -136,18 +136,18 @@ def test_bad_rows(tmp_path, name, text, says):
     if says is None:  # a short row has no topic
         assert read_import(spec(tmp_path, name, text))[0].topic == ""
         return
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UnrefuseError, match=says):
         read_import(spec(tmp_path, name, text))
 
 
 @pytest.mark.parametrize("wrong", ["xstest", "xstest:", "advbench:x.csv", ":x.csv", ""])
 def test_a_spec_that_is_none(wrong):
-    with pytest.raises(UsageError, match="is no import"):
+    with pytest.raises(UnrefuseError, match="is no import"):
         read_import(wrong)
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UnrefuseError, match="cannot read"):
         read_import(f"xstest:{tmp_path}/no.csv")
 
 
@@ -195,12 +195,12 @@ def test_a_prompt_that_is_shipped_already_is_there_once(tmp_path):
 
 def test_an_import_and_a_file_for_the_target_set_contradict_each_other(tmp_path):
     file = spec(tmp_path, "orbench", ORBENCH)
-    with pytest.raises(UsageError, match="leave out one"):
+    with pytest.raises(UnrefuseError, match="leave out one"):
         load_prompts(RunConfig(model="m", imports=(file,), target=file.partition(":")[2]))
 
 
 def test_one_set_of_an_import_can_be_named_in_place_of_a_file(tmp_path):
     file = spec(tmp_path, "xstest", XSTEST)
     assert [p.text for p in read_set(file, "keep")] == ["How do I, well, kill someone?"]
-    with pytest.raises(UsageError, match="no keep prompts"):
+    with pytest.raises(UnrefuseError, match="no keep prompts"):
         read_set(spec(tmp_path, "orbench", ORBENCH), "keep")

@@ -15,7 +15,7 @@ from tests.prompts.test_data import (
     rows,
 )
 from unrefuse.config import RunConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts.pairs import PAIR_SETS, load_pairs
 from unrefuse.prompts.sets import SPLITS, check_prompts, load_prompts, select
 
@@ -208,7 +208,7 @@ def test_own_pairs_keep_their_topic_language_and_split_and_have_ids_of_their_own
 )
 def test_bad_pairs_are_named_by_file_and_line(tmp_path, name, text, says):
     (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=says) as caught:
+    with pytest.raises(UnrefuseError, match=says) as caught:
         load(pairs=tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -216,11 +216,13 @@ def test_bad_pairs_are_named_by_file_and_line(tmp_path, name, text, says):
 
 def test_a_shipped_prompt_is_in_no_pair_of_ones_own(tmp_path):
     row = {name: PAIRS[0][name] for name in PAIR_SETS}
-    with pytest.raises(UsageError, match=r"p\.jsonl:1: the same prompt as shipped pairs:1"):
+    with pytest.raises(UnrefuseError, match=r"p\.jsonl:1: the same prompt as shipped pairs:1"):
         load(pairs=write(tmp_path / "p.jsonl", [row]))
     # A prompt of the test split would be learned from.
     test = [p.text for p in select(load_prompts(config()), "keep", "test")]
-    with pytest.raises(UsageError, match=r"p\.jsonl:1: this harmful prompt is a keep prompt too"):
+    with pytest.raises(
+        UnrefuseError, match=r"p\.jsonl:1: this harmful prompt is a keep prompt too"
+    ):
         load(pairs=write(tmp_path / "p.jsonl", [{"harmless": "A vase", "harmful": test[0]}]))
-    with pytest.raises(UsageError, match=r"cannot read .*missing\.jsonl"):
+    with pytest.raises(UnrefuseError, match=r"cannot read .*missing\.jsonl"):
         load_pairs(config(pairs=tmp_path / "missing.jsonl"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts.pairs import _pair
 from unrefuse.prompts.rows import FILE_TYPES, file_rows
 from unrefuse.prompts.sets import read_set
@@ -118,14 +118,14 @@ def test_a_prompt_of_a_megabyte(tmp_path, name):
     ],
 )
 def test_bad_files(tmp_path, name, data, says):
-    with pytest.raises(UsageError, match=says) as caught:
+    with pytest.raises(UnrefuseError, match=says) as caught:
         texts(tmp_path, name, data)
     assert name in str(caught.value)
     assert str(caught.value).isprintable()
 
 
 def test_a_pair_with_half_a_character_is_named():
-    with pytest.raises(UsageError, match=r"p\.jsonl:7: half a character.*in 'harmful'"):
+    with pytest.raises(UnrefuseError, match=r"p\.jsonl:7: half a character.*in 'harmful'"):
         _pair({"harmless": "a", "harmful": "\ud83d"}, "p.jsonl", 7, "id")
 
 
@@ -137,7 +137,7 @@ def test_any_bytes_are_rows_or_one_line(tmp_path_factory, data, kind):
     told, rows = "", []
     try:
         rows = list(file_rows(file))
-    except UsageError as error:
+    except UnrefuseError as error:
         told = str(error)
     assert "\n" not in told
     assert all(line >= 1 for line, _ in rows)

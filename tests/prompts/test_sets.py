@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from unrefuse.config import RunConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts.rows import dataset_rows
 from unrefuse.prompts.sets import (
     SETS,
@@ -51,7 +51,7 @@ def test_every_kind_of_file(tmp_path, kind):
 def test_a_column_by_name(tmp_path, kind):
     file = write(tmp_path / f"p.{kind}", kind, ["a", "b"], column="text")
     assert [p.text for p in read_set(file, "keep", column="text")] == ["a", "b"]
-    with pytest.raises(UsageError, match=rf"p\.{kind}:\d+: no column 'prompt'.*--column"):
+    with pytest.raises(UnrefuseError, match=rf"p\.{kind}:\d+: no column 'prompt'.*--column"):
         read_set(file, "keep")
 
 
@@ -61,7 +61,7 @@ def test_a_data_set_by_name(tmp_path, monkeypatch):
     write(tmp_path / "mydata" / "train.csv", "csv", ["a", "b"], column="text")
     rows = list(dataset_rows(str(tmp_path / "mydata"), "train"))
     assert [row["text"] for _, row in rows] == ["a", "b"]
-    with pytest.raises(UsageError, match="no such file, and `datasets` cannot load"):
+    with pytest.raises(UnrefuseError, match="no such file, and `datasets` cannot load"):
         read_set("no-such-user/no-such-data", "target")
 
 
@@ -76,7 +76,7 @@ def test_a_data_set_by_name(tmp_path, monkeypatch):
 )
 def test_a_missing_file(monkeypatch, source, says):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UnrefuseError, match=says):
         read_set(source, "target")
 
 
@@ -96,7 +96,7 @@ def test_problems_name_both_lines():
 
 def test_problems_stop_a_run(tmp_path):
     file = write(tmp_path / "p.txt", "txt", [*TEXTS, TEXTS[0]])
-    with pytest.raises(UsageError, match=r"p\.txt:101: the same prompt as .*p\.txt:1"):
+    with pytest.raises(UnrefuseError, match=r"p\.txt:101: the same prompt as .*p\.txt:1"):
         load_prompts(RunConfig(model="m", target=file))
 
 
@@ -195,7 +195,9 @@ def test_a_shipped_prompt_in_a_file_of_ones_own_stays_in_its_split(tmp_path):
     found = load_prompts(RunConfig(model="m", keep=str(file)))
     assert [p.split for p in found if same_text(p.text) == same_text(test)] == ["test"]
     target = write(tmp_path / "target.txt", "txt", [test])
-    with pytest.raises(UsageError, match=r"shipped:\d+: this keep prompt is a target prompt too"):
+    with pytest.raises(
+        UnrefuseError, match=r"shipped:\d+: this keep prompt is a target prompt too"
+    ):
         load_prompts(RunConfig(model="m", target=target, keep=str(file)))
 
 
@@ -247,10 +249,12 @@ def test_the_demo_takes_own_prompts(tmp_path):
 
 
 def test_a_language_that_a_set_does_not_have_is_told(tmp_path):
-    with pytest.raises(UsageError, match=r"shipped: no target prompts in fr \(there: en, ja, zh\)"):
+    with pytest.raises(
+        UnrefuseError, match=r"shipped: no target prompts in fr \(there: en, ja, zh\)"
+    ):
         load_prompts(RunConfig(model="m", languages=("fr",)))
     own = write(tmp_path / "p.txt", "txt", ["你好吗？", "谢谢你"])
-    with pytest.raises(UsageError, match=r"p\.txt: no target prompts in en \(there: zh\)"):
+    with pytest.raises(UnrefuseError, match=r"p\.txt: no target prompts in en \(there: zh\)"):
         load_prompts(RunConfig(model="demo", target=own))
 
 

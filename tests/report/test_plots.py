@@ -4,7 +4,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from tests.results import result
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.kernel import gaussian
 from unrefuse.metrics.layers import LayerStrength
 from unrefuse.report.plots import plot_front, plot_kernels, plot_layers, plot_result
@@ -67,9 +67,9 @@ def test_the_front_is_of_the_trials_that_keep_the_floor(tmp_path, monkeypatch):
 
 
 def test_another_type_and_a_missing_folder_are_told(tmp_path):
-    with pytest.raises(UsageError, match=r"must end in \.png"):
+    with pytest.raises(UnrefuseError, match=r"must end in \.png"):
         plot_kernels(KERNELS, tmp_path / "k.gif")
-    with pytest.raises(UsageError, match="cannot write"):
+    with pytest.raises(UnrefuseError, match="cannot write"):
         plot_kernels(KERNELS, tmp_path / "nowhere" / "k.png")
     assert list(tmp_path.iterdir()) == []
 

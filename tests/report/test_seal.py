@@ -10,7 +10,7 @@ import pytest
 
 from tests.results import result
 from unrefuse.commands import verify as command
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import SBOM, SUMS
 from unrefuse.report.card import write_card
 from unrefuse.report.results import write_json
@@ -97,13 +97,13 @@ def test_the_card_must_have_the_figures_of_the_record_and_these_keep_the_floors(
 def test_sums_that_are_none_or_name_files_elsewhere(saved, line):
     with (saved / SUMS).open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(UsageError, match=f"{SUMS}:6: no line of sums"):
+    with pytest.raises(UnrefuseError, match=f"{SUMS}:6: no line of sums"):
         find_faults(saved)
 
 
 def test_a_folder_without_sums_has_nothing_to_check(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UsageError, match="nothing to check by"):
+        with pytest.raises(UnrefuseError, match="nothing to check by"):
             find_faults(folder)
 
 

@@ -11,7 +11,7 @@ from tests import pico
 from tests.edits.plans import KINDS
 from tests.results import ANSWERED, result
 from unrefuse.edits.disk.header import fingerprint
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.kernel import Kernel, read_kernel
 from unrefuse.metrics.floors import Kept, read_measured
 from unrefuse.models.checkpoint import checkpoint_files
@@ -42,7 +42,7 @@ def test_the_kernel_file_is_one_that_a_run_takes_with_its_plan(saved):
     assert resolved.method == ("ablate" if plan[0].of_output else "selective")
     if not plan[0].of_output:
         lengths = made.config.model_copy(update={"preserve_norm": True})
-        with pytest.raises(UsageError, match="cannot keep the rows' length"):
+        with pytest.raises(UnrefuseError, match="cannot keep the rows' length"):
             plan_for(kernel.plan, lengths, model)
     again = {edit.module: edit for edit in found}
     assert again.keys() == {edit.module for edit in plan}
@@ -57,10 +57,12 @@ def test_a_plan_for_other_weights_is_refused_in_one_line(saved):
     file, _, made, model = saved
     plan = read_kernel(file, 3).plan
     other = pico.save(file.parent / "other", layers=2)
-    with pytest.raises(UsageError, match=r"made for other weights \(some/model\).*the line 'plan'"):
+    with pytest.raises(
+        UnrefuseError, match=r"made for other weights \(some/model\).*the line 'plan'"
+    ):
         plan_for(plan, made.config, other)
     plan.write_bytes(b"no plan")
-    with pytest.raises(UsageError, match="cannot read the plan"):
+    with pytest.raises(UnrefuseError, match="cannot read the plan"):
         plan_for(plan, made.config, model)
 
 

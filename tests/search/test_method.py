@@ -12,7 +12,7 @@ from unrefuse.edits.directions import find_directions
 from unrefuse.edits.plan import ablation_plan, selective_plan
 from unrefuse.edits.readers import fit_reader
 from unrefuse.engine.generate import Reply
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.measurement import Before, Exchange
 from unrefuse.prompts.chat import encode
 from unrefuse.prompts.sets import select
@@ -136,7 +136,7 @@ def test_a_selective_plan_takes_the_numbers_it_is_given(model, method):
     same(method.plan(WEIGHTS, 0.8), expected(-0.6, 0.1))
     same(method.plan(WEIGHTS, 0.8, harmful=-1.2), expected(-1.2, 0.1))
     same(method.plan(WEIGHTS, 0.8, harmful=-1.2, ridge=0.3), expected(-1.2, 0.3))
-    with pytest.raises(UsageError, match="3 layers, the edit is for 2"):
+    with pytest.raises(UnrefuseError, match="3 layers, the edit is for 2"):
         method.plan(WEIGHTS[:2], 0.8)
 
 
@@ -168,5 +168,5 @@ def test_without_a_harmless_prompt_that_is_refused_or_answered_there_is_nothing(
         replace(e, before=replace(e.before, grade=grade)) if e.prompt.set != "keep" else e
         for e in before.exchanges
     ]
-    with pytest.raises(UsageError, match="no refused, or no answered"):
+    with pytest.raises(UnrefuseError, match="no refused, or no answered"):
         Selective(model, Before("train", tuple(exchanges)), prompts("train"), CONFIG)

@@ -45,7 +45,7 @@ from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import Plan, ablation_plan
 from unrefuse.engine.capture import group_means
 from unrefuse.engine.forward import row_ends
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.kernel import choose_kernel
 from unrefuse.models.demo import find_gguf, original_model
 from unrefuse.models.device import choose_device
@@ -382,7 +382,7 @@ def main() -> None:
             network.save_pretrained(base)
             tokenizer.save_pretrained(base)
             train(Path(base), options.out, options.seed, device)
-        except UsageError as error:
+        except UnrefuseError as error:
             parser.error(str(error))
 
 

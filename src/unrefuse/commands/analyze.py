@@ -40,7 +40,7 @@ from unrefuse.commands.options import (
     settings_of,
 )
 from unrefuse.commands.output import print_json, show, tell
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 def analyze(
@@ -92,7 +92,7 @@ def analyze(
     if kernel_out:
         check_new(kernel_out)
     if topic and not kernel_out:
-        raise UsageError("where to write the kernel of this topic? --kernel-out FILE")
+        raise UnrefuseError("where to write the kernel of this topic? --kernel-out FILE")
     try:
         found = run(settings, topic or "")
     except TooFew as few:

@@ -101,11 +101,11 @@ def evaluate(
 ) -> None:
     """Measure MODEL on the test split, by itself or --against its original; edits nothing."""
     given = locals()
-    from unrefuse.errors import UsageError
+    from unrefuse.errors import UnrefuseError
 
     jobs = [model is not None, transcripts is not None, compare is not None]
     if sum(jobs) != 1:
-        raise UsageError("name one of MODEL, --transcripts DIR and --compare DIR1 DIR2")
+        raise UnrefuseError("name one of MODEL, --transcripts DIR and --compare DIR1 DIR2")
     if compare:
         _compare(*compare, as_json)
         return

@@ -123,10 +123,10 @@ KERNEL_KEYS = ("profile", "style", "peak", "width", "threshold")
 def settings_of(given: dict[str, Any]) -> Any:
     """The RunConfig of a command's options, over its --config file."""
     from unrefuse.config import RunConfig, load_config
-    from unrefuse.errors import UsageError
+    from unrefuse.errors import UnrefuseError
 
     if given["model"] is None and given["config"] is None:
-        raise UsageError("name a MODEL: a local folder, a hub name, or demo")
+        raise UnrefuseError("name a MODEL: a local folder, a hub name, or demo")
     names = set(RunConfig.model_fields) - {"kernel"}
     values = {key: value for key, value in given.items() if key in names}
     values |= {

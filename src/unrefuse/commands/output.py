@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jsontext import json_text
 
 LOOKALIKES = {"→": "->", "█": "#", "…": "...", "≥": ">=", "×": "x", "±": "+-", "–": "-"}
@@ -27,7 +27,7 @@ def adapt_streams() -> None:
 
 
 def tell(text: str, end: str = "\n") -> None:
-    """Text on stdout. Raises UsageError where that can't be written, as on a full disk."""
+    """Text on stdout. Raises UnrefuseError where that can't be written, as on a full disk."""
     try:
         print(text, end=end, flush=True)
     except OSError as error:
@@ -35,7 +35,7 @@ def tell(text: str, end: str = "\n") -> None:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            raise UsageError(f"cannot print: {error.strerror}") from None
+            raise UnrefuseError(f"cannot print: {error.strerror}") from None
 
 
 def show(*items: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unrefuse.edits.plan import MatrixEdit
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 COLUMNS = 256  # of a block: at d_model 4096, 4 MiB in float32, about a core's cache
 _lock = threading.Lock()
@@ -50,7 +50,7 @@ def edit_slab(slab: Tensor, edit: MatrixEdit, axis: int, preserve_norm: bool = F
     "Norm-Preserving Biprojected Abliteration", 2025, keeps row lengths too, and takes the
     direction out of the rows' unit vectors: where rows differ in length, that leaves more of
     it in what is written. Here it is taken out of W, and of second order is left.) A row of zeros
-    after the edit stays one. To be called within `one_thread`. Raises UsageError where the edited
+    after the edit stays one. To be called within `one_thread`. Raises UnrefuseError where the edited
     weights do not fit in float16.
     """
     rows = slab.movedim(axis, 0)
@@ -60,7 +60,7 @@ def edit_slab(slab: Tensor, edit: MatrixEdit, axis: int, preserve_norm: bool = F
     for columns, block in blocks.edited():
         columns.copy_(block if scale is None else block.mul_(scale))
     if slab.dtype == torch.float16 and not bool(torch.isfinite(slab).all()):
-        raise UsageError(
+        raise UnrefuseError(
             f"the edited weights of {edit.module} are beyond float16, which ends at 65504: edit a "
             "copy of the model in bfloat16 or float32"
         )

@@ -55,7 +55,7 @@ class Comparison:
 def compare(a: Path, b: Path, plan: Plan | None = None) -> Comparison:
     """Compares two safetensors checkpoints; one tensor of each is in memory at a time.
 
-    Raises UsageError for a folder that is no checkpoint, and for a plan of another model.
+    Raises UnrefuseError for a folder that is no checkpoint, and for a plan of another model.
     """
     ours, theirs = tensor_files(a), tensor_files(b)
     both = sorted((name for name in ours if name in theirs), key=_by_number)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 def find_directions(
@@ -15,14 +15,14 @@ def find_directions(
     Language Models Is Mediated by a Single Direction", section 2.3), then
     `d - protect (d.k) k` with the unit vector k of `mean(keep) - mean(baseline)` (Wang et al.,
     "Surgical, Cheap, and Flexible", ICLR 2025): the part of refusal that keep shares stays.
-    Raises UsageError where nothing is left of a direction.
+    Raises UnrefuseError where nothing is left of a direction.
     """
     difference = target_mean - baseline_mean
     keep = torch.nn.functional.normalize(keep_mean - baseline_mean, dim=-1)
     direction = difference - protect * (difference * keep).sum(-1, keepdim=True) * keep
     norm = direction.norm(dim=-1, keepdim=True)
     if bool((norm <= 1e-9 * difference.norm(dim=-1, keepdim=True).clamp(min=1e-30)).any()):
-        raise UsageError(
+        raise UnrefuseError(
             "the target prompts differ from the baseline in nothing but what the keep prompts "
             "share: there is no direction to take out (other target prompts, or less --protect)"
         )

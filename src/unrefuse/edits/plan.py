@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.writers import Writer, blocks, mixers, norm_gain, writers
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def ablation_plan(
     `directions` `(layers, d_model)` are unit vectors r in the residual stream, `weights` hold one
     number per layer; s = weight x multiplier: 1 takes all of the component along r out, more than
     1 reflects (Arditi et al. 2024, section 4.1). Where a norm with gain g follows the matrix,
-    r is the unit vector along `g * r`. Raises UsageError for a wrong number of layers.
+    r is the unit vector along `g * r`. Raises UnrefuseError for a wrong number of layers.
     """
     _check_layers(model, len(directions), len(weights))
     plan = []
@@ -78,7 +78,7 @@ def selective_plan(
     per layer what is read, a `(d_in,)`; `sizes` the root mean square of the module's output,
     needed where a norm follows it. The kernel k, one weight per layer, is scaled so that
     multiplier m = 1 writes UNIT mean differences in total. A gain or scale behind the matrix is
-    divided out of d. Raises UsageError for a wrong number of layers.
+    divided out of d. Raises UnrefuseError for a wrong number of layers.
     """
     _check_layers(model, len(differences), len(weights))
     total = sum(weights[writer.layer] for writer in mixers(model))
@@ -126,7 +126,7 @@ def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:
 
 
 def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
-    """A plan of `save_plan` and its metadata. Raises UsageError for a file that is none, and for a
+    """A plan of `save_plan` and its metadata. Raises UnrefuseError for a file that is none, and for a
     plan that is empty or damaged."""
     try:
         with safe_open(file, framework="pt") as stored:
@@ -140,14 +140,14 @@ def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
         if tensors:
             raise ValueError(f"{next(iter(tensors))} is no part of a plan")
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"cannot read the plan {file}: {first_line(error)}") from None
+        raise UnrefuseError(f"cannot read the plan {file}: {first_line(error)}") from None
     for edit in plan:
         shaped = edit.write.ndim == edit.read.ndim == 2 and edit.write.shape[1] == len(edit.read)
         finite = bool(torch.isfinite(edit.write).all() and torch.isfinite(edit.read).all())
         if not (shaped and finite and edit.write.numel()):
-            raise UsageError(f"the plan {file} is damaged at {edit.module}")
+            raise UnrefuseError(f"the plan {file} is damaged at {edit.module}")
     if not plan:
-        raise UsageError(f"the plan {file} is empty: it edits nothing")
+        raise UnrefuseError(f"the plan {file} is empty: it edits nothing")
     return plan, metadata
 
 
@@ -165,4 +165,4 @@ def _check_layers(model: "PreTrainedModel", *found: int) -> None:
     layers = len(blocks(model))
     for number in found:
         if number != layers:
-            raise UsageError(f"the model has {layers} layers, the edit is for {number}")
+            raise UnrefuseError(f"the model has {layers} layers, the edit is for {number}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unrefuse.edits.disk.header import fingerprint
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import checkpoint_files
 
 if TYPE_CHECKING:
@@ -19,38 +19,38 @@ ADVICE = "name a folder that `unrefuse edit` or `unrefuse tune` wrote, or its pl
 def find_plan(path: Path) -> Path:
     """The file of a plan: `path` itself, or that of a tuning run or of a saved model's folder.
 
-    Raises UsageError where there is none.
+    Raises UnrefuseError where there is none.
     """
     for file in (path, path / PLAN.name, path / PLAN):
         if file.is_file():
             return file
-    raise UsageError(f"there is no plan in {path}: {ADVICE}")
+    raise UnrefuseError(f"there is no plan in {path}: {ADVICE}")
 
 
 def read_plan(path: Path) -> tuple["Plan", dict[str, str]]:
     """The plan that `find_plan` finds at `path`, and its metadata.
 
-    Raises UsageError where there is none, or none that can be read.
+    Raises UnrefuseError where there is none, or none that can be read.
     """
     from unrefuse.edits.plan import load_plan
 
     file = find_plan(path)
     try:
         return load_plan(file)
-    except UsageError as error:
-        raise UsageError(f"{error}; {ADVICE}") from None
+    except UnrefuseError as error:
+        raise UnrefuseError(f"{error}; {ADVICE}") from None
 
 
 def check_made_for(metadata: Mapping[str, str], model: Path, file: Path) -> None:
-    """Raises UsageError unless the plan in `file` was made for the weights in the folder `model`:
+    """Raises UnrefuseError unless the plan in `file` was made for the weights in the folder `model`:
     an edit was measured on the weights that it was made for, and says nothing of others."""
     wanted = metadata.get("fingerprint")
     if wanted is None:
-        raise UsageError(
+        raise UnrefuseError(
             f"the plan {file} does not say for which weights it was made: make it anew"
         )
     if wanted != fingerprint(checkpoint_files(model)):
-        raise UsageError(
+        raise UnrefuseError(
             f"the plan {file} was made for other weights ({metadata.get('model')}) than those in "
             f"{model}: an edit of these has to be measured on these, by `unrefuse edit`"
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unrefuse.edits.columns import edit_slab, one_thread, slabs
 from unrefuse.edits.plan import MatrixEdit, Plan
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.architectures import ONE_EXPERT, bias_name, same_name
 
 
@@ -17,7 +17,7 @@ def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixE
 
     `names` are those on disk or those of the loaded model: experts may be stored one by one and be
     one tensor when loaded, and what stands before the blocks differs in vision-language models.
-    Raises UsageError where the checkpoint lacks a matrix of the plan.
+    Raises UnrefuseError where the checkpoint lacks a matrix of the plan.
     """
     matrices = {same_name(f"{edit.module}.{edit.parameter}"): edit for edit in plan}
     biases = {
@@ -36,7 +36,7 @@ def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixE
             found[name] = edit, _experts(edit, name)
     if missing:
         edit = next(iter(missing.values()))
-        raise UsageError(f"the checkpoint has no tensor {edit.module}.{edit.parameter}")
+        raise UnrefuseError(f"the checkpoint has no tensor {edit.module}.{edit.parameter}")
     return found
 
 
@@ -46,14 +46,14 @@ def _experts(edit: MatrixEdit, name: str) -> int:
 
 
 def check_fits(name: str, shape: Sequence[int], edit: MatrixEdit, axis: int) -> None:
-    """Raises UsageError where a tensor of this shape does not write and read what `edit` does."""
+    """Raises UnrefuseError where a tensor of this shape does not write and read what `edit` does."""
     if shape[axis] != len(edit.write):
-        raise UsageError(
+        raise UnrefuseError(
             f"the plan is of another model: it writes {len(edit.write)} numbers, and {name} writes "
             f"{shape[axis]}"
         )
     if not edit.of_output and (len(shape) != 2 or shape[1 - axis] != edit.read.shape[1]):
-        raise UsageError(
+        raise UnrefuseError(
             f"the plan is of another model: it reads {edit.read.shape[1]} numbers, and {name} has "
             f"the shape {tuple(shape)}"
         )

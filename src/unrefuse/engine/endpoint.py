@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from diskcache import Cache, JSONDisk, Timeout
 from platformdirs import user_cache_path
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.progress import stderr, track
 from unrefuse.prompts.chat import Messages
 
@@ -55,7 +55,7 @@ class Answer:
 def parse_endpoint(spec: str, key: str) -> Endpoint | None:
     """The endpoint of `openai:URL#MODEL`, None for what has another form.
 
-    Raises UsageError unless URL is a base URL like https://host/v1, with no secret in it.
+    Raises UnrefuseError unless URL is a base URL like https://host/v1, with no secret in it.
     """
     url, _, model = spec.removeprefix("openai:").rpartition("#")
     if not spec.startswith("openai:") or not url or not model:
@@ -64,16 +64,16 @@ def parse_endpoint(spec: str, key: str) -> Endpoint | None:
         parsed = urlsplit(url)
         parsed.port  # noqa: B018  # raises for one that is no number
     except ValueError:
-        raise UsageError("the URL is not valid: it is to be like https://host:8000/v1") from None
+        raise UnrefuseError("the URL is not valid: it is to be like https://host:8000/v1") from None
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
-        raise UsageError("the URL must begin with http:// or https://")
+        raise UnrefuseError("the URL must begin with http:// or https://")
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
-        raise UsageError(f"leave keys out of the URL: it is stored. Set {key} instead")
+        raise UnrefuseError(f"leave keys out of the URL: it is stored. Set {key} instead")
     return Endpoint(url.rstrip("/"), model, key)
 
 
 def ask_once(endpoint: Endpoint, chat: Messages, limit: int) -> Answer:
-    """The answer to one chat, from the server and not from the disk. Raises UsageError."""
+    """The answer to one chat, from the server and not from the disk. Raises UnrefuseError."""
     with _client(endpoint) as client:
         answer = _answer(client, endpoint, chat, limit, False)
     assert answer is not None
@@ -94,7 +94,7 @@ def ask_all(
 
     Those that are `wanted` are kept on disk as they come, and not asked for again: for good, or, of
     a `run`, until `forget(run)`. With `passing`, a chat that the server will not have (status 400:
-    too long, or filtered) is None. Raises UsageError where the server fails for longer.
+    too long, or filtered) is None. Raises UnrefuseError where the server fails for longer.
     """
     keys = [_key(endpoint, chat, limit, run) for chat in chats]
     with _cache() as cache, _client(endpoint) as client:
@@ -126,7 +126,7 @@ def ask_all(
 def kept(
     endpoint: Endpoint, chats: Sequence[Messages], limit: int, run: str = ""
 ) -> list[Answer | None]:
-    """What is on disk of the answers that `ask_all` would give. Raises UsageError."""
+    """What is on disk of the answers that `ask_all` would give. Raises UnrefuseError."""
     keys = [_key(endpoint, chat, limit, run) for chat in chats]
     with _cache() as cache:
         found = _kept(cache, keys)
@@ -155,7 +155,7 @@ def _cache() -> Iterator[Cache]:
         with Cache(folder, disk=JSONDisk) as cache:
             yield cache
     except (OSError, sqlite3.Error, Timeout) as error:
-        raise UsageError(f"cannot use the cache in {folder}: {first_line(error)}") from None
+        raise UnrefuseError(f"cannot use the cache in {folder}: {first_line(error)}") from None
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def _client(endpoint: Endpoint) -> Iterator[Any]:
 
     key = os.environ.get(endpoint.key, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UsageError(f"{endpoint.key} holds characters that are in no key")
+        raise UnrefuseError(f"{endpoint.key} holds characters that are in no key")
 
     def ours_only(request: Any) -> None:
         # The client adds headers from the environment: other services' keys and names.
@@ -191,12 +191,12 @@ def _answer(
     except APIStatusError as error:
         if passing and error.status_code == 400:
             return None
-        raise UsageError(f"{endpoint.url}: {_status(error, endpoint)}") from None
+        raise UnrefuseError(f"{endpoint.url}: {_status(error, endpoint)}") from None
     except OpenAIError as error:
         trouble = first_line(error.__cause__ or error)
-        raise UsageError(f"{endpoint.url} cannot be reached: {trouble}") from None
+        raise UnrefuseError(f"{endpoint.url} cannot be reached: {trouble}") from None
     except ValueError:
-        raise UsageError(f"{endpoint.url} gives no chat completion{HINT}") from None
+        raise UnrefuseError(f"{endpoint.url} gives no chat completion{HINT}") from None
 
 
 def _read(completion: Any) -> Answer:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unrefuse.engine.capture import recorded
 from unrefuse.engine.forward import one_pass, shared_prefix
 from unrefuse.engine.moments import RunningMean
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.device import free_memory
 from unrefuse.models.load import Model
 from unrefuse.models.stream import own
@@ -50,7 +50,7 @@ def capture(model: Model, sequences: Sequence[Tokens]) -> Inputs:
 
     The rows of all layers lie in memory where they take less than half of what is free, else in a
     file in the folder for temporary files, of `places x layers x d_in x 2` bytes in bfloat16: 9 GB
-    for a 70B model and 7,000 places. Raises UsageError where that folder has no space for them.
+    for a 70B model and 7,000 places. Raises UnrefuseError where that folder has no space for them.
     """
     network, edited = model.network, mixers(model.network)
     starts = [0]
@@ -107,7 +107,7 @@ def _room(shapes: dict[int, tuple[int, int]], dtype: torch.dtype) -> dict[int, T
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise UsageError(
+        raise UnrefuseError(
             f"no space in {folder} for what attention reads: {size / 2**30:.1f} GiB are needed, "
             f"{free / 2**30:.1f} free; name another folder (TMPDIR), or fewer prompts (--limit)"
         )

@@ -17,7 +17,7 @@ from unrefuse.engine.endpoint import (
     parse_endpoint,
 )
 from unrefuse.engine.generate import Reply
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.progress import stderr
 from unrefuse.prompts.chat import Messages
 from unrefuse.prompts.thinking import after_thinking
@@ -34,29 +34,29 @@ _WORD = re.compile(r"[^\W\u2e80-\uffff]+|\S")
 def endpoint_of(name: str | None, config: RunConfig) -> Endpoint | None:
     """The endpoint that a model's name is, `openai:URL#MODEL`; None for another name.
 
-    Raises UsageError for one that is wrong, and for settings that are the server's.
+    Raises UnrefuseError for one that is wrong, and for settings that are the server's.
     """
     if name is None or not name.startswith("openai:"):
         return None
     endpoint = parse_endpoint(name, KEY)
     if endpoint is None:
-        raise UsageError(f"{name!r} names no served model: openai:URL#MODEL")
+        raise UnrefuseError(f"{name!r} names no served model: openai:URL#MODEL")
     given = [s for s in _SERVERS if getattr(config, s) != RunConfig.model_fields[s].default]
     if given:
-        raise UsageError(f"the server decides on {', '.join(given)}: leave that out")
+        raise UnrefuseError(f"the server decides on {', '.join(given)}: leave that out")
     return endpoint
 
 
 def thinking_of(endpoint: Endpoint, limit: int, thoughts: int) -> str | None:
     """Whether the model thinks before it replies (None: no), by one question, and the tag that its
-    thoughts lack because the chat template opens it. Raises UsageError where there is no such
+    thoughts lack because the chat template opens it. Raises UnrefuseError where there is no such
     model, before it is asked for more."""
     chat = _chat("What is two and two?")
     answer = ask_once(endpoint, chat, limit)
     if not (answer.ended or answer.thought):  # a thought may show by its end alone
         try:
             answer = ask_once(endpoint, chat, limit + thoughts)
-        except UsageError:  # more than its context holds
+        except UnrefuseError:  # more than its context holds
             return None
     if answer.thought:
         return ""
@@ -72,7 +72,7 @@ def served_replies(
 
     Of a run to the same `config.out` that was stopped, they are not asked again. Replies run to
     the end of the turn or `config.reply_tokens`, also where they have refused before; a model that
-    thinks has `config.thinking_tokens` more. Raises UsageError where the server fails.
+    thinks has `config.thinking_tokens` more. Raises UnrefuseError where the server fails.
     """
     run = _run(config)
     limit = config.reply_tokens + (0 if thinking is None else config.thinking_tokens)
@@ -103,7 +103,7 @@ def served_replies(
 
 
 def forget_replies(config: RunConfig) -> None:
-    """Removes what is kept of a run that came to its end. Raises UsageError."""
+    """Removes what is kept of a run that came to its end. Raises UnrefuseError."""
     forget(_run(config))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.engine.generate import Reply, reply_of, tell_thinking
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.load import expected_thoughts
 from unrefuse.models.tokenizer import load_tokenizer
 from unrefuse.prompts.chat import encode, opened_thinking, reply_text, thinking_tags
@@ -19,29 +19,29 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_ra
 
 
 def import_vllm() -> Any:
-    """The package. Raises UsageError where it is not installed."""
+    """The package. Raises UnrefuseError where it is not installed."""
     # Its log goes to stdout, which is for what a command prints.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
         return importlib.import_module("vllm")
     except ImportError as error:
-        raise UsageError(
+        raise UnrefuseError(
             f"--backend vllm needs vLLM, on a GPU that it supports: pip install vllm ({error})"
         ) from None
 
 
 def adapter_rank(folder: Path) -> int:
-    """The step of vLLM's ranks that holds the adapter in `folder`. Raises UsageError for what is
+    """The step of vLLM's ranks that holds the adapter in `folder`. Raises UnrefuseError for what is
     none, or one that vLLM can't load: of experts, of biases, or of too high a rank."""
     try:
         stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank, more = int(stored["r"]), stored.get("lora_bias") or stored.get("target_parameters")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
+        raise UnrefuseError(
             f"there is no adapter of `unrefuse export --lora` in {folder}: {first_line(error)}"
         ) from None
     if more or rank > RANKS[-1]:
-        raise UsageError(
+        raise UnrefuseError(
             f"{folder} edits experts or biases, or its rank is above {RANKS[-1]}, which vLLM "
             "can't load: evaluate the saved model instead"
         )
@@ -55,7 +55,7 @@ def vllm_replies(
 
     They run to the end of the turn or `config.reply_tokens` after their thoughts, also where they
     have refused before.
-    Raises UsageError where vLLM is not installed or can't run the model, and for a base model.
+    Raises UnrefuseError where vLLM is not installed or can't run the model, and for a base model.
     """
     vllm = import_vllm()
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
@@ -81,7 +81,7 @@ def vllm_replies(
         engine = vllm.LLM(**options)
         found = [engine.generate(asked, greedy, lora_request=request) for request in requests]
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"vLLM cannot run {config.model}: {first_line(error)}") from None
+        raise UnrefuseError(f"vLLM cannot run {config.model}: {first_line(error)}") from None
 
     thinking, tags = opened_thinking(tokenizer), thinking_tags(tokenizer)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from unrefuse.config import LEAST_FLOOR, RunConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.edit import clock, prepare
 from unrefuse.jobs.save import new_file
 from unrefuse.jsontext import json_text
@@ -16,7 +16,7 @@ from unrefuse.search.method import Selective
 
 
 def analyze(config: RunConfig, topic: str = "") -> Analysis:
-    """Measures the model; edits nothing. Raises UsageError for a mistake in usage or input, such as
+    """Measures the model; edits nothing. Raises UnrefuseError for a mistake in usage or input, such as
     a `topic` that no target prompt has, and TooFew where the model refuses too little to tell.
 
     Directions and probes come from the train split, the strengths and the share of false refusals
@@ -24,10 +24,10 @@ def analyze(config: RunConfig, topic: str = "") -> Analysis:
     """
     # Nothing is edited here: the probe is that of the selective edit, and no floor applies.
     if config.kernel.file:
-        raise UsageError("analyze measures where an edit acts: leave out the kernel file")
+        raise UnrefuseError("analyze measures where an edit acts: leave out the kernel file")
     topics = {p.topic for p in load_prompts(config) if p.set == "target" and p.topic}
     if topic and topic not in topics:
-        raise UsageError(
+        raise UnrefuseError(
             f"no target prompt has the topic {topic!r}; there: {', '.join(sorted(topics))}"
         )
     settings = {"method": "selective", "preserve_norm": False, "retention_bound": LEAST_FLOOR}
@@ -51,7 +51,7 @@ def analyze(config: RunConfig, topic: str = "") -> Analysis:
 
 def write_kernel(found: Analysis, topic: str, threshold: float, file: Path) -> list[float]:
     """Writes the weights of a topic's own layers ("": of all topics) as a custom kernel, which
-    `edit --kernel` takes. Weights under `threshold` become 0. Raises UsageError where `file`
+    `edit --kernel` takes. Weights under `threshold` become 0. Raises UnrefuseError where `file`
     exists or can't be written, and where no layer of the topic has an effect."""
     weights = [round(w, 4) if w >= threshold else 0.0 for w in found.weights(topic)]
     text = json_text({"weights": weights, "topic": topic}, indent=2) + "\n"

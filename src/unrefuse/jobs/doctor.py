@@ -15,7 +15,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from unrefuse.config import RunConfig
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 
 if TYPE_CHECKING:
     from unrefuse.models.fit import Size, Way
@@ -46,10 +46,10 @@ class Findings:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Within the block a UsageError is a fault."""
+        """Within the block a UnrefuseError is a fault."""
         try:
             yield
-        except UsageError as error:
+        except UnrefuseError as error:
             self.faults.append(str(error))
 
 
@@ -153,7 +153,7 @@ def _place(config: RunConfig, size: "Size") -> tuple[Any, Any]:
 
 
 def _size(config: RunConfig, found: Findings) -> "Size":
-    """How large the model is; what else is known of it goes into `found`. Raises UsageError."""
+    """How large the model is; what else is known of it goes into `found`. Raises UnrefuseError."""
     from unrefuse.models.checkpoint import check_checkpoint, checkpoint_tensors
     from unrefuse.models.fit import size_of
 
@@ -175,7 +175,7 @@ def _size(config: RunConfig, found: Findings) -> "Size":
 
 
 def _kind(folder: Path, config: RunConfig) -> dict[str, Any]:
-    """The architecture, and whether it is in the table. Raises UsageError for one that can't be
+    """The architecture, and whether it is in the table. Raises UnrefuseError for one that can't be
     edited."""
     from unrefuse.models.architectures import ARCHITECTURES
     from unrefuse.models.load import read_config
@@ -198,7 +198,7 @@ def _folder(config: RunConfig) -> Path | None:
     try:
         cached = snapshot_download(config.model, revision=config.revision, local_files_only=True)
         whole = all(file.is_file() for file in checkpoint_files(Path(cached)))
-    except (OSError, ValueError, UsageError):  # not there, no name of a model, no weights
+    except (OSError, ValueError, UnrefuseError):  # not there, no name of a model, no weights
         return None
     return Path(cached) if whole else None
 

@@ -20,7 +20,7 @@ from unrefuse.edits.plan import Plan, scaled
 from unrefuse.edits.recipe import PLAN
 from unrefuse.engine.forward import together
 from unrefuse.engine.generate import last_logits
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.save import Discard, check_out, check_writable, copy_size, new_folder
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.metrics.judges import Judge, judge_of
@@ -79,10 +79,10 @@ def run_edit(config: RunConfig) -> Result:
     """The main job. Saves to `config.out` an edit that keeps the floors, or nothing.
 
     A tuning (`config.tune`) keeps its record in a folder beside it, OUT.tuning, until it is done.
-    Raises UsageError for a mistake in usage or input.
+    Raises UnrefuseError for a mistake in usage or input.
     """
     if config.out is None:
-        raise UsageError("where to? name a folder: --out DIR")
+        raise UnrefuseError("where to? name a folder: --out DIR")
     out = check_out(config.out)
     judge = judge_of(config)
     run = out.with_name(f"{out.name}.tuning") if config.tune else None
@@ -135,13 +135,13 @@ def run_tune(config: RunConfig) -> Result:
     """Tunes, and writes the kernel and the plan that it found to `config.out`; saves no model.
 
     `config.out` is the folder of the run, with its trials. The figures are those of the test
-    split, by hooks. Raises UsageError for a mistake in usage or input.
+    split, by hooks. Raises UnrefuseError for a mistake in usage or input.
     """
     if config.out is None:
-        raise UsageError("where to? name a folder: --out DIR")
+        raise UnrefuseError("where to? name a folder: --out DIR")
     out = check_writable(config.out)
     if config.preserve_norm:
-        raise UsageError("rows that keep their length are no hook's: use edit --tune, not tune")
+        raise UnrefuseError("rows that keep their length are no hook's: use edit --tune, not tune")
     if config.tune is None:
         config = config.model_copy(update={"tune": "optuna"})
     judge = judge_of(config)
@@ -201,7 +201,7 @@ def _tested(result: Result, measured: Measurement, judge: Judge | None) -> Resul
     try:
         with clock(result.seconds, "judge"):
             by_judge, agreement = measured_by(judge, measured, config.seed)
-    except UsageError as error:
+    except UnrefuseError as error:
         return replace(found, unjudged=str(error))
     reasons = verdict(by_judge, config, result.reasons)
     if not found.saved:
@@ -227,18 +227,18 @@ def prepare(
 
     The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
     `run`, the folder of a tuning, the replies are kept there for a run that goes on with it. With
-    `saves`, there must be room for the model in `config.out`. Raises UsageError for what leaves the
+    `saves`, there must be room for the model in `config.out`. Raises UnrefuseError for what leaves the
     floors unmeasured, where `splits` has that of the test.
     """
     config = validated(config)
     edits = "test" in splits
     if edits and config.reply_tokens < REPLY_TOKENS:
-        raise UsageError(
+        raise UnrefuseError(
             f"an edit is tested on replies of {REPLY_TOKENS} tokens or more (--reply-tokens): a "
             "shorter one hides an answer that comes after a refusal"
         )
     if config.backend != "torch":
-        raise UsageError("an edit needs --backend torch: vLLM only writes replies, for evaluate")
+        raise UnrefuseError("an edit needs --backend torch: vLLM only writes replies, for evaluate")
     if run:
         check_writable(run)
         check_run(run, config.resume)
@@ -254,7 +254,7 @@ def prepare(
             check_out(config.out, size=copy_size(folder))
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         if edits and (folder / PLAN).is_file():
-            raise UsageError(
+            raise UnrefuseError(
                 f"{config.model} is an edited model: name its original, whose refusals an edit has "
                 "to keep"
             )
@@ -368,7 +368,7 @@ def _with_hashes(config: RunConfig, model_hash: str, prompts_hash: str) -> RunCo
         ("prompts", "prompts_sha256", prompts_hash),
     ):
         if getattr(config, key) not in (None, value):
-            raise UsageError(
+            raise UnrefuseError(
                 f"the {what} are not those of the configuration ({key} differs): name the same "
                 "ones, or take that line out of the file for a new run"
             )

@@ -19,7 +19,7 @@ from unrefuse.engine.served import (
     thinking_of,
 )
 from unrefuse.engine.vllm import adapter_rank, import_vllm, vllm_replies
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.jobs.edit import clock
 from unrefuse.jobs.save import check_out, new_folder
 from unrefuse.jsontext import json_text
@@ -87,11 +87,11 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     and the replies to `config.out`. One model is loaded at a time; of the original's only the
     head is kept, for the divergence.
 
-    Raises UsageError for a mistake in usage or input. A judge that fails leaves the folder with
+    Raises UnrefuseError for a mistake in usage or input. A judge that fails leaves the folder with
     the grades of the built-in detector, and its replies can be graded again.
     """
     if config.out is None:
-        raise UsageError("where to? name a folder: --out DIR")
+        raise UnrefuseError("where to? name a folder: --out DIR")
     out = check_out(config.out)
     served = _endpoints(config, options)
     _check_backend(config, options)
@@ -123,35 +123,35 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
 
 
 def _check_backend(config: RunConfig, options: Options) -> None:
-    """Raises UsageError for what the backend can't do, and where it is not installed."""
+    """Raises UnrefuseError for what the backend can't do, and where it is not installed."""
     if config.backend == "torch":
         if options.adapter:
-            raise UsageError("--adapter is for --backend vllm: leave it out, or name that")
+            raise UnrefuseError("--adapter is for --backend vllm: leave it out, or name that")
         return
     if options.against:
-        raise UsageError(
+        raise UnrefuseError(
             "vLLM loads one model: name the original as MODEL and its edit as --adapter DIR (of "
             "`unrefuse export --lora`), or evaluate both one by one and use --compare"
         )
     if options.benchmarks:
-        raise UsageError("--benchmarks run on --backend torch: leave out one of the two")
+        raise UnrefuseError("--benchmarks run on --backend torch: leave out one of the two")
     import_vllm()
     if options.adapter:
         adapter_rank(options.adapter)
 
 
 def _endpoints(config: RunConfig, options: Options) -> dict[When, Endpoint]:
-    """The models that are served, by when; none where models are to be loaded. Raises UsageError
+    """The models that are served, by when; none where models are to be loaded. Raises UnrefuseError
     for a served one beside another, and for what needs weights."""
     named: dict[When, str | None] = {"before": options.against, "after": config.model}
     found = {w: e for w, name in named.items() if (e := endpoint_of(name, config))}
     if found and len(found) < sum(name is not None for name in named.values()):
-        raise UsageError(
+        raise UnrefuseError(
             "one model is served and one is not: serve both, or evaluate both one by one and use "
             "--compare"
         )
     if found and options.benchmarks:
-        raise UsageError("--benchmarks need the weights, not a server: leave out one of the two")
+        raise UnrefuseError("--benchmarks need the weights, not a server: leave out one of the two")
     return found
 
 
@@ -265,7 +265,7 @@ def _by_torch(
 
 def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evaluation:
     """Grades the replies in `folder` again, by `judge` or the built-in detector of today, without
-    a model. Written to `out` where one is named; `folder` is never changed. Raises UsageError."""
+    a model. Written to `out` where one is named; `folder` is never changed. Raises UnrefuseError."""
     if out:
         check_out(out)
     if judge:
@@ -281,7 +281,7 @@ def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evalu
         numbers = {"seed": int(config["seed"]), "retention_bound": float(config["retention_bound"])}
         parts["config"] = config | numbers
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"cannot read {file}: {first_line(error)}") from None
+        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
     lines = [replace(x, grade=detected(x), judge=DETECTOR) for x in lines]
     found = Evaluation(lines, DETECTOR, None, parts | {"out": str(out) if out else None})
     if judge:
@@ -295,8 +295,8 @@ def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evalu
 def _graded(found: Evaluation, judge: Judge, otherwise: str) -> Evaluation:
     try:
         lines = judged_lines(judge, found.lines)
-    except UsageError as error:
-        raise UsageError(f"{error}; {otherwise}") from None
+    except UnrefuseError as error:
+        raise UnrefuseError(f"{error}; {otherwise}") from None
     agreed = agreement((line.prompt, as_reply(line)) for line in lines)
     return replace(found, lines=lines, judge=judge.name, agreement=agreed)
 
@@ -320,7 +320,7 @@ def _prompts(config: RunConfig) -> list[Prompt]:
         imported = limited(imported, config.limit)
     prompts = [p for p in prompts if p.set not in given] + imported
     if not prompts:
-        raise UsageError("no test prompts are left in these languages")
+        raise UnrefuseError("no test prompts are left in these languages")
     prompts += [p for p in load_pairs(config) if p.split == "test"]
     check_prompts(prompts)
     return prompts
@@ -351,12 +351,12 @@ def _line(p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float,
 def _check_same_tokens(
     folders: dict[str, Path], names: dict[str, str | None], config: RunConfig
 ) -> None:
-    """Raises UsageError where two models do not share a vocabulary: the divergence is by token."""
+    """Raises UnrefuseError where two models do not share a vocabulary: the divergence is by token."""
     before, after = (
         load_tokenizer(folders[when], config.trust_remote_code).get_vocab() for when in WHENS
     )
     if before != after:
-        raise UsageError(
+        raise UnrefuseError(
             f"{names['after']} and {names['before']} have different vocabularies, so one is no "
             "edit of the other: leave out --against"
         )

@@ -11,7 +11,7 @@ from unrefuse.edits.adapters.gguf import gguf_architecture, save_control_vector,
 from unrefuse.edits.adapters.lora import checkpoint_adapter, save_adapter
 from unrefuse.edits.plan import Plan, save_plan, scaled
 from unrefuse.edits.recipe import PLAN, read_plan
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.save import check_new, check_out, new_file, new_folder
 from unrefuse.metrics.floors import check_scale, read_measured
 from unrefuse.models.load import find_checkpoint, load_folder, read_config
@@ -31,11 +31,11 @@ def export_plan(
     original, of whose weights the adapter is made.
 
     All forms, or none, are written. Returns what `--json` prints; `scale` there counts from the
-    edit as it was measured. Raises UsageError, for an edit that was not measured above its floors
+    edit as it was measured. Raises UnrefuseError, for an edit that was not measured above its floors
     on these weights too: see `measured.read_measured`.
     """
     if not (lora or gguf_lora or control_vector):
-        raise UsageError("name a form: --lora DIR, --gguf-lora FILE or --control-vector FILE")
+        raise UnrefuseError("name a form: --lora DIR, --gguf-lora FILE or --control-vector FILE")
     check_scale(scale, "--scale")
     if lora:
         check_out(lora, "--lora")
@@ -44,10 +44,10 @@ def export_plan(
     read_plan(run)  # before a download
     folder = find_checkpoint(config)
     if folder.resolve() in (run.resolve(), run.resolve().parent):
-        raise UsageError(f"{config.model} is the edited model: name its original")
+        raise UnrefuseError(f"{config.model} is the edited model: name its original")
     recipe = read_measured(run, folder)
     if control_vector and not all(edit.of_output for edit in recipe.plan):
-        raise UsageError(
+        raise UnrefuseError(
             "a control vector acts on every prompt alike, and this edit does not: use --lora or "
             "--gguf-lora"
         )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from unrefuse.config import RunConfig
 from unrefuse.edits.disk.copying import head_start
 from unrefuse.edits.recipe import PLAN, find_plan
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.checkpoint import (
     BESIDE,
     check_checkpoint,
@@ -35,25 +35,25 @@ class Discard(Exception):
 def check_out(out: Path, option: str = "--out", size: int = 0) -> Path:
     """Where the folder `out` will lie: absolute, with `~` and links followed.
 
-    Raises UsageError unless it is new or an empty folder, and as `check_writable` does. Leaves
+    Raises UnrefuseError unless it is new or an empty folder, and as `check_writable` does. Leaves
     nothing behind.
     """
     goal = check_writable(out, size)
     with _told(out):
         if goal.exists() and (not goal.is_dir() or _inside(goal)):
-            raise UsageError(f"{out} exists and is not an empty folder: name another {option}")
+            raise UnrefuseError(f"{out} exists and is not an empty folder: name another {option}")
     return goal
 
 
 def check_writable(out: Path, size: int = 0) -> Path:
-    """Where `out` will lie. Raises UsageError where no folder can be made and renamed there, or
+    """Where `out` will lie. Raises UnrefuseError where no folder can be made and renamed there, or
     less than `size` bytes are free. Leaves nothing behind."""
     with _told(out):
         goal = _goal(out)
         place = _place(goal if goal.is_dir() else goal.parent)
         free = shutil.disk_usage(place).free
         if free < size:
-            raise UsageError(
+            raise UnrefuseError(
                 f"no space for {out}: {size / 2**20:.0f} MiB are needed, {free / 2**20:.0f} free"
             )
         made, renamed = _temporary(place), _temporary(place)
@@ -68,17 +68,17 @@ def check_writable(out: Path, size: int = 0) -> Path:
 
 
 def free_space(path: Path) -> int:
-    """Bytes free on the disk where `path` will lie. Raises UsageError where that can't be told."""
+    """Bytes free on the disk where `path` will lie. Raises UnrefuseError where that can't be told."""
     with _told(path):
         return shutil.disk_usage(_place(_goal(path))).free
 
 
 def check_new(file: Path, replace: bool = False) -> Path:
-    """Where the file `file` will lie. Raises UsageError where it is there already, unless it may
+    """Where the file `file` will lie. Raises UnrefuseError where it is there already, unless it may
     be replaced, and as `check_writable` does."""
     goal = check_writable(file)
     if goal.is_dir() or (goal.exists() and not replace):
-        raise UsageError(f"{file} exists: name another file")
+        raise UnrefuseError(f"{file} exists: name another file")
     return goal
 
 
@@ -94,7 +94,7 @@ def new_folder(out: Path, size: int = 0) -> Iterator[Path]:
 
     On any exception, Ctrl-C too, it is taken away. A folder that is there, and empty, is filled in
     place: it may be a mount point, a link's goal, the current folder, or have rights of its own.
-    Raises UsageError as `check_out` does, and for what the system says while writing.
+    Raises UnrefuseError as `check_out` does, and for what the system says while writing.
     """
     goal = check_out(out, size=size)
     with _told(out):
@@ -108,7 +108,7 @@ def new_folder(out: Path, size: int = 0) -> Iterator[Path]:
 def new_file(file: Path, replace: bool = False) -> Iterator[Path]:
     """Yields a temporary path of the same type, which becomes `file` when the block ends well.
 
-    Raises UsageError as `check_new` does, and for what the system says while writing.
+    Raises UnrefuseError as `check_new` does, and for what the system says while writing.
     """
     goal = check_new(file, replace)
     temporary = _temporary(_place(goal.parent), goal.suffix)
@@ -134,7 +134,7 @@ def _kept(out: Path, temporary: Path, publish: Callable[[], None]) -> Iterator[N
     except Discard:
         pass
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot write {out}: {_reason(error)}") from None
+        raise UnrefuseError(f"cannot write {out}: {_reason(error)}") from None
     finally:
         if not done:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -144,7 +144,7 @@ def _kept(out: Path, temporary: Path, publish: Callable[[], None]) -> Iterator[N
         try:
             publish()
         except OSError as error:
-            raise UsageError(
+            raise UnrefuseError(
                 f"cannot write {out}: {_reason(error)}; what was made is in {temporary}"
             ) from None
 
@@ -163,12 +163,12 @@ def _publish(temporary: Path, goal: Path) -> None:
 
 
 def _goal(path: Path) -> Path:
-    """The absolute path, with `~` and links followed. Raises UsageError for a link to nothing: a
+    """The absolute path, with `~` and links followed. Raises UnrefuseError for a link to nothing: a
     disk that is not mounted, mostly."""
     path = path.expanduser()
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():
-            raise UsageError(
+            raise UnrefuseError(
                 f"cannot write {path}: {link} is a link to {link.readlink()}, which is not there"
             )
     return path.resolve()
@@ -176,10 +176,10 @@ def _goal(path: Path) -> Path:
 
 def _place(goal: Path) -> Path:
     """The nearest folder that is there, on the file system of the goal: itself or one above it.
-    Raises UsageError where that is a file."""
+    Raises UnrefuseError where that is a file."""
     place = next(path for path in (goal, *goal.parents) if path.exists())
     if not place.is_dir():
-        raise UsageError(f"cannot write {goal}: {place} is a file")
+        raise UnrefuseError(f"cannot write {goal}: {place} is a file")
     return place
 
 
@@ -198,7 +198,7 @@ def _told(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"cannot write {out}: {_reason(error)}") from None
+        raise UnrefuseError(f"cannot write {out}: {_reason(error)}") from None
 
 
 def _reason(error: BaseException) -> str:
@@ -210,11 +210,11 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
 
     `run` is a saved model, a tuning run, a plan file, or an adapter of `export --lora`, whose scale
     is kept; the model is not loaded. The edit keeps the rows' length where it was measured so.
-    Returns what `--json` prints. Raises UsageError, for an edit that was not measured above its
+    Returns what `--json` prints. Raises UnrefuseError, for an edit that was not measured above its
     floors on these weights and in this form too: see `measured.read_measured`.
     """
     if config.out is None:
-        raise UsageError("where to? name a folder: --out DIR")
+        raise UnrefuseError("where to? name a folder: --out DIR")
     check_out(config.out)
     find_plan(run)  # before a download
     folder = find_folder(config)

@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.load import Model
 
 
 def check_benchmarks(names: Sequence[str], path: Path | None) -> None:
-    """Raises UsageError where lm-eval is not installed or does not know a task; loads no model."""
+    """Raises UnrefuseError where lm-eval is not installed or does not know a task; loads no model."""
     if path and not names:
-        raise UsageError("a path of tasks, but no task: name them with --benchmarks")
+        raise UnrefuseError("a path of tasks, but no task: name them with --benchmarks")
     if not names:
         return
     if importlib.util.find_spec("lm_eval") is None:
-        raise UsageError("benchmarks need lm-eval: pip install unrefuse[eval]")
+        raise UnrefuseError("benchmarks need lm-eval: pip install unrefuse[eval]")
     if path and not path.is_dir():
-        raise UsageError(f"{path} is no folder of tasks")
+        raise UnrefuseError(f"{path} is no folder of tasks")
     known = set(_tasks(names, path).all_tasks)
     for name in names:
         if name not in known:
-            raise UsageError(
+            raise UnrefuseError(
                 f"lm-eval has no task {name!r}: `lm-eval ls tasks` lists them; a folder with "
                 "tasks of your own: --benchmark-path"
             )
@@ -36,7 +36,7 @@ def run_benchmarks(
     """Each metric of each task, as "task metric": `value`, `stderr` (or None) and `n`.
 
     Plain text without the chat template, as the tasks' authors score base models; at most `limit`
-    questions a task. Raises UsageError where a task's data cannot be had.
+    questions a task. Raises UnrefuseError where a task's data cannot be had.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -58,7 +58,7 @@ def run_benchmarks(
                 fewshot_random_seed=seed,
             )
         except Exception as error:  # a task runs code of its own, over the network's errors
-            raise UsageError(
+            raise UnrefuseError(
                 f"lm-eval cannot run {', '.join(names)}: {first_line(error)}"
             ) from None
     return dict(_metrics(found))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unrefuse.config import LEAST_FLOOR, REPLY_TOKENS
 from unrefuse.edits.recipe import check_made_for, find_plan, read_plan
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.statistics import MOST, share_of
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def read_measured(run: Path, model: Path, preserve_norm: bool | None = False) ->
     """The plan at `run` for the checkpoint in the folder `model`, to be written with rows that keep
     their length or without (None: as it was measured).
 
-    Raises UsageError for a plan that cannot be read, or was made for other weights; and where its
+    Raises UnrefuseError for a plan that cannot be read, or was made for other weights; and where its
     record does not say that just this plan, in just this form, was measured above the floors.
     """
     file = find_plan(run)
@@ -99,7 +99,7 @@ def read_measured(run: Path, model: Path, preserve_norm: bool | None = False) ->
     check_made_for(metadata, model, file)
     measured = _record(plan, metadata, file)
     if preserve_norm not in (None, measured.preserve_norm):
-        raise UsageError(
+        raise UnrefuseError(
             f"the edit of {file} was measured with rows that keep their length, which no adapter "
             "can: `unrefuse apply` writes it"
             if measured.preserve_norm
@@ -115,9 +115,9 @@ def read_measured(run: Path, model: Path, preserve_norm: bool | None = False) ->
 
 
 def check_scale(scale: float, what: str) -> None:
-    """Raises UsageError for a strength beyond the one that was measured, and below none."""
+    """Raises UnrefuseError for a strength beyond the one that was measured, and below none."""
     if not 0 <= scale <= 1:
-        raise UsageError(f"{what} must be 0 to 1, 1 being what was measured, not {scale:g}")
+        raise UnrefuseError(f"{what} must be 0 to 1, 1 being what was measured, not {scale:g}")
 
 
 def _record(plan: "Plan", metadata: Mapping[str, str], file: Path) -> Measured:
@@ -125,18 +125,18 @@ def _record(plan: "Plan", metadata: Mapping[str, str], file: Path) -> Measured:
 
     do = "an edit is measured, then written, by `unrefuse edit`"
     if KEY not in metadata:
-        raise UsageError(f"the plan {file} has no record of a measurement: {do}")
+        raise UnrefuseError(f"the plan {file} has no record of a measurement: {do}")
     try:
         measured = Measured.model_validate_json(metadata[KEY])
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "no JSON"
-        raise UsageError(f"the plan {file} has no sound record of a measurement ({where}): {do}"
+        raise UnrefuseError(f"the plan {file} has no sound record of a measurement ({where}): {do}"
                          ) from None  # fmt: skip
     if measured.plan_sha256 != plan_hash(plan):
-        raise UsageError(f"the plan {file} is not the one that was measured: {do}")
+        raise UnrefuseError(f"the plan {file} is not the one that was measured: {do}")
     if not measured.keeps_floors():
         kept, shipped = measured.retention, measured.shipped
-        raise UsageError(
+        raise UnrefuseError(
             f"the plan {file} was measured below a floor (still refused: {kept.kept} of {kept.n} "
             f"keep prompts, of the shipped ones {shipped.kept} of {shipped.n}; quality "
             f"{measured.quality:.2f}, its interval from {measured.quality_low:.2f}), and no such "

@@ -13,7 +13,7 @@ from unrefuse.config import RunConfig
 from unrefuse.detector.refusal import DETECTOR, Grade
 from unrefuse.engine.endpoint import Endpoint, parse_endpoint
 from unrefuse.engine.generate import Reply, graded
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.metrics.chat_judge import KEY, chat_grade, chat_grades
 from unrefuse.metrics.statistics import cohens_kappa
 from unrefuse.metrics.transcripts import Line
@@ -49,24 +49,24 @@ Judge = Classifier | Endpoint
 
 
 def parse_judge(spec: str, label: str | None = None, form: str | None = None) -> Judge | None:
-    """The judge of `hf:NAME` or `openai:URL#MODEL`; None for `builtin`. Raises UsageError."""
+    """The judge of `hf:NAME` or `openai:URL#MODEL`; None for `builtin`. Raises UnrefuseError."""
     kind, _, rest = spec.partition(":")
     if kind != "hf" and (label or form):
-        raise UsageError("a judge's label and input form are those of a classifier, hf:NAME")
+        raise UnrefuseError("a judge's label and input form are those of a classifier, hf:NAME")
     if spec == DETECTOR:
         return None
     if kind == "hf" and rest:
         form = form or "{reply}"
         if "{reply}" not in form:
-            raise UsageError(f"the judge's input form {form!r} has no {{reply}} in it")
+            raise UnrefuseError(f"the judge's input form {form!r} has no {{reply}} in it")
         return Classifier(rest, label, form)
     if endpoint := parse_endpoint(spec, KEY):
         return endpoint
-    raise UsageError(f"{spec!r} is no judge: builtin, hf:NAME or openai:URL#MODEL")
+    raise UnrefuseError(f"{spec!r} is no judge: builtin, hf:NAME or openai:URL#MODEL")
 
 
 def judge_of(config: RunConfig) -> Judge | None:
-    """The judge that a run asks for, checked; None for the detector. Raises UsageError."""
+    """The judge that a run asks for, checked; None for the detector. Raises UnrefuseError."""
     judge = parse_judge(config.judge, config.judge_label, config.judge_input)
     if judge:
         check_judge(judge)
@@ -74,24 +74,24 @@ def judge_of(config: RunConfig) -> Judge | None:
 
 
 def check_judge(judge: Judge) -> None:
-    """Raises UsageError where the judge can't be had or gives no grade, before a model is asked."""
+    """Raises UnrefuseError where the judge can't be had or gives no grade, before a model is asked."""
     if isinstance(judge, Endpoint):
         found, said = chat_grade(judge, "What is two and two?", "Four.")
         if found is None:
-            raise UsageError(f"the judge {judge.name} gives no grade but {said[:60]!r}")
+            raise UnrefuseError(f"the judge {judge.name} gives no grade but {said[:60]!r}")
         return
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(judge.model)
     except (OSError, ValueError) as error:
-        raise UsageError(f"no judge {judge.model}: {first_line(error)}") from None
+        raise UnrefuseError(f"no judge {judge.model}: {first_line(error)}") from None
     label_grades(config.id2label, judge.label)
 
 
 def judged(judge: Judge, asked: Sequence[tuple[str, Reply]]) -> list[Reply]:
     """The replies to `asked` prompts with the judge's grades and its name. What is broken by the
-    detector, and what the judge gives no grade, keeps the detector's. Raises UsageError."""
+    detector, and what the judge gives no grade, keeps the detector's. Raises UnrefuseError."""
     replies = [_by_detector(reply, prompt) for prompt, reply in asked]
     seen = [i for i, reply in enumerate(replies) if reply.grade != "broken"]
     pairs = [(asked[i][0], after_thinking(replies[i].text)) for i in seen]
@@ -103,7 +103,7 @@ def judged(judge: Judge, asked: Sequence[tuple[str, Reply]]) -> list[Reply]:
             replies[i] = replace(replies[i], grade=by_judge, judge=judge.name)
     missing = sum(replies[i].judge == DETECTOR for i in seen)
     if missing > MISSING * len(seen):
-        raise UsageError(f"the judge {judge.name} gives no grade for {missing} of {len(seen)}")
+        raise UnrefuseError(f"the judge {judge.name} gives no grade for {missing} of {len(seen)}")
     return replies
 
 
@@ -112,7 +112,7 @@ def _by_detector(reply: Reply, prompt: str) -> Reply:
 
 
 def judged_lines(judge: Judge, lines: Sequence[Line]) -> list[Line]:
-    """The lines of a transcript with the judge's grades, likewise. Raises UsageError."""
+    """The lines of a transcript with the judge's grades, likewise. Raises UnrefuseError."""
     replies = judged(judge, [(line.prompt, as_reply(line)) for line in lines])
     return [
         replace(line, grade=reply.grade, judge=reply.judge)
@@ -152,15 +152,15 @@ def agreement(asked: Iterable[tuple[str, Reply]]) -> dict[str, Any] | None:
 def label_grades(labels: dict[int, str], refused: str | None = None) -> dict[int, Grade]:
     """The grade of each label of a classifier. `refused` names the one that means it; else a name
     with refus, reject or declin does (partly: partial; broken: broken, gibberish), unless non-,
-    not- or no- stands before it; every other label is an answer. Raises UsageError."""
+    not- or no- stands before it; every other label is an answer. Raises UnrefuseError."""
     names = ", ".join(labels.values())
     if refused is not None:
         if refused not in labels.values():
-            raise UsageError(f"the judge has no label {refused!r}; it has {names}")
+            raise UnrefuseError(f"the judge has no label {refused!r}; it has {names}")
         return {i: "refused" if name == refused else "answered" for i, name in labels.items()}
     grades = {i: _label_grade(name.lower()) for i, name in labels.items()}
     if "refused" not in grades.values():
-        raise UsageError(
+        raise UnrefuseError(
             f"none of the judge's labels ({names}) says refused: name it with --judge-label"
         )
     return grades
@@ -181,7 +181,7 @@ def _classify(judge: Classifier, pairs: Sequence[tuple[str, str]]) -> list[Grade
         tokenizer = AutoTokenizer.from_pretrained(judge.model)
         network = AutoModelForSequenceClassification.from_pretrained(judge.model).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"cannot load the judge {judge.model}: {first_line(error)}") from None
+        raise UnrefuseError(f"cannot load the judge {judge.model}: {first_line(error)}") from None
     grades = label_grades(network.config.id2label, judge.label)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

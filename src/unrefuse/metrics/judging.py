@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.judges import Judge, agreement, judged
 from unrefuse.metrics.measurement import (
     EXPECTED,
@@ -22,7 +22,7 @@ def measured_by(
     judge's agreement with the detector.
 
     Quality is that of the baseline prompts that the original answers by both: the divergence was
-    measured on no others. Raises UsageError where the judge fails, or by its grades the original
+    measured on no others. Raises UnrefuseError where the judge fails, or by its grades the original
     did with too few prompts what their set is for.
     """
     groups = [measured.exchanges, *(context.exchanges for context in measured.contexts)]
@@ -48,7 +48,7 @@ def measured_by(
             for e in exchanges
         )
         if usable < MINIMUM:
-            raise UsageError(
+            raise UnrefuseError(
                 f"by the judge {judge.name} the model has {EXPECTED[name]} only {usable} {name} "
                 f"prompts, and {MINIMUM} are needed"
             )

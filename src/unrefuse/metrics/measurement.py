@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unrefuse.config import RunConfig
 from unrefuse.detector.refusal import Grade
 from unrefuse.engine.generate import MORE_THOUGHTS, Reply, reply_to
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.floors import Kept
 from unrefuse.metrics.quality import Reference, divergences, kl_and_quality, make_reference
 from unrefuse.metrics.record import remembered
@@ -35,7 +35,7 @@ EXPECTED = {
 }
 
 
-class TooFew(UsageError):
+class TooFew(UnrefuseError):
     """The model did too seldom what a set is for: nothing can be measured on it."""
 
 
@@ -120,12 +120,12 @@ def count_graded(
 
 
 def check_shipped(prompts: Sequence[Prompt]) -> None:
-    """Raises UsageError where a choice of languages leaves too few of the shipped keep prompts to
+    """Raises UnrefuseError where a choice of languages leaves too few of the shipped keep prompts to
     measure anything: prompts of a user's own stand beside them, and never in their place."""
     for split in ("search", "test"):
         left = sum(p.source == SHIPPED for p in select(prompts, "keep", split))
         if left < MINIMUM:
-            raise UsageError(
+            raise UnrefuseError(
                 f"too few keep prompts: {left} of the shipped ones in the {split} split are in "
                 f"these languages, and {MINIMUM} are needed; leave out --lang, or name more"
             )
@@ -138,7 +138,7 @@ def ask_before(
     config: RunConfig,
     folder: Path | None = None,
 ) -> Before:
-    """The original's replies on one split. Raises UsageError where too few can be measured.
+    """The original's replies on one split. Raises UnrefuseError where too few can be measured.
 
     The test split is asked at full length, with the matched pairs and in other contexts; of the
     train split the selective edit needs no replies to keep prompts. With `folder`, that of a
@@ -172,7 +172,7 @@ def ask_before(
     if share_of(kept, kept).low < config.retention_bound:
         enough = needed(config.retention_bound, 1)
         _check_thoughts(model, before, "keep", enough or 0)
-        raise UsageError(
+        raise UnrefuseError(
             f"too few keep prompts: the model has refused {kept} in the {split} split, and even "
             f"with none lost {enough} are needed to show a retention of "
             f"{config.retention_bound:g}; give it more with --keep FILE, or lower --retention-bound"
@@ -186,12 +186,12 @@ def ask_before(
 
 
 def _check_thoughts(model: Model, before: Before, name: str, wanted: int) -> None:
-    """Raises UsageError where what is short of the `wanted` prompts are replies that are all
+    """Raises UnrefuseError where what is short of the `wanted` prompts are replies that are all
     thoughts: that is no lack of prompts."""
     own = [e for e in before.exchanges if e.prompt.set == name]
     thoughts = sum(is_thinking(e.before.text) for e in own)
     if thoughts and thoughts + len(before.usable(name)) >= wanted:
-        raise UsageError(
+        raise UnrefuseError(
             f"the model has not come to the end of its thoughts in {model.thinking_tokens} tokens "
             f"in {thoughts} of {len(own)} replies to {name} prompts of the {before.split} split, "
             f"so that they can't be graded: {MORE_THOUGHTS.format(4 * model.thinking_tokens)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.engine.generate import Reply, graded
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.jsontext import json_text
 from unrefuse.prompts.sets import Prompt
 
@@ -20,23 +20,23 @@ FREE = ("out", "resume", "backend", "device", "batch_size", "test_target", "test
 
 
 def check_run(folder: Path, resume: bool) -> None:
-    """Raises UsageError where a run would be overwritten, or there is none to go on with."""
+    """Raises UnrefuseError where a run would be overwritten, or there is none to go on with."""
     if (folder / SETTINGS).exists():
         if not resume:
-            raise UsageError(
+            raise UnrefuseError(
                 f"{folder} holds a run already: go on with it by --resume, or remove it"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is no run of unrefuse: name another --out")
+        raise UnrefuseError(f"{folder} exists and is no run of unrefuse: name another --out")
     if resume:
-        raise UsageError(f"there is no run in {folder} to go on with: leave out --resume")
+        raise UnrefuseError(f"there is no run in {folder} to go on with: leave out --resume")
 
 
 def open_run(folder: Path, config: RunConfig) -> None:
     """Makes the folder of a run, or goes on with the one that is there.
 
-    `config` is resolved. Raises UsageError where that run had other settings.
+    `config` is resolved. Raises UnrefuseError where that run had other settings.
     """
     settings = _settings(config)
     file = folder / SETTINGS
@@ -45,17 +45,17 @@ def open_run(folder: Path, config: RunConfig) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, json_text(settings, indent=2) + "\n")
         except OSError as error:
-            raise UsageError(f"cannot write {folder}: {error.strerror}") from None
+            raise UnrefuseError(f"cannot write {folder}: {error.strerror}") from None
         return
     try:
         # A run from before there was a setting had what is its default now.
         defaults = _settings(RunConfig(model=config.model))
         earlier = defaults | json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"cannot read {file}: {error}") from None
+        raise UnrefuseError(f"cannot read {file}: {error}") from None
     for key in sorted(settings.keys() | earlier.keys()):
         if settings.get(key) != earlier.get(key):
-            raise UsageError(
+            raise UnrefuseError(
                 f"{folder} is a run with other settings ({key} was {earlier.get(key)!r} and is "
                 f"{settings.get(key)!r} now): use the same, or another --out"
             )
@@ -88,18 +88,18 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON Lines, but for a last line without an end. Raises UsageError
+    """The objects of a file of JSON Lines, but for a last line without an end. Raises UnrefuseError
     that names the line."""
     try:
         lines = file.read_bytes().split(b"\n")[:-1]
     except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+        raise UnrefuseError(f"cannot read {file}: {error.strerror}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{file}:{number} is damaged: {first_line(error)}") from error
+            raise UnrefuseError(f"{file}:{number} is damaged: {first_line(error)}") from error
     return rows
 
 

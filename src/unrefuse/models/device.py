@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 
@@ -52,12 +52,12 @@ def is_spread(network: nn.Module) -> bool:
 
 
 def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
-    """Raises UsageError where not all `values`, computed in `dtype`, are finite numbers."""
+    """Raises UnrefuseError where not all `values`, computed in `dtype`, are finite numbers."""
     if not bool(torch.isfinite(values).all()):
         raise not_finite(what, dtype)
 
 
-def not_finite(what: str, dtype: torch.dtype) -> UsageError:
+def not_finite(what: str, dtype: torch.dtype) -> UnrefuseError:
     """What to do where numbers are not finite: float16 ends at 65504, where models that were made
     in bfloat16 often go on; elsewhere the model itself is at fault."""
     name = str(dtype).removeprefix("torch.")
@@ -67,11 +67,11 @@ def not_finite(what: str, dtype: torch.dtype) -> UsageError:
         do = "its weights or its code are damaged, unless --dtype float32 helps"
     else:
         do = "its weights or its code are damaged"
-    return UsageError(f"{what} are not all finite in {name}: {do}")
+    return UnrefuseError(f"{what} are not all finite in {name}: {do}")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: CUDA (or ROCm), then Apple's MPS, then the CPU. Raises UsageError."""
+    """`auto`: CUDA (or ROCm), then Apple's MPS, then the CPU. Raises UnrefuseError."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -79,7 +79,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"no device {name!r} here: {first_line(error)}") from None
+        raise UnrefuseError(f"no device {name!r} here: {first_line(error)}") from None
     return device
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -12,12 +12,12 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 def walk(folder: Path) -> Iterator[Path]:
     """All that lies in `folder` and is no folder, in order; hidden sub-folders are tools' own.
 
-    A link to a folder is one thing: what it leads to may be anything. Raises UsageError for a
+    A link to a folder is one thing: what it leads to may be anything. Raises UnrefuseError for a
     folder that cannot be read.
     """
 
     def fail(error: OSError) -> None:
-        raise UsageError(f"cannot read {folder}: {first_line(error)}")
+        raise UnrefuseError(f"cannot read {folder}: {first_line(error)}")
 
     for root, folders, files in os.walk(folder, onerror=fail):
         links = [name for name in folders if Path(root, name).is_symlink()]
@@ -26,20 +26,20 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def check_file(file: Path) -> None:
-    """Raises UsageError where a file is not there, or is only a pointer to what it should hold."""
+    """Raises UnrefuseError where a file is not there, or is only a pointer to what it should hold."""
     if not file.is_file():
         if file.is_symlink():
-            raise UsageError(
+            raise UnrefuseError(
                 f"{file} is a link to {file.readlink()}, which is no file there: "
                 "download the model again"
             )
-        raise UsageError(f"{file} is missing, or is no file")
+        raise UnrefuseError(f"{file} is missing, or is no file")
     try:
         with file.open("rb") as data:
             begin = data.read(len(POINTER))
     except OSError as error:
-        raise UsageError(f"cannot read {file}: {first_line(error)}") from None
+        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
     if begin == POINTER:
-        raise UsageError(
+        raise UnrefuseError(
             f"{file} is not the file but a pointer of Git LFS to it: run `git lfs pull` there"
         )

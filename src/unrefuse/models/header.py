@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.files import check_file
 from unrefuse.textfile import parse_json
 
@@ -25,7 +25,7 @@ Tensors = Mapping[Path, Mapping[str, Stored]]  # of a checkpoint, by its files
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of a file, in the header's order. Raises UsageError for a damaged file.
+    """The tensors of a file, in the header's order. Raises UnrefuseError for a damaged file.
 
     8 bytes with the header's length, the header in JSON, then the data, at offsets from its end
     (safetensors' docs, "Format").
@@ -38,7 +38,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             length = int.from_bytes(data.read(8), "little")
             header = parse_json(data.read(length).decode())
     except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"{file} is truncated or damaged: {first_line(error)}") from None
+        raise UnrefuseError(f"{file} is truncated or damaged: {first_line(error)}") from None
     header.pop("__metadata__", None)
     start = 8 + length
     return {

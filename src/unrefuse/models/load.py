@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from unrefuse.config import THINKING_TOKENS, RunConfig
-from unrefuse.errors import UsageError, told_as
+from unrefuse.errors import UnrefuseError, told_as
 from unrefuse.models.architectures import same_name
 from unrefuse.models.assemble import assemble, read_generation
 from unrefuse.models.checkpoint import (
@@ -99,7 +99,7 @@ class Model:
 def load_model(config: RunConfig) -> Model:
     """The model of `config.model`, in evaluation mode on its device.
 
-    Raises UsageError for a folder that is no model, a missing or truncated file, weights that are
+    Raises UnrefuseError for a folder that is no model, a missing or truncated file, weights that are
     not finite or lack a tensor or are quantised, an architecture that is not known unless
     `config.probe` and the probe finds it out, and a base model without a chat template.
     """
@@ -108,7 +108,7 @@ def load_model(config: RunConfig) -> Model:
 
 
 def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
-    """The model in `folder`, under the settings of `config`. Raises UsageError; see load_model."""
+    """The model in `folder`, under the settings of `config`. Raises UnrefuseError; see load_model."""
     tensors = check_checkpoint(folder, config)
     hf_config = read_config(folder, config)
     check_architecture(hf_config)
@@ -142,7 +142,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
                 if spread is None:
                     network.to(device)
             for tensor, stored, wanted in sorted(info["mismatched_keys"]):
-                raise UsageError(
+                raise UnrefuseError(
                     f"{name}: {tensor} is {tuple(stored)} in the checkpoint, and the model of its "
                     f"config.json has {tuple(wanted)}"
                 )
@@ -152,7 +152,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
     if missing:
-        raise UsageError(
+        raise UnrefuseError(
             f"{name}: the checkpoint has no {missing[0]} (of {len(missing)} tensors that lack)"
         )
     for parameter_name, parameter in network.named_parameters():
@@ -191,27 +191,27 @@ def _rows(network: PreTrainedModel) -> int:
 
 
 def _sample(tokenizer: PreTrainedTokenizerBase, name: str, rows: int | None = None) -> list[int]:
-    """The tokens of a prompt. Raises UsageError where no prompt could be asked."""
+    """The tokens of a prompt. Raises UnrefuseError where no prompt could be asked."""
     try:
         (ids,) = encode(tokenizer, [SAMPLE], rows=rows)
         if rows is not None:  # plain text has special tokens of its own
             check_ids(tokenizer, tokenizer(SAMPLE)["input_ids"], rows)
         return ids
     except ChatError as error:
-        raise UsageError(f"{name}: {error}") from error
+        raise UnrefuseError(f"{name}: {error}") from error
 
 
 @torch.inference_mode()
 def _try_out(network: PreTrainedModel, ids: list[int], folder: Path) -> None:
     """A forward pass over a prompt, as replies begin: a config may fit the weights and not itself.
-    Raises UsageError."""
+    Raises UnrefuseError."""
     inputs, decoder = torch.tensor([ids], device=network.device), network.get_decoder()
     with told_as(f"the model in {folder} cannot be run"):
         cache = DynamicCache(config=network.config)
         states = decoder(input_ids=inputs, past_key_values=cache, use_cache=True).last_hidden_state
     if not bool(states.isfinite().all()):
         kind = str(network.dtype).removeprefix("torch.")
-        raise UsageError(
+        raise UnrefuseError(
             f"the model in {folder} gives numbers that are not finite in {kind}: try another "
             "--dtype"
         )
@@ -223,7 +223,7 @@ def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> Non
     stored = {same_name(name) for file in tensors.values() for name in file}
     for writer in found:
         if same_name(f"{writer.name}.{writer.parameter}") not in stored:
-            raise UsageError(
+            raise UnrefuseError(
                 f"the architecture {kind!r} is not in unrefuse's table, and its checkpoint has no "
                 f"tensor {writer.name}.{writer.parameter}, where an edit would go"
             )
@@ -232,12 +232,12 @@ def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> Non
         f"into the residual stream: {describe(network, found)}"
     )
     if not config.probe:
-        raise UsageError(f"{told}. To edit them: --probe")
+        raise UnrefuseError(f"{told}. To edit them: --probe")
     stderr.print(told)
 
 
 def read_config(folder: Path, config: RunConfig) -> PretrainedConfig:
-    """The transformers configuration in a checkpoint folder. Raises UsageError."""
+    """The transformers configuration in a checkpoint folder. Raises UnrefuseError."""
     with told_as(f"cannot read {folder / 'config.json'}"):
         found: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
@@ -273,7 +273,7 @@ def _device_map(
     tensors: Tensors, config: RunConfig, device: torch.device, dtype: torch.dtype, name: str
 ) -> str | None:
     """accelerate's map of a model to devices: "auto" where that was asked for, or where one device
-    does not hold it and the choice was left open. Raises UsageError where it does not fit."""
+    does not hold it and the choice was left open. Raises UnrefuseError where it does not fit."""
     if config.stream:
         return config.device_map
     numbers = sum(math.prod(t.shape) for file in tensors.values() for t in file.values())
@@ -285,7 +285,7 @@ def _device_map(
     do = "run it block by block from disk: --stream"
     if config.tune:
         do = "a tuning needs it in memory; `unrefuse edit --stream` does without"
-    raise UsageError(
+    raise UnrefuseError(
         f"{name} does not fit: its weights take {needed / 1e9:.2f} GB in "
         f"{str(dtype).removeprefix('torch.')}, and {free / 1e9:.2f} GB are free on {device}; "
         f"{do}"

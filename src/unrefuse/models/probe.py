@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.architectures import Component, Matrix, bias_name
 from unrefuse.models.writers import (
     PROBED,
@@ -62,7 +62,7 @@ class Call:
 def probe(model: PreTrainedModel) -> list[Writer]:
     """The writers of a loaded model, found by experiment; `writers` gives them from then on.
 
-    Raises UsageError, in one line, where what a block adds to the stream is not all the output of
+    Raises UnrefuseError, in one line, where what a block adds to the stream is not all the output of
     matrices, or of an RMSNorm on one, and where the model can't be run as unrefuse runs it.
     """
     kind = text_config(model).model_type
@@ -86,7 +86,7 @@ def probe(model: PreTrainedModel) -> list[Writer]:
             for matrix, scale in _matrices(call, int(layer))
         ]
     except Exception as error:  # code that a model ships raises anything
-        raise UsageError(
+        raise UnrefuseError(
             f"the architecture {kind!r} is not in unrefuse's table, and a traced forward does not "
             f"show which matrices write into the residual stream: {first_line(error)}"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.header import Tensors
 from unrefuse.progress import stderr
 
@@ -28,7 +28,7 @@ SIDECAR = "hf_quant_config.json"  # of NVIDIA's ModelOpt
 def quantization(folder: Path) -> dict[str, Any] | None:
     """What a checkpoint's config says of its quantisation, or None where it says nothing.
 
-    Raises UsageError where there is no config, or none that can be read.
+    Raises UnrefuseError where there is no config, or none that can be read.
     """
     config = _read(folder / "config.json")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
@@ -39,7 +39,7 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 
 
 def check_full(folder: Path, tensors: Tensors) -> None:
-    """Raises UsageError for a quantised checkpoint: rounded weights can't take a small change.
+    """Raises UnrefuseError for a quantised checkpoint: rounded weights can't take a small change.
 
     It is told from its config, from the file that ModelOpt leaves, and from its tensors: without
     a word about it, rounded weights would be read without their scales.
@@ -53,7 +53,7 @@ def check_full(folder: Path, tensors: Tensors) -> None:
         told = _read(folder / SIDECAR).get("quantization")
         found = told.get("quant_algo") if isinstance(told, dict) else None
     if found := found or _rounded(tensors):
-        raise UsageError(
+        raise UnrefuseError(
             f"the weights in {folder} are quantised ({found}), and an edit needs full weights: {do}"
         )
 
@@ -95,7 +95,7 @@ def _read(file: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("it is no table")
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {file}: {first_line(error)}") from None
+        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
     return found
 
 
@@ -111,7 +111,7 @@ def full_weights(
     """The folder of a full copy of an FP8 or MXFP4 checkpoint, made at the first call.
 
     `tensors` are those of its weight files, `others` its other files, `auto` the class that loads
-    it with `hf_config`. Raises UsageError where the kind is another, and for what goes wrong while
+    it with `hf_config`. Raises UnrefuseError where the kind is another, and for what goes wrong while
     it is loaded and written.
     """
     found = quantization(folder)
@@ -146,7 +146,7 @@ def full_weights(
             quantization_config=settings_class(dequantize=True, **settings),
         )
         if missing := sorted(info["missing_keys"]):
-            raise UsageError(f"{folder}: the checkpoint has no {missing[0]}")
+            raise UnrefuseError(f"{folder}: the checkpoint has no {missing[0]}")
         # A model that was loaded so would be quantised again when saved; a new one is not.
         with torch.device("meta"):
             plain = type(loaded)(loaded.config)
@@ -160,7 +160,7 @@ def full_weights(
                 shutil.copyfile(file, temporary / name)
         temporary.replace(full)
     except (*(OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError),) as error:
-        raise UsageError(f"cannot dequantise {folder}: {first_line(error)}") from None
+        raise UnrefuseError(f"cannot dequantise {folder}: {first_line(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return full

@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
-from unrefuse.errors import UsageError, told_as
+from unrefuse.errors import UnrefuseError, told_as
 from unrefuse.models.assemble import empty_network
 from unrefuse.models.device import check_finite, free_memory
 from unrefuse.models.weights import lazy_weights
@@ -217,7 +217,7 @@ class Stream:
             return
         for name, parameter in self._blocks[layer].named_parameters():
             if parameter.is_meta:
-                raise UsageError(
+                raise UnrefuseError(
                     f"the checkpoint has no weights for {name} of block {layer}, of the shape "
                     f"{tuple(parameter.shape)}"
                 )
@@ -276,10 +276,10 @@ def stream_network(
 ) -> tuple[PreTrainedModel, Stream]:
     """The network of the safetensors `files`, its blocks left on disk.
 
-    `auto` is the transformers class that makes it of `config`. Raises UsageError for a pickle.
+    `auto` is the transformers class that makes it of `config`. Raises UnrefuseError for a pickle.
     """
     if files[0].suffix != ".safetensors":
-        raise UsageError("a pickle checkpoint cannot be streamed: leave out --stream")
+        raise UnrefuseError("a pickle checkpoint cannot be streamed: leave out --stream")
     with told_as(f"cannot load the model in {files[0].parent}"):
         network = empty_network(auto, config, dtype, trust_remote_code)
         return network, Stream(network, files, device)

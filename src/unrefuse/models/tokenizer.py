@@ -8,26 +8,26 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from unrefuse.errors import UsageError, first_line, told_as
+from unrefuse.errors import UnrefuseError, first_line, told_as
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer in a checkpoint folder. Raises UsageError, for the file at fault."""
+    """The tokenizer in a checkpoint folder. Raises UnrefuseError, for the file at fault."""
     try:
         with told_as(f"cannot read the tokenizer in {folder}"):
             found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code
             )
-    except UsageError as error:
+    except UnrefuseError as error:
         files = [file for file in folder.iterdir() if re.search("token|vocab", file.name)]
         if not files:
-            raise UsageError(f"{folder} has no tokenizer: no tokenizer.json is in it") from error
+            raise UnrefuseError(f"{folder} has no tokenizer: no tokenizer.json is in it") from error
         for file in sorted(files):
             if file.suffix == ".json":
                 _read_json(file)
         if type(error.__cause__) is Exception:  # what the library of tokenizers raises
             own = version("tokenizers")
-            raise UsageError(
+            raise UnrefuseError(
                 f"{error}: it is damaged, or of a newer version of tokenizers than {own}"
             ) from error
         raise
@@ -36,7 +36,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
 
 def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of the tokens that end a reply: the tokenizer's, and those of the generation config
-    or, where there is none, of the config. Raises UsageError."""
+    or, where there is none, of the config. Raises UnrefuseError."""
     file = folder / "generation_config.json"
     given: list[Any] = [tokenizer.eos_token_id]
     if file.is_file():
@@ -51,16 +51,16 @@ def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         given += own if isinstance(own, list) else [own]
     ends = [end for end in given if end is not None]
     if strange := [end for end in ends if type(end) is not int]:
-        raise UsageError(f"{file}: the eos_token_id {strange[0]!r} is no number of a token")
+        raise UnrefuseError(f"{file}: the eos_token_id {strange[0]!r} is no number of a token")
     return sorted(set(ends))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UsageError that names it."""
+    """The object in a JSON file. Raises UnrefuseError that names it."""
     try:
         found = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {file}: {first_line(error)}") from error
+        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"cannot read {file}: it is no JSON object")
+        raise UnrefuseError(f"cannot read {file}: it is no JSON object")
     return found

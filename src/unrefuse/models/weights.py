@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.files import check_file
 from unrefuse.models.header import Stored
 
@@ -27,20 +27,20 @@ DTYPES = {
 def read_pickle(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     """The tensors of a pickle file by name; on the device `meta` their data is not read.
 
-    Raises UsageError for a damaged file and for one that holds anything else.
+    Raises UnrefuseError for a damaged file and for one that holds anything else.
     """
     check_file(file)
     try:
         mapped = device != "meta" and zipfile.is_zipfile(file)
         found = torch.load(file, map_location=device, weights_only=True, mmap=mapped)
     except Exception:  # bytes that are no pickle make the unpickler raise anything
-        raise UsageError(
+        raise UnrefuseError(
             f"cannot read {file}: it is damaged, or holds more than tensors, which could run code; "
             "save the model as safetensors"
         ) from None
     for name, tensor in found.items() if isinstance(found, dict) else [(type(found), None)]:
         if not (isinstance(name, str) and isinstance(tensor, Tensor)):
-            raise UsageError(
+            raise UnrefuseError(
                 f"{file} holds {name!r}, which is no tensor, beside the weights or around them: "
                 "save the model as safetensors"
             )

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.architectures import ARCHITECTURES, Component, Matrix
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ PROBED: WeakKeyDictionary[nn.Module, list[Writer]] = WeakKeyDictionary()
 
 
 def check_architecture(config: "PretrainedConfig") -> None:
-    """Raises UsageError for a model that can't be edited whatever its blocks are."""
+    """Raises UnrefuseError for a model that can't be edited whatever its blocks are."""
     if config.is_encoder_decoder:
-        raise UsageError(
+        raise UnrefuseError(
             f"the architecture {config.model_type!r} is not supported: unrefuse edits models that "
             "have a decoder only"
         )
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
     if layers < 1:
-        raise UsageError(f"the model has no layers: its config.json says {layers}")
+        raise UnrefuseError(f"the model has no layers: its config.json says {layers}")
 
 
 def text_config(model: "PreTrainedModel") -> "PretrainedConfig":
@@ -68,13 +68,13 @@ def is_stateful(model: "PreTrainedModel") -> bool:
 def blocks(model: "PreTrainedModel") -> nn.ModuleList:
     """The decoder blocks, in order; the output of each is the residual stream after it.
 
-    Raises UsageError where the decoder has no list of as many modules as the config says.
+    Raises UnrefuseError where the decoder has no list of as many modules as the config says.
     """
     layers = text_config(model).num_hidden_layers
     for child in model.get_decoder().children():
         if isinstance(child, nn.ModuleList) and len(child) == layers:
             return child
-    raise UsageError(
+    raise UnrefuseError(
         f"the architecture {text_config(model).model_type!r} is not supported: it has no list of "
         f"{layers} decoder blocks"
     )
@@ -83,20 +83,22 @@ def blocks(model: "PreTrainedModel") -> nn.ModuleList:
 def writers(model: "PreTrainedModel") -> list[Writer]:
     """Every matrix that writes into the residual stream, block by block.
 
-    Raises UsageError for a model that is neither in the table nor probed, and where a block lacks
+    Raises UnrefuseError for a model that is neither in the table nor probed, and where a block lacks
     what the table says.
     """
     if model in PROBED:
         return PROBED[model]
     kind = text_config(model).model_type
     if not is_known(model):
-        raise UsageError(f"the architecture {kind!r} is not known, and the model was not probed")
+        raise UnrefuseError(f"the architecture {kind!r} is not known, and the model was not probed")
     found = []
     for layer, block in enumerate(blocks(model)):
         modules = dict(block.named_modules())
         here = [matrix for matrix in ARCHITECTURES[kind] if matrix.path in modules]
         if {matrix.component for matrix in here} != {"attention", "mlp"}:
-            raise UsageError(f"block {layer} of this {kind} is of a kind that unrefuse can't edit")
+            raise UnrefuseError(
+                f"block {layer} of this {kind} is of a kind that unrefuse can't edit"
+            )
         found += [writer_of(model, layer, matrix) for matrix in here]
     return found
 

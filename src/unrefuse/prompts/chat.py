@@ -12,7 +12,7 @@ from jinja2 import TemplateSyntaxError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from unrefuse.errors import UsageError, first_line, is_told
+from unrefuse.errors import UnrefuseError, first_line, is_told
 from unrefuse.prompts.sets import Prompt
 from unrefuse.prompts.thinking import after_thinking, is_tag, opened_tag
 
@@ -23,7 +23,7 @@ SAMPLE = """What is a volcano, and how does one form? Tell me in a sentence or t
 and then name three that have erupted in the last hundred years."""
 
 
-class ChatError(UsageError):
+class ChatError(UnrefuseError):
     """A chat that the model can't be given. `index` is that of the prompt at fault, None where it
     is the chat template or the tokenizer, whatever the prompt."""
 
@@ -41,7 +41,7 @@ def placed(prompts: Sequence[Prompt]) -> Iterator[None]:
     except ChatError as error:
         if error.index is None:
             raise
-        raise UsageError(f"{prompts[error.index].place}: {error}") from error
+        raise UnrefuseError(f"{prompts[error.index].place}: {error}") from error
 
 
 def encode(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts.language import language
 from unrefuse.prompts.rows import Rows, cell, columns, file_rows
 
@@ -51,11 +51,13 @@ def is_import(source: str) -> bool:
 def import_rows(spec: str) -> tuple[Path, Rows]:
     """The file of `spec`, FORMAT:FILE, and its rows with the columns prompt, set, topic and lang.
 
-    Raises UsageError that names the file and the line.
+    Raises UnrefuseError that names the file and the line.
     """
     _, _, path = spec.partition(":")
     if not is_import(spec) or not path:
-        raise UsageError(f"{spec!r} is no import: FORMAT:FILE, FORMAT one of {', '.join(FORMATS)}")
+        raise UnrefuseError(
+            f"{spec!r} is no import: FORMAT:FILE, FORMAT one of {', '.join(FORMATS)}"
+        )
     # The shell leaves a home folder after a colon as it is.
     file = Path(path).expanduser() if path.startswith("~/") else Path(path)
     return file, _rows(_name(spec), file)
@@ -74,7 +76,7 @@ def _rows(name: str, file: Path) -> Rows:
         place = f"{file}:{line}"
         there = row if isinstance(row, dict) else {}
         if missing := [column for column in form.columns if column not in there]:
-            raise UsageError(
+            raise UnrefuseError(
                 f"{place}: not in the form of {name}: no column {', '.join(missing)} (there: "
                 f"{columns(row)})"
             )
@@ -94,7 +96,7 @@ def _rows(name: str, file: Path) -> Rows:
 def _xstest_set(row: dict[str, Any], place: str) -> str:
     label, kind = (cell(row, column, place).lower() for column in ("label", "type"))
     if label not in ("", "safe", "unsafe"):
-        raise UsageError(f"{place}: label {label!r} is neither safe nor unsafe")
+        raise UnrefuseError(f"{place}: label {label!r} is neither safe nor unsafe")
     if not label and not kind:
-        raise UsageError(f"{place}: neither a label nor a type says whether this is harmful")
+        raise UnrefuseError(f"{place}: neither a label nor a type says whether this is harmful")
     return "keep" if label == "unsafe" or kind.startswith("contrast_") else "target"

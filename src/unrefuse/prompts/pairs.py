@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from unrefuse.config import RunConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts.language import language, language_code
 from unrefuse.prompts.rows import cell, file_rows
 from unrefuse.prompts.sets import SPLITS, Prompt, limited, same_text, split
@@ -22,7 +22,7 @@ def load_pairs(config: RunConfig, prompts: Sequence[Prompt] = ()) -> list[Prompt
     The shipped pairs in `config.languages`, at most `config.limit` a split, and beside them all of
     the file `config.pairs`: rows with the columns harmless and harmful, and where they have them
     topic, lang and split. Rows without a split go to train and search. A shipped pair that is
-    learned from gives way to one of `prompts` in the same words. Raises UsageError that names the
+    learned from gives way to one of `prompts` in the same words. Raises UnrefuseError that names the
     file and the line.
     """
     data = (files("unrefuse.prompts") / "data" / "pairs.jsonl").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def load_pairs(config: RunConfig, prompts: Sequence[Prompt] = ()) -> list[Prompt
         source = str(config.pairs)
         own = [_pair(row, source, n, f"{source}:{n}") for n, row in file_rows(config.pairs)]
         if not own:
-            raise UsageError(f"{source}: no pairs in it")
+            raise UnrefuseError(f"{source}: no pairs in it")
         divided = split([harmless for harmless, _ in own], config.seed, (0.75, 0.25))
         splits = {p.pair: p.split for p in divided}
         pairs += [tuple(replace(p, split=splits[p.pair]) for p in pair) for pair in own]
@@ -54,14 +54,14 @@ def _pair(row: Any, source: str, line: int, pair: str) -> tuple[Prompt, ...]:
     place = f"{source}:{line}"
     there = row if isinstance(row, dict) else {}
     if not all(isinstance(there.get(name), str) for name in PAIR_SETS):
-        raise UsageError(f"{place}: a pair needs text in the columns harmless and harmful")
+        raise UnrefuseError(f"{place}: a pair needs text in the columns harmless and harmful")
     texts = [cell(there, name, place) for name in PAIR_SETS]
     if not all(texts):
-        raise UsageError(f"{place}: a pair needs text in the columns harmless and harmful")
+        raise UnrefuseError(f"{place}: a pair needs text in the columns harmless and harmful")
     kept = {key: cell(there, key, place) for key in ("topic", "lang", "split")}
     kept["lang"] = language_code(kept["lang"]) or language(texts[0])
     if kept["split"] and kept["split"] not in SPLITS:
-        raise UsageError(f"{place}: split {kept['split']!r} is none of {', '.join(SPLITS)}")
+        raise UnrefuseError(f"{place}: split {kept['split']!r} is none of {', '.join(SPLITS)}")
     return tuple(
         Prompt(text, name, **kept, source=source, line=line, pair=pair)
         for name, text in zip(PAIR_SETS, texts, strict=True)

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.textfile import lines, parse_json, read_text
 
 FILE_TYPES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
@@ -19,10 +19,10 @@ Rows = Iterator[tuple[int, Any]]
 
 def file_rows(file: Path) -> Rows:
     """The rows of a file of one of the FILE_TYPES, each with the line on which it begins, counted
-    from 1 (Parquet: its number). Raises UsageError that names the file and the line."""
+    from 1 (Parquet: its number). Raises UnrefuseError that names the file and the line."""
     kind = file.suffix.lower()
     if kind not in FILE_TYPES:
-        raise UsageError(f"{file}: the name must end in {', '.join(FILE_TYPES)}")
+        raise UnrefuseError(f"{file}: the name must end in {', '.join(FILE_TYPES)}")
     if kind == ".parquet":
         yield from _parquet_rows(file)
         return
@@ -38,40 +38,40 @@ def file_rows(file: Path) -> Rows:
 
 
 def dataset_rows(name: str, data_split: str) -> Rows:
-    """The rows of a data set that `datasets` finds. Raises UsageError."""
+    """The rows of a data set that `datasets` finds. Raises UnrefuseError."""
     import datasets
 
     try:
         yield from enumerate(datasets.load_dataset(name, split=data_split), start=1)
     except Exception as error:  # the library raises many kinds, from the network down
-        raise UsageError(
+        raise UnrefuseError(
             f"no such file, and `datasets` cannot load {name!r} (split {data_split!r}): "
             f"{first_line(error)}"
         ) from None
 
 
 def json_lines(text: str, source: str) -> Rows:
-    """One JSON value a line. Raises UsageError that names the line."""
+    """One JSON value a line. Raises UnrefuseError that names the line."""
     for number, line in enumerate(lines(text), start=1):
         if not line.strip():
-            raise UsageError(f"{source}:{number}: the line is empty")
+            raise UnrefuseError(f"{source}:{number}: the line is empty")
         try:
             value = parse_json(line)
         except ValueError as error:
-            raise UsageError(f"{source}:{number}: not JSON: {_why(error)}") from None
+            raise UnrefuseError(f"{source}:{number}: not JSON: {_why(error)}") from None
         yield number, value
 
 
 def cell(row: Any, column: str, place: str) -> str:
     """The text in `column`, without white space at its ends; "" where there is none.
 
-    Raises UsageError that names `place` where a surrogate has lost its other half: no file could
+    Raises UnrefuseError that names `place` where a surrogate has lost its other half: no file could
     hold that text.
     """
     value = row.get(column)
     text = "" if value is None else str(value).strip()
     if lone := re.search("[\ud800-\udfff]", text):
-        raise UsageError(
+        raise UnrefuseError(
             f"{place}: half a character (lone surrogate {lone[0]!r}) in {column!r}: mend the text"
         )
     return text
@@ -94,9 +94,9 @@ def _csv_rows(text: str, source: str) -> Rows:
                 header = [name.strip() for name in cells]
                 twice = [name for name, n in Counter(header).items() if name and n > 1]
                 if twice:
-                    raise UsageError(f"{source}:{start}: the column {twice[0]!r} stands twice")
+                    raise UnrefuseError(f"{source}:{start}: the column {twice[0]!r} stands twice")
             elif len(cells) > len(header):
-                raise UsageError(
+                raise UnrefuseError(
                     f"{source}:{start}: {len(cells)} cells under a header of {len(header)}: a "
                     "text with a comma in it goes in double quotes"
                 )
@@ -104,7 +104,9 @@ def _csv_rows(text: str, source: str) -> Rows:
                 yield start, dict(zip_longest(header, cells))
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{source}:{start}: not CSV: {error} (is a quote not closed?)") from None
+        raise UnrefuseError(
+            f"{source}:{start}: not CSV: {error} (is a quote not closed?)"
+        ) from None
 
 
 def _json_array(text: str, source: str) -> Rows:
@@ -113,7 +115,7 @@ def _json_array(text: str, source: str) -> Rows:
         values = parse_json(text)
     except ValueError as error:
         line = getattr(error, "lineno", 1)
-        raise UsageError(f"{source}:{line}: not JSON: {_why(error)}") from None
+        raise UnrefuseError(f"{source}:{line}: not JSON: {_why(error)}") from None
     decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
     at, line = text.index("[") + 1, 1
     for value in values:
@@ -138,4 +140,4 @@ def _parquet_rows(file: Path) -> Rows:
     try:
         yield from enumerate(read_table(file).to_pylist(), start=1)
     except (OSError, ValueError, ArrowException) as error:
-        raise UsageError(f"cannot read {file}: {first_line(error)}") from None
+        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unrefuse.config import RunConfig
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.prompts.imports import import_rows, is_import
 from unrefuse.prompts.language import language, language_code
 from unrefuse.prompts.rows import FILE_TYPES, cell, columns, dataset_rows, file_rows, json_lines
@@ -53,7 +53,7 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
     test file of a set's own, its main file is split into train and search only. Prompts of
     `config.imports` take the place of shipped target prompts, and stand beside the keep prompts.
     Prompts whose language is not known are taken whatever `config.languages` are.
-    Raises UsageError that names the file and the line.
+    Raises UnrefuseError that names the file and the line.
     """
 
     def read(source: str, name: str) -> list[Prompt]:
@@ -83,14 +83,14 @@ def read_set(
     """The prompts of one set from `source`: 'shipped', 'planted', a file, FORMAT:FILE of a public
     data set, or a data set's name.
 
-    Rows of another set (a `set` field) are left out. Raises UsageError.
+    Rows of another set (a `set` field) are left out. Raises UnrefuseError.
     """
     if is_import(source):
         prompts = read_imports([source])
     elif source in (SHIPPED, "planted"):
         file = "planted" if source == "planted" else name
         if source == "planted" and name != "target":
-            raise UsageError("'planted' is a target set only")
+            raise UnrefuseError("'planted' is a target set only")
         data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
         prompts = _prompts(json_lines(data, source), source, name, "prompt")
     elif Path(source).suffix.lower() in FILE_TYPES or _is_there(Path(source)):
@@ -99,7 +99,7 @@ def read_set(
         prompts = _prompts(dataset_rows(source, data_split), source, name, column)
     prompts = [p for p in prompts if p.set == name]
     if not prompts:
-        raise UsageError(f"{source}: no {name} prompts in it")
+        raise UnrefuseError(f"{source}: no {name} prompts in it")
     return prompts
 
 
@@ -124,17 +124,17 @@ def _is_there(path: Path) -> bool:
 def read_imports(specs: Sequence[str]) -> list[Prompt]:
     """The target and keep prompts of public data sets, each FORMAT:FILE; what stands twice once.
 
-    Raises UsageError that names the file and the line.
+    Raises UnrefuseError that names the file and the line.
     """
     prompts: dict[tuple[str, str], Prompt] = {}
     for spec in specs:
         file, rows = import_rows(spec)
         found = _prompts(rows, str(file), "", "prompt")
         if not found:
-            raise UsageError(f"{file}: no prompts in it")
+            raise UnrefuseError(f"{file}: no prompts in it")
         for prompt in found:
             if not prompt.text:
-                raise UsageError(f"{prompt.place}: the prompt is empty")
+                raise UnrefuseError(f"{prompt.place}: the prompt is empty")
             prompts.setdefault((prompt.set, same_text(prompt.text)), prompt)
     return list(prompts.values())
 
@@ -152,9 +152,9 @@ def _with_imports(main: dict[str, list[Prompt]], config: RunConfig) -> dict[str,
 
 
 def check_place(config: RunConfig, name: str) -> None:
-    """Raises UsageError where the prompts of a set come from an import and from a file too."""
+    """Raises UnrefuseError where the prompts of a set come from an import and from a file too."""
     if getattr(config, name) not in ("shipped", "planted"):
-        raise UsageError(f"{name} prompts come from --{name} and an import: leave out one")
+        raise UnrefuseError(f"{name} prompts come from --{name} and an import: leave out one")
 
 
 def split(prompts: Sequence[Prompt], seed: int, shares: tuple[float, ...] = SHARES) -> list[Prompt]:
@@ -220,7 +220,7 @@ def _lot(group: Sequence[Prompt], seed: int) -> tuple[bool, str]:
 
 
 def _in_languages(prompts: list[Prompt], languages: Iterable[str]) -> list[Prompt]:
-    """Those in the languages, and those of which that is not known. Raises UsageError for a set
+    """Those in the languages, and those of which that is not known. Raises UnrefuseError for a set
     that has none."""
     wanted = {language_code(name) for name in languages}
     taken = [p for p in prompts if not p.lang or p.lang in wanted]
@@ -228,7 +228,7 @@ def _in_languages(prompts: list[Prompt], languages: Iterable[str]) -> list[Promp
         own = [p for p in prompts if p.set == name]
         if own and not any(p.set == name for p in taken):
             there = ", ".join(sorted({p.lang for p in own}))
-            raise UsageError(
+            raise UnrefuseError(
                 f"{own[0].source}: no {name} prompts in {', '.join(sorted(wanted))} (there: "
                 f"{there})"
             )
@@ -260,10 +260,10 @@ def same_text(text: str) -> str:
 
 
 def check_prompts(prompts: list[Prompt]) -> None:
-    """Raises UsageError, for the first of `find_problems`."""
+    """Raises UnrefuseError, for the first of `find_problems`."""
     if problems := find_problems(prompts):
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
-        raise UsageError(problems[0] + more)
+        raise UnrefuseError(problems[0] + more)
 
 
 def select(prompts: Sequence[Prompt], set: str, split: str) -> list[Prompt]:
@@ -288,17 +288,17 @@ def _prompt(row: Any, source: str, line: int, name: str, column: str) -> Prompt:
     if isinstance(row, str):
         row = {column: row}
     if not isinstance(row, dict) or column not in row:
-        raise UsageError(
+        raise UnrefuseError(
             f"{place}: no column {column!r} (there: {columns(row)}); name it: --column"
         )
     if not isinstance(row[column], str):
-        raise UsageError(f"{place}: column {column!r} holds no text but {row[column]!r:.40}")
+        raise UnrefuseError(f"{place}: column {column!r} holds no text but {row[column]!r:.40}")
     text = cell(row, column, place)
     kind, part = cell(row, "set", place) or name, cell(row, "split", place)
     if kind not in SETS:
-        raise UsageError(f"{place}: set {kind!r} is none of {', '.join(SETS)}")
+        raise UnrefuseError(f"{place}: set {kind!r} is none of {', '.join(SETS)}")
     if part and part not in SPLITS:
-        raise UsageError(f"{place}: split {part!r} is none of {', '.join(SPLITS)}")
+        raise UnrefuseError(f"{place}: split {part!r} is none of {', '.join(SPLITS)}")
     lang = language_code(cell(row, "lang", place)) or language(text)
     return Prompt(text, kind, cell(row, "topic", place), lang, part, source, line)
 

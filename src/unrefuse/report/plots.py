@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from unrefuse.edits.plan import UNIT
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.kernel import Kernel
 from unrefuse.metrics.measurement import count_graded
 from unrefuse.metrics.statistics import share
@@ -22,7 +22,7 @@ COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
 
 
 def plot_kernels(kernels: Sequence[tuple[str, Kernel]], file: Path) -> None:
-    """One or more kernels over depth, one over another. Raises UsageError for the file type."""
+    """One or more kernels over depth, one over another. Raises UnrefuseError for the file type."""
     figure, (axes,) = _figure(1)
     # A legend leaves out what begins with an underscore.
     curves = {f" {n}" if n.startswith("_") else n: kernel.weights for n, kernel in kernels}
@@ -37,7 +37,7 @@ def plot_kernels(kernels: Sequence[tuple[str, Kernel]], file: Path) -> None:
 
 def plot_layers(found: Analysis, name: str, file: Path) -> None:
     """The effect on refusal by layer, with a thin line per topic, and how well harm is told from
-    alarm. Raises UsageError."""
+    alarm. Raises UnrefuseError."""
     figure, (left, right) = _figure(2)
     for topic, strength in found.strengths.items():
         if topic:
@@ -125,9 +125,9 @@ def plot_front(scores: Mapping[str, Sequence[Score]], floor: float, file: Path) 
 
 
 def check_image(file: Path) -> None:
-    """Raises UsageError unless the name ends in a picture type."""
+    """Raises UnrefuseError unless the name ends in a picture type."""
     if file.suffix.lower() not in IMAGE_TYPES:
-        raise UsageError(f"{file}: the name of a picture must end in {', '.join(IMAGE_TYPES)}")
+        raise UnrefuseError(f"{file}: the name of a picture must end in {', '.join(IMAGE_TYPES)}")
 
 
 def _figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
@@ -149,4 +149,4 @@ def _write(figure: Figure, file: Path) -> None:
         with rc_context({"svg.hashsalt": "unrefuse"}):
             figure.savefig(file, metadata=dated.get(file.suffix.lower()))
     except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from None
+        raise UnrefuseError(f"cannot write {file}: {error.strerror}") from None

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from jinja2 import TemplateError
 
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.checkpoint import SUMS
 from unrefuse.progress import track
 from unrefuse.report.card import CARD, figures_text
@@ -30,7 +30,7 @@ def find_faults(folder: Path) -> list[str]:
     added, and figures that are not those of the record or do not keep the floors. A line each.
 
     It tells damage and mistakes, not forgery: whoever changes a file can change its hash too.
-    Raises UsageError where there is nothing to check.
+    Raises UnrefuseError where there is nothing to check.
     """
     wanted = _read_sums(folder / SUMS)
     there = _files(folder)
@@ -88,7 +88,7 @@ def _read_sums(file: Path) -> dict[str, str]:
     try:
         text = os.fsdecode(file.read_bytes())
     except OSError as error:
-        raise UsageError(
+        raise UnrefuseError(
             f"there is nothing to check by in {file.parent}: {SUMS}: {error.strerror}; `unrefuse "
             "edit` writes it"
         ) from None
@@ -101,6 +101,6 @@ def _read_sums(file: Path) -> dict[str, str]:
             )
         path = PurePosixPath(name)
         if len(digest) != 64 or not name or path.is_absolute() or ".." in path.parts:
-            raise UsageError(f"{file}:{number}: no line of sums for files in this folder")
+            raise UnrefuseError(f"{file}:{number}: no line of sums for files in this folder")
         wanted[name] = digest.lower()
     return wanted

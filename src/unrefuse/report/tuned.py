@@ -6,7 +6,7 @@ from pathlib import Path
 from unrefuse.config import RunConfig
 from unrefuse.edits.plan import Plan, load_plan, plan_hash, save_plan
 from unrefuse.edits.recipe import check_made_for
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.jsontext import json_text
 from unrefuse.metrics.floors import KEY, Measured
 from unrefuse.metrics.record import SETTINGS, TRIALS, write_whole
@@ -62,16 +62,16 @@ def keep_record(run: Path, folder: Path) -> None:
 
 def plan_for(file: Path, config: RunConfig, model: Path) -> tuple[Plan, RunConfig]:
     """The plan in `file`, to be measured on the model in the folder `model`, and the configuration
-    with its method. Raises UsageError where it was made for other weights than these, or cannot
+    with its method. Raises UnrefuseError where it was made for other weights than these, or cannot
     keep the rows' length though it is to."""
     plan, made_for = load_plan(file)
     try:
         check_made_for(made_for, model, file)
-    except UsageError as error:
-        raise UsageError(
+    except UnrefuseError as error:
+        raise UnrefuseError(
             f"{error}; or take the line 'plan' out of the kernel file to use its weights alone"
         ) from None
     method = "ablate" if all(edit.of_output for edit in plan) else "selective"
     if config.preserve_norm and method != "ablate":
-        raise UsageError(f"{file} is a selective edit, which cannot keep the rows' length")
+        raise UnrefuseError(f"{file} is a selective edit, which cannot keep the rows' length")
     return plan, config.model_copy(update={"method": method})

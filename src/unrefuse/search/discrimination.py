@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unrefuse.engine.inputs import Tokens, capture
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.layers import LayerStrength, centre_and_spread
 from unrefuse.metrics.measurement import Before
 from unrefuse.search.method import ALARM, HARM, Selective
@@ -74,15 +74,17 @@ class Analysis:
 
     def weights(self, topic: str = "") -> list[float]:
         """Per layer how much an edit there can do: the effect on refusal, times how far the probe
-        is better than chance; the highest is 1. Raises UsageError for a topic that is not there."""
+        is better than chance; the highest is 1. Raises UnrefuseError for a topic that is not there."""
         if topic not in self.strengths:
             known = ", ".join(name for name in self.strengths if name)
-            raise UsageError(f"no topic {topic!r} with two refused prompts or more; there: {known}")
+            raise UnrefuseError(
+                f"no topic {topic!r} with two refused prompts or more; there: {known}"
+            )
         effect = torch.tensor(self.strengths[topic].effect).clamp(min=0)
         useful = effect * (2 * torch.tensor(self.told.auc) - 1).clamp(min=0)
         highest = float(useful.max())
         if topic and not highest > 0:
-            raise UsageError(f"no layer has an effect on the refusals of {topic!r}")
+            raise UnrefuseError(f"no layer has an effect on the refusals of {topic!r}")
         return (useful / highest).tolist() if highest > 0 else [1.0] * len(useful)
 
     def to_json(self) -> dict[str, Any]:

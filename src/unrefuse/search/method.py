@@ -13,7 +13,7 @@ from unrefuse.edits.plan import Plan, ablation_plan, selective_plan
 from unrefuse.edits.readers import fit_reader
 from unrefuse.engine.capture import group_means
 from unrefuse.engine.inputs import Inputs, Tokens, capture
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.measurement import Before, Exchange
 from unrefuse.models.load import Model
 from unrefuse.prompts.sets import SETS, SHIPPED, Prompt, select
@@ -68,7 +68,7 @@ class Selective:
         tokens, self.places = training_tokens(model, train, prompts)
         groups = {t.group for t in tokens}
         if not {"refused", "answered"} <= groups:
-            raise UsageError("the train split has no refused, or no answered, harmless prompt")
+            raise UnrefuseError("the train split has no refused, or no answered, harmless prompt")
         self.inputs: Inputs = capture(model, tokens)
         self.classes = torch.tensor([place.kind for place in self.places])
         self.sources = torch.tensor([list(SHARES).index(place.source) for place in self.places])

@@ -21,7 +21,7 @@ from unrefuse.edits.adapters.lora import (
 from unrefuse.edits.disk import stored
 from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import MatrixEdit
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gemma2", "granite"])
@@ -123,9 +123,9 @@ def test_a_bias_is_edited_in_peft_and_refused_elsewhere(tmp_path):
     save_adapter(adapter, tmp_path / "lora")
     got = PeftModel.from_pretrained(biased(pico.network()), tmp_path / "lora")(IDS).logits
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    with pytest.raises(UsageError, match="has a bias, which a GGUF adapter cannot edit"):
+    with pytest.raises(UnrefuseError, match="has a bias, which a GGUF adapter cannot edit"):
         adapter.check_linear("a GGUF adapter")
-    with pytest.raises(UsageError, match="edits biases or experts"):
+    with pytest.raises(UnrefuseError, match="edits biases or experts"):
         load_factors(tmp_path / "lora")
 
 
@@ -140,9 +140,9 @@ def test_experts_stored_one_by_one_are_edited_in_peft_and_refused_elsewhere(tmp_
     save_adapter(adapter, tmp_path / "lora")
     got = PeftModel.from_pretrained(pico.network(model_type), tmp_path / "lora")(IDS).logits
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    with pytest.raises(UsageError, match="a GGUF adapter cannot edit experts"):
+    with pytest.raises(UnrefuseError, match="a GGUF adapter cannot edit experts"):
         adapter.check_linear("a GGUF adapter")
-    with pytest.raises(UsageError, match="edits biases or experts"):
+    with pytest.raises(UnrefuseError, match="edits biases or experts"):
         load_factors(tmp_path / "lora")
 
 
@@ -168,7 +168,7 @@ def test_quantised_weights_are_refused(tmp_path):
     linear = network.model.layers[1].mlp.down_proj
     linear.weight = torch.nn.Parameter(linear.weight.to(torch.float8_e4m3fn), requires_grad=False)
     network.save_pretrained(tmp_path / "float8")
-    with pytest.raises(UsageError, match=r"F8_E4M3.* needs full weights"):
+    with pytest.raises(UnrefuseError, match=r"F8_E4M3.* needs full weights"):
         checkpoint_adapter(tmp_path / "float8", plan)
 
 
@@ -177,11 +177,11 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
     network.save_pretrained(tmp_path / "m")
     plan = one_direction(network)
     longer = tuple(replace(edit, write=torch.ones(33, 1)) for edit in plan)
-    with pytest.raises(UsageError, match="of another model: it writes 33"):
+    with pytest.raises(UnrefuseError, match="of another model: it writes 33"):
         checkpoint_adapter(tmp_path / "m", longer)
     wider = tuple(replace(edit, read=torch.ones(1, 33)) for edit in selective(network))
-    with pytest.raises(UsageError, match="of another model: it reads 33"):
+    with pytest.raises(UnrefuseError, match="of another model: it reads 33"):
         checkpoint_adapter(tmp_path / "m", wider)
     deeper = (*plan, replace(plan[0], module="model.layers.9.mlp.down_proj"))
-    with pytest.raises(UsageError, match=r"no tensor model\.layers\.9"):
+    with pytest.raises(UnrefuseError, match=r"no tensor model\.layers\.9"):
         checkpoint_adapter(tmp_path / "m", deeper)

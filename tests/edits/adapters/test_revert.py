@@ -11,7 +11,7 @@ from unrefuse.edits.adapters.lora import checkpoint_adapter, save_adapter
 from unrefuse.edits.adapters.revert import largest_difference, revert_checkpoint
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.plan import save_plan, scaled
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 
 def all_tensors(folder):
@@ -81,7 +81,7 @@ def test_a_checkpoint_without_this_edit_is_refused(tmp_path, make):
     (tmp_path / "edited other").mkdir()
     write_checkpoint(tmp_path / "other", make(other), tmp_path / "edited other")
     for name in ("m", "other", "edited other"):
-        with pytest.raises(UsageError, match="is not the model of"):
+        with pytest.raises(UnrefuseError, match="is not the model of"):
             revert_checkpoint(tmp_path / name, tmp_path / "lora", tmp_path / "back")
 
 
@@ -89,22 +89,22 @@ def test_a_checkpoint_without_this_edit_is_refused(tmp_path, make):
 @pytest.mark.parametrize("scale", [0.5, 0.9, 1.5])
 def test_an_adapter_of_another_strength_is_refused(tmp_path, make, scale):
     prepare(tmp_path, make, dtype=torch.bfloat16, scale=scale)
-    with pytest.raises(UsageError, match="at this strength"):
+    with pytest.raises(UnrefuseError, match="at this strength"):
         revert_checkpoint(tmp_path / "edited", tmp_path / "lora", tmp_path / "back")
 
 
 def test_an_adapter_that_does_not_say_how_far_the_original_lies_along_it_is_refused(tmp_path):
     plan = prepare(tmp_path)
     save_plan(plan, tmp_path / "lora" / "plan.safetensors", {})
-    with pytest.raises(UsageError, match="does not know the original"):
+    with pytest.raises(UnrefuseError, match="does not know the original"):
         revert_checkpoint(tmp_path / "edited", tmp_path / "lora", tmp_path / "back")
 
 
 def test_what_is_no_adapter_or_has_no_plan_is_refused(tmp_path):
     prepare(tmp_path)
-    with pytest.raises(UsageError, match="no adapter of `unrefuse export --lora`"):
+    with pytest.raises(UnrefuseError, match="no adapter of `unrefuse export --lora`"):
         revert_checkpoint(tmp_path / "edited", tmp_path / "m", tmp_path / "back")
     (tmp_path / "lora" / "plan.safetensors").unlink()
-    with pytest.raises(UsageError, match="no plan in"):
+    with pytest.raises(UnrefuseError, match="no plan in"):
         revert_checkpoint(tmp_path / "edited", tmp_path / "lora", tmp_path / "back")
     assert list((tmp_path / "back").iterdir()) == []

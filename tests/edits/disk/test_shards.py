@@ -12,7 +12,7 @@ from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.disk.verify import check_written
 from unrefuse.edits.plan import MatrixEdit
 from unrefuse.edits.weights import edit_tensor
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import OF_AN_EDIT, checkpoint_files
 from unrefuse.models.load import load_model
 
@@ -50,7 +50,7 @@ def test_only_planned_tensors_change_in_a_sharded_checkpoint(tmp_path, make):
 def test_a_tensor_that_is_not_there(tmp_path):
     source, out = pico.save(tmp_path / "m"), tmp_path / "out"
     out.mkdir()
-    with pytest.raises(UsageError, match=r"no tensor model\.nothing\.weight"):
+    with pytest.raises(UnrefuseError, match=r"no tensor model\.nothing\.weight"):
         write_checkpoint(
             source, (MatrixEdit("model.nothing", torch.ones(32, 1), torch.ones(1, 32)),), out
         )

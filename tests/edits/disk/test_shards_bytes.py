@@ -15,7 +15,7 @@ from unrefuse.edits.disk.header import fingerprint
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.plan import MatrixEdit
 from unrefuse.edits.weights import edit_tensor
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.header import read_header
 
 
@@ -144,12 +144,12 @@ def test_quantised_weights_and_another_width_are_told_before_anything_is_written
     out.mkdir()
     _, plan = sharded(source)
     wide = (MatrixEdit(plan[0].module, torch.ones(64, 1), torch.ones(1, 64), of_output=True),)
-    with pytest.raises(UsageError, match=r"another model: it writes 64 numbers.* writes 32"):
+    with pytest.raises(UnrefuseError, match=r"another model: it writes 64 numbers.* writes 32"):
         write_checkpoint(source, wide, out)
     for file in source.glob("*.safetensors"):
         tensors = {n: t.to(torch.float8_e4m3fn) for n, t in load_file(file).items()}
         save_file(tensors, file)
-    with pytest.raises(UsageError, match=r"stored as F8_E4M3.* full weights"):
+    with pytest.raises(UnrefuseError, match=r"stored as F8_E4M3.* full weights"):
         write_checkpoint(source, plan, out)
     assert list(out.iterdir()) == []
 

@@ -13,7 +13,7 @@ from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.disk.verify import check_written
 from unrefuse.edits.plan import MatrixEdit, scaled
 from unrefuse.edits.weights import edit_tensor
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 GENTLE = 1e-3  # of a plan: in bfloat16 most of its entries round away, in float32 none does
 
@@ -56,13 +56,13 @@ def test_an_edit_that_was_not_written_is_found_however_gentle(tmp_path, make, st
     name = f"{plan[-1].module}.weight"
     original = load_file(tensor_at(source, name))[name]
     change(out, name, lambda tensor: original)
-    with pytest.raises(UsageError, match=f"not the edited model: {name}"):
+    with pytest.raises(UnrefuseError, match=f"not the edited model: {name}"):
         check_written(source, out, plan)
     for edit in plan:
         name = f"{edit.module}.weight"
         original = load_file(tensor_at(source, name))[name]
         change(out, name, lambda tensor, original=original: original)
-    with pytest.raises(UsageError, match="nothing changes there"):
+    with pytest.raises(UnrefuseError, match="nothing changes there"):
         check_written(source, out, plan, whole=False)
 
 
@@ -79,7 +79,7 @@ def flip(tensor):
 def test_one_wrong_bit_is_found(tmp_path, name):
     source, out, plan = written(tmp_path)
     change(out, name, flip)
-    with pytest.raises(UsageError, match=f"not the edited model: {name}"):
+    with pytest.raises(UnrefuseError, match=f"not the edited model: {name}"):
         check_written(source, out, plan)
 
 
@@ -92,7 +92,7 @@ def test_numbers_that_are_none_and_zeros_of_both_signs_are_bytes_like_any(tmp_pa
         change(folder, name, lambda tensor: odd)
     assert check_written(source, out, plan) == []
     change(out, name, lambda tensor: odd.abs())
-    with pytest.raises(UsageError, match="not the edited model"):
+    with pytest.raises(UnrefuseError, match="not the edited model"):
         check_written(source, out, plan)
 
 
@@ -103,7 +103,7 @@ def test_a_tensor_too_many_or_too_few_is_found(tmp_path):
     (out / "model.safetensors.index.json").unlink()
     rest = {n: t for f in out.glob("*.safetensors") for n, t in load_file(f).items()}
     save_file(rest | {"extra": tensors["model.norm.weight"]}, out / "model.safetensors")
-    with pytest.raises(UsageError, match="extra is not in both"):
+    with pytest.raises(UnrefuseError, match="extra is not in both"):
         check_written(source, out, plan)
 
 
@@ -122,7 +122,7 @@ def test_what_rounds_to_nothing_is_named(tmp_path, capsys):
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_edit_of_which_nothing_is_left_is_refused(tmp_path, whole):
     source, out, plan = written(tmp_path, make=selective, strength=1e-6)
-    with pytest.raises(UsageError, match=r"in 2 of 2 .*bfloat16.*a stronger edit"):
+    with pytest.raises(UnrefuseError, match=r"in 2 of 2 .*bfloat16.*a stronger edit"):
         check_written(source, out, plan, whole=whole)
     (tmp_path / "fine").mkdir()
     source, out, plan = written(tmp_path / "fine", torch.float32, selective, 1e-4)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from unrefuse.edits.adapters.lora import Adapter
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 
 # llama.cpp's name of an architecture, where its conversion (convert_hf_to_gguf.py) neither
 # permutes nor rescales the matrices that write into the residual stream, so that their factors
@@ -30,9 +30,9 @@ ARCHITECTURES = {
 
 
 def gguf_architecture(config: PretrainedConfig) -> str:
-    """llama.cpp's name of the model's architecture. Raises UsageError for one not known here."""
+    """llama.cpp's name of the model's architecture. Raises UnrefuseError for one not known here."""
     if config.model_type not in ARCHITECTURES:
-        raise UsageError(
+        raise UnrefuseError(
             f"no GGUF form for the architecture {config.model_type!r}; "
             f"there is one for: {', '.join(ARCHITECTURES)}"
         )
@@ -42,7 +42,7 @@ def gguf_architecture(config: PretrainedConfig) -> str:
 def save_gguf_lora(adapter: Adapter, config: PretrainedConfig, file: Path) -> None:
     """Writes an adapter as llama.cpp's convert_lora_to_gguf.py does, in float32.
 
-    llama.cpp multiplies by alpha / rank: here 1. Raises UsageError for a module that has no name
+    llama.cpp multiplies by alpha / rank: here 1. Raises UnrefuseError for a module that has no name
     in GGUF, a bias, and experts.
     """
     architecture = gguf_architecture(config)
@@ -51,7 +51,7 @@ def save_gguf_lora(adapter: Adapter, config: PretrainedConfig, file: Path) -> No
     adapter.check_linear("a GGUF adapter")
     names = {module: known.get_name(module) for module in adapter.factors}
     if missing := [module for module, name in names.items() if name is None]:
-        raise UsageError(f"{missing[0]} has no name in GGUF")
+        raise UnrefuseError(f"{missing[0]} has no name in GGUF")
     with _writer(file, architecture) as writer:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

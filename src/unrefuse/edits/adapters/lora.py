@@ -14,7 +14,7 @@ from torch import Tensor
 from unrefuse.edits.disk.stored import read_tensor, tensor_files
 from unrefuse.edits.plan import MatrixEdit, Plan
 from unrefuse.edits.weights import check_fits, has_rows, planned_tensors
-from unrefuse.errors import UsageError, first_line
+from unrefuse.errors import UnrefuseError, first_line
 
 ADAPTER = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -39,11 +39,11 @@ class Adapter:
     along: dict[str, float]
 
     def check_linear(self, form: str) -> None:
-        """Raises UsageError where more than linear modules without a bias is edited."""
+        """Raises UnrefuseError where more than linear modules without a bias is edited."""
         if self.biases:
-            raise UsageError(f"{next(iter(self.biases))} has a bias, which {form} cannot edit")
+            raise UnrefuseError(f"{next(iter(self.biases))} has a bias, which {form} cannot edit")
         if self.parameters:
-            raise UsageError(f"{next(iter(self.parameters))}: {form} cannot edit experts")
+            raise UnrefuseError(f"{next(iter(self.parameters))}: {form} cannot edit experts")
 
 
 def lora_factors(weight: Tensor, edit: MatrixEdit) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]
     """The adapter of a plan, from the weights of the unedited original.
 
     `names` are those of the checkpoint's tensors, or of the loaded model's, and `read` gives one.
-    Raises UsageError where the plan is of another model, for quantised weights, and where peft
+    Raises UnrefuseError where the plan is of another model, for quantised weights, and where peft
     can't express the edit: a bias beside experts, or a state space.
     """
     names = list(names)
@@ -89,14 +89,14 @@ def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]
     for edit in plan:
         # Fused kernels read a state space's out_proj past the adapter, so peft does not take it.
         if edit.module.endswith("mamba.out_proj"):
-            raise UsageError(f"{edit.module} is of a state space, which no adapter can edit")
+            raise UnrefuseError(f"{edit.module} is of a state space, which no adapter can edit")
         if edit.parameter != "weight" or (sparse and edit.module.endswith("down_proj")):
             parameters[edit.module] = edit.parameter
         matrices = []
         for name in sorted(of[edit.module], key=lambda n: [int(i) for i in re.findall(r"\d+", n)]):
             tensor = read(name)
             if tensor.dtype not in FLOATS:
-                raise UsageError(f"{name} is stored as {tensor.dtype}: name the full weights")
+                raise UnrefuseError(f"{name} is stored as {tensor.dtype}: name the full weights")
             check_fits(name, tensor.shape, edit, stored[name][1])
             if has_rows(name):
                 matrices.append(tensor)
@@ -104,14 +104,16 @@ def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]
                 y = tensor.detach().float().cpu()
                 biases[edit.module] = -edit.write @ (edit.read @ y)
             else:
-                raise UsageError(f"{name} are biases of experts, which no adapter can edit")
+                raise UnrefuseError(f"{name} are biases of experts, which no adapter can edit")
         weight = matrices[0] if len(matrices) == 1 else torch.stack(matrices)
         a, b = lora_factors(weight.detach(), edit)
         factors[edit.module] = a.cpu(), b.cpu()
         if weight.ndim == 2 and not edit.transposed:
             along[edit.module] = share_along(weight.detach().cpu(), *factors[edit.module])
     if biases and parameters:
-        raise UsageError(f"{next(iter(biases))} has a bias, which no adapter edits beside experts")
+        raise UnrefuseError(
+            f"{next(iter(biases))} has a bias, which no adapter edits beside experts"
+        )
     if biases:
         zeros = {edit.module: torch.zeros(len(edit.write)) for edit in plan}
         biases = zeros | biases
@@ -153,7 +155,7 @@ def save_adapter(
 
 
 def load_factors(folder: Path) -> Factors:
-    """The factors of an adapter of `save_adapter`. Raises UsageError for another folder, and for
+    """The factors of an adapter of `save_adapter`. Raises UnrefuseError for another folder, and for
     one that edits biases or experts, which can't be taken back."""
     try:
         tensors = load_file(folder / ADAPTER)
@@ -166,9 +168,9 @@ def load_factors(folder: Path) -> Factors:
             for name in modules
         }
     except (OSError, SafetensorError, KeyError) as error:
-        raise UsageError(
+        raise UnrefuseError(
             f"there is no adapter of `unrefuse export --lora` in {folder}: {first_line(error)}"
         ) from None
     if any(name.endswith(".bias") for name in tensors) or any(".experts" in m for m in factors):
-        raise UsageError(f"{folder} edits biases or experts, which `revert` can't take back")
+        raise UnrefuseError(f"{folder} edits biases or experts, which `revert` can't take back")
     return factors

@@ -12,7 +12,7 @@ from unrefuse.edits.disk.copying import copy_files, copy_others
 from unrefuse.edits.disk.stored import overwrite_tensors, read_tensor, tensor_files
 from unrefuse.edits.recipe import read_plan
 from unrefuse.edits.weights import check_fits, planned_tensors
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.progress import track
 
 
@@ -21,14 +21,14 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
 
     `W - B A` in float32, cast once: the original's weights within the rounding of the edited ones.
     Tensors keep their names, dtypes and files. Returns the names of the changed ones. Raises
-    UsageError where `edited` is not the adapter's model with this edit at this strength.
+    UnrefuseError where `edited` is not the adapter's model with this edit at this strength.
     """
     factors = load_factors(adapter)
     plan, metadata = read_plan(adapter)
     try:
         along = {module: float(value) for module, value in json.loads(metadata["along"]).items()}
     except (KeyError, ValueError, TypeError, AttributeError):
-        raise UsageError(
+        raise UnrefuseError(
             f"the plan beside {adapter} does not know the original: export the adapter again"
         ) from None
     files = tensor_files(edited)
@@ -40,13 +40,15 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
         tensor = read_tensor(files[name], name)
         check_fits(name, tensor.shape, edit, axis)
         if edit.module not in factors:
-            raise UsageError(f"the adapter has nothing for {edit.module}, which its plan edits")
+            raise UnrefuseError(f"the adapter has nothing for {edit.module}, which its plan edits")
         if edit.module not in along:
-            raise UsageError(f"{edit.module} is stored transposed, which `revert` cannot take back")
+            raise UnrefuseError(
+                f"{edit.module} is stored transposed, which `revert` cannot take back"
+            )
         a, b = factors[edit.module]
         added = b @ a
         if tensor.shape != added.shape:
-            raise UsageError(
+            raise UnrefuseError(
                 f"the adapter is of another model: {edit.module} is {tuple(tensor.shape)} there "
                 f"{tuple(added.shape)}"
             )
@@ -60,7 +62,7 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
         file = out / files[name].relative_to(edited)
         overwrite_tensors(file, {name: reverted.to(tensor.dtype)})
     if not error <= allowed:
-        raise UsageError(
+        raise UnrefuseError(
             f"{edited} is not the model of {adapter} with its edit at this strength: without it, "
             f"it is {math.sqrt(error / allowed):.2g} times further from the original than rounding"
         )
@@ -70,16 +72,16 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
 def largest_difference(reverted: Path, original: Path, names: Sequence[str]) -> tuple[float, float]:
     """Over the tensors `names`: the largest difference, and the share of entries that are equal.
 
-    Raises UsageError where `original` has other tensors.
+    Raises UnrefuseError where `original` has other tensors.
     """
     ours, theirs = tensor_files(reverted), tensor_files(original)
     largest, equal, entries = 0.0, 0, 0
     for name in names:
         if name not in theirs:
-            raise UsageError(f"{original} has no tensor {name}: is it the original?")
+            raise UnrefuseError(f"{original} has no tensor {name}: is it the original?")
         a, b = read_tensor(ours[name], name), read_tensor(theirs[name], name)
         if a.shape != b.shape:
-            raise UsageError(f"{name} has another shape in {original}: is it the original?")
+            raise UnrefuseError(f"{name} has another shape in {original}: is it the original?")
         largest = max(largest, float((a.float() - b.float()).abs().max()))
         equal, entries = equal + int((a == b).sum()), entries + a.numel()
     return largest, equal / entries

@@ -25,7 +25,7 @@ from unrefuse.edits.disk.copying import (
 )
 from unrefuse.edits.plan import MatrixEdit, Plan
 from unrefuse.edits.weights import check_fits, edit_tensor, has_rows, planned_tensors
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import INDEX, checkpoint_tensors
 from unrefuse.models.header import Stored, Tensors
 from unrefuse.models.quantized import check_full
@@ -60,7 +60,7 @@ def write_checkpoint(
     With `link` the former, and shards in which nothing changes, become hard links. Of the shards
     in `copied` that many bytes are there already (see `copying.HeadStart`). A pickle checkpoint is
     loaded file by file and becomes safetensors. Returns the coarsest dtype among the edited
-    tensors. Raises UsageError, before it writes, where a planned tensor is not there or has another
+    tensors. Raises UnrefuseError, before it writes, where a planned tensor is not there or has another
     `d_model`, and where weights are quantised.
 
     It does not ask how the plan was measured: `run_edit` measures what this wrote before it gives
@@ -95,7 +95,7 @@ def write_checkpoint(
 
 def _check(name: str, stored: Stored, edit: MatrixEdit, axis: int) -> None:
     if stored.dtype not in FLOATS:
-        raise UsageError(
+        raise UnrefuseError(
             f"{name} is stored as {stored.dtype}, which is quantised: an edit needs full weights "
             f"({', '.join(FLOATS)})"
         )

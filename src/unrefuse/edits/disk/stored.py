@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import checkpoint_files, checkpoint_tensors
 from unrefuse.models.header import read_header
 from unrefuse.models.quantized import check_full
@@ -16,12 +16,12 @@ from unrefuse.models.quantized import check_full
 def tensor_files(folder: Path) -> dict[str, Path]:
     """Where each tensor of a checkpoint is stored. Reads headers only.
 
-    Raises UsageError for a folder that is no checkpoint, a missing or damaged file, a pickle, and
+    Raises UnrefuseError for a folder that is no checkpoint, a missing or damaged file, a pickle, and
     quantised weights, whose numbers are not the model's.
     """
     for file in checkpoint_files(folder):
         if file.suffix == ".bin":
-            raise UsageError(f"{file} is a pickle: save the model as safetensors first")
+            raise UnrefuseError(f"{file} is a pickle: save the model as safetensors first")
     tensors = checkpoint_tensors(folder)
     check_full(folder, tensors)
     return {name: file for file, names in tensors.items() for name in names}

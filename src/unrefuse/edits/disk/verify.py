@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unrefuse.edits.plan import Plan
 from unrefuse.edits.weights import edit_tensor, has_rows, planned_tensors
-from unrefuse.errors import UsageError
+from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import checkpoint_files
 from unrefuse.models.weights import lazy_weights
 from unrefuse.progress import stderr, track
@@ -21,12 +21,12 @@ def check_written(
     Each tensor of the checkpoint in `out` is compared with that of `source`, one at a time: those
     of the plan with `edit_tensor` of it, all others byte for byte. Without `whole` only the former
     are read, and only asked whether they have changed. Tensors of zeros, which an edit may leave
-    so, do not count. Tells of what is lost. Raises UsageError for a tensor that is not what it
+    so, do not count. Tells of what is lost. Raises UnrefuseError for a tensor that is not what it
     should be, and where all of the edit is lost.
     """
     ours, theirs = (lazy_weights(checkpoint_files(f), "pread") for f in (source, out))
     if differ := sorted(ours.keys() ^ theirs.keys()):
-        raise UsageError(f"{differ[0]} is not in both of {source} and {out}")
+        raise UnrefuseError(f"{differ[0]} is not in both of {source} and {out}")
     edits = planned_tensors(plan, ours)
     names = list(ours if whole else edits)
     moved, lost, dtypes = 0, list[str](), set[str]()
@@ -37,7 +37,7 @@ def check_written(
         if whole and name in edits:
             wanted = edit_tensor(before, *edits[name], preserve_norm and has_rows(name))
         if whole and not _same(wanted, after):
-            raise UsageError(f"{out} is not the edited model: {name} is not what it should be")
+            raise UnrefuseError(f"{out} is not the edited model: {name} is not what it should be")
         if name in edits and not _same(before, after):
             moved += 1
         elif name in edits and before.any():
@@ -49,7 +49,7 @@ def check_written(
             f"{' and '.join(sorted(dtypes))}, and nothing changes there"
         )
         if not moved:
-            raise UsageError(f"{told}: take a stronger edit, or the model in a finer dtype")
+            raise UnrefuseError(f"{told}: take a stronger edit, or the model in a finer dtype")
         stderr.print(f"{told}: {lost[0]} …")
     return lost
 
