@@ -50,8 +50,8 @@ def edit_slab(slab: Tensor, edit: MatrixEdit, axis: int, preserve_norm: bool = F
     "Norm-Preserving Biprojected Abliteration", 2025, keeps row lengths too, and takes the
     direction out of the rows' unit vectors: where rows differ in length, that leaves more of
     it in what is written. Here it is taken out of W, and of second order is left.) A row of zeros
-    after the edit stays one. To be called within `one_thread`. Raises UnrefuseError where the edited
-    weights do not fit in float16.
+    after the edit stays one. To be called within `one_thread`. Raises UnrefuseError where the
+    edited weights do not fit in float16.
     """
     rows = slab.movedim(axis, 0)
     rows = rows.reshape(len(rows), -1) if axis == 0 else rows

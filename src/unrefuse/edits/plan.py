@@ -126,8 +126,8 @@ def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:
 
 
 def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
-    """A plan of `save_plan` and its metadata. Raises UnrefuseError for a file that is none, and for a
-    plan that is empty or damaged."""
+    """A plan of `save_plan` and its metadata. Raises UnrefuseError for a file that is none, and
+    for a plan that is empty or damaged."""
     try:
         with safe_open(file, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118

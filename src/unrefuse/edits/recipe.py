@@ -42,8 +42,9 @@ def read_plan(path: Path) -> tuple["Plan", dict[str, str]]:
 
 
 def check_made_for(metadata: Mapping[str, str], model: Path, file: Path) -> None:
-    """Raises UnrefuseError unless the plan in `file` was made for the weights in the folder `model`:
-    an edit was measured on the weights that it was made for, and says nothing of others."""
+    """Raises UnrefuseError unless the plan in `file` was made for the weights in the folder
+    `model`: an edit was measured on the weights that it was made for, and says nothing of
+    others."""
     wanted = metadata.get("fingerprint")
     if wanted is None:
         raise UnrefuseError(

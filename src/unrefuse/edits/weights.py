@@ -46,7 +46,8 @@ def _experts(edit: MatrixEdit, name: str) -> int:
 
 
 def check_fits(name: str, shape: Sequence[int], edit: MatrixEdit, axis: int) -> None:
-    """Raises UnrefuseError where a tensor of this shape does not write and read what `edit` does."""
+    """Raises UnrefuseError where a tensor of this shape does not write and read what `edit`
+    does."""
     if shape[axis] != len(edit.write):
         raise UnrefuseError(
             f"the plan is of another model: it writes {len(edit.write)} numbers, and {name} writes "

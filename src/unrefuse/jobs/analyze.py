@@ -16,8 +16,9 @@ from unrefuse.search.method import Selective
 
 
 def analyze(config: RunConfig, topic: str = "") -> Analysis:
-    """Measures the model; edits nothing. Raises UnrefuseError for a mistake in usage or input, such as
-    a `topic` that no target prompt has, and TooFew where the model refuses too little to tell.
+    """Measures the model; edits nothing. Raises UnrefuseError for a mistake in usage or input,
+    such as a `topic` that no target prompt has, and TooFew where the model refuses too little to
+    tell.
 
     Directions and probes come from the train split, the strengths and the share of false refusals
     that could be answered from the search split.

@@ -227,8 +227,8 @@ def prepare(
 
     The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
     `run`, the folder of a tuning, the replies are kept there for a run that goes on with it. With
-    `saves`, there must be room for the model in `config.out`. Raises UnrefuseError for what leaves the
-    floors unmeasured, where `splits` has that of the test.
+    `saves`, there must be room for the model in `config.out`. Raises UnrefuseError for what leaves
+    the floors unmeasured, where `splits` has that of the test.
     """
     config = validated(config)
     edits = "test" in splits

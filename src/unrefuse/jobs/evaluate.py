@@ -265,7 +265,8 @@ def _by_torch(
 
 def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evaluation:
     """Grades the replies in `folder` again, by `judge` or the built-in detector of today, without
-    a model. Written to `out` where one is named; `folder` is never changed. Raises UnrefuseError."""
+    a model. Written to `out` where one is named; `folder` is never changed. Raises
+    UnrefuseError."""
     if out:
         check_out(out)
     if judge:
@@ -351,7 +352,8 @@ def _line(p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float,
 def _check_same_tokens(
     folders: dict[str, Path], names: dict[str, str | None], config: RunConfig
 ) -> None:
-    """Raises UnrefuseError where two models do not share a vocabulary: the divergence is by token."""
+    """Raises UnrefuseError where two models do not share a vocabulary: the divergence is by
+    token."""
     before, after = (
         load_tokenizer(folders[when], config.trust_remote_code).get_vocab() for when in WHENS
     )

@@ -31,8 +31,8 @@ def export_plan(
     original, of whose weights the adapter is made.
 
     All forms, or none, are written. Returns what `--json` prints; `scale` there counts from the
-    edit as it was measured. Raises UnrefuseError, for an edit that was not measured above its floors
-    on these weights too: see `measured.read_measured`.
+    edit as it was measured. Raises UnrefuseError, for an edit that was not measured above its
+    floors on these weights too: see `measured.read_measured`.
     """
     if not (lora or gguf_lora or control_vector):
         raise UnrefuseError("name a form: --lora DIR, --gguf-lora FILE or --control-vector FILE")

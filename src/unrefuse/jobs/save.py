@@ -68,7 +68,8 @@ def check_writable(out: Path, size: int = 0) -> Path:
 
 
 def free_space(path: Path) -> int:
-    """Bytes free on the disk where `path` will lie. Raises UnrefuseError where that can't be told."""
+    """Bytes free on the disk where `path` will lie. Raises UnrefuseError where that can't be
+    told."""
     with _told(path):
         return shutil.disk_usage(_place(_goal(path))).free
 

@@ -12,7 +12,8 @@ from unrefuse.models.load import Model
 
 
 def check_benchmarks(names: Sequence[str], path: Path | None) -> None:
-    """Raises UnrefuseError where lm-eval is not installed or does not know a task; loads no model."""
+    """Raises UnrefuseError where lm-eval is not installed or does not know a task; loads no
+    model."""
     if path and not names:
         raise UnrefuseError("a path of tasks, but no task: name them with --benchmarks")
     if not names:

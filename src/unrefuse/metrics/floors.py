@@ -91,8 +91,8 @@ def read_measured(run: Path, model: Path, preserve_norm: bool | None = False) ->
     """The plan at `run` for the checkpoint in the folder `model`, to be written with rows that keep
     their length or without (None: as it was measured).
 
-    Raises UnrefuseError for a plan that cannot be read, or was made for other weights; and where its
-    record does not say that just this plan, in just this form, was measured above the floors.
+    Raises UnrefuseError for a plan that cannot be read, or was made for other weights; and where
+    its record does not say that just this plan, in just this form, was measured above the floors.
     """
     file = find_plan(run)
     plan, metadata = read_plan(file)

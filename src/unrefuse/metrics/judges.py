@@ -74,7 +74,8 @@ def judge_of(config: RunConfig) -> Judge | None:
 
 
 def check_judge(judge: Judge) -> None:
-    """Raises UnrefuseError where the judge can't be had or gives no grade, before a model is asked."""
+    """Raises UnrefuseError where the judge can't be had or gives no grade, before a model is
+    asked."""
     if isinstance(judge, Endpoint):
         found, said = chat_grade(judge, "What is two and two?", "Four.")
         if found is None:

@@ -120,8 +120,8 @@ def count_graded(
 
 
 def check_shipped(prompts: Sequence[Prompt]) -> None:
-    """Raises UnrefuseError where a choice of languages leaves too few of the shipped keep prompts to
-    measure anything: prompts of a user's own stand beside them, and never in their place."""
+    """Raises UnrefuseError where a choice of languages leaves too few of the shipped keep prompts
+    to measure anything: prompts of a user's own stand beside them, and never in their place."""
     for split in ("search", "test"):
         left = sum(p.source == SHIPPED for p in select(prompts, "keep", split))
         if left < MINIMUM:

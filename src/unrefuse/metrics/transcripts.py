@@ -105,7 +105,8 @@ class Comparison:
 
 
 def compare(first: Sequence[Line], second: Sequence[Line]) -> Comparison:
-    """The evaluated model's replies of two runs. Raises UnrefuseError where no prompt is in both."""
+    """The evaluated model's replies of two runs. Raises UnrefuseError where no prompt is in
+    both."""
     a, b = ({line.key: line for line in run if line.when == "after"} for run in (first, second))
     both = [(a[key], b[key]) for key in a if key in b]
     if not both:

@@ -120,8 +120,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
 def checkpoint_tensors(folder: Path) -> Tensors:
     """The tensors in each of the `checkpoint_files`; their data is not read.
 
-    Raises UnrefuseError for a missing or damaged file, a tensor in two files, and an index that says
-    something else.
+    Raises UnrefuseError for a missing or damaged file, a tensor in two files, and an index that
+    says something else.
     """
     chosen = _choose(folder)
     tensors: dict[Path, dict[str, Stored]] = {}
@@ -241,7 +241,8 @@ def _read_index(folder: Path, index: Path) -> dict[str, Path]:
 
 
 def _inside(folder: Path, name: Any, told_by: Path, endings: str | tuple[str, ...]) -> Path:
-    """The path of a file that lies in `folder`, or below. Raises UnrefuseError for any other name."""
+    """The path of a file that lies in `folder`, or below. Raises UnrefuseError for any other
+    name."""
     path = PurePosixPath(name) if isinstance(name, str) and name.isprintable() else None
     if path is None or path.is_absolute() or ".." in path.parts or set("\\:") & set(name):
         raise UnrefuseError(f"{told_by} names weights outside of its folder, or none: {name!r}")

@@ -26,7 +26,8 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def check_file(file: Path) -> None:
-    """Raises UnrefuseError where a file is not there, or is only a pointer to what it should hold."""
+    """Raises UnrefuseError where a file is not there, or is only a pointer to what it should
+    hold."""
     if not file.is_file():
         if file.is_symlink():
             raise UnrefuseError(

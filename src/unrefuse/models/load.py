@@ -99,8 +99,8 @@ class Model:
 def load_model(config: RunConfig) -> Model:
     """The model of `config.model`, in evaluation mode on its device.
 
-    Raises UnrefuseError for a folder that is no model, a missing or truncated file, weights that are
-    not finite or lack a tensor or are quantised, an architecture that is not known unless
+    Raises UnrefuseError for a folder that is no model, a missing or truncated file, weights that
+    are not finite or lack a tensor or are quantised, an architecture that is not known unless
     `config.probe` and the probe finds it out, and a base model without a chat template.
     """
     folder = find_checkpoint(config)
@@ -108,7 +108,8 @@ def load_model(config: RunConfig) -> Model:
 
 
 def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
-    """The model in `folder`, under the settings of `config`. Raises UnrefuseError; see load_model."""
+    """The model in `folder`, under the settings of `config`. Raises UnrefuseError; see
+    load_model."""
     tensors = check_checkpoint(folder, config)
     hf_config = read_config(folder, config)
     check_architecture(hf_config)

@@ -62,8 +62,8 @@ class Call:
 def probe(model: PreTrainedModel) -> list[Writer]:
     """The writers of a loaded model, found by experiment; `writers` gives them from then on.
 
-    Raises UnrefuseError, in one line, where what a block adds to the stream is not all the output of
-    matrices, or of an RMSNorm on one, and where the model can't be run as unrefuse runs it.
+    Raises UnrefuseError, in one line, where what a block adds to the stream is not all the output
+    of matrices, or of an RMSNorm on one, and where the model can't be run as unrefuse runs it.
     """
     kind = text_config(model).model_type
     try:

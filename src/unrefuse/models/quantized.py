@@ -111,8 +111,8 @@ def full_weights(
     """The folder of a full copy of an FP8 or MXFP4 checkpoint, made at the first call.
 
     `tensors` are those of its weight files, `others` its other files, `auto` the class that loads
-    it with `hf_config`. Raises UnrefuseError where the kind is another, and for what goes wrong while
-    it is loaded and written.
+    it with `hf_config`. Raises UnrefuseError where the kind is another, and for what goes wrong
+    while it is loaded and written.
     """
     found = quantization(folder)
     if not found or not _undone(str(found.get("quant_method")), tensors):

@@ -83,8 +83,8 @@ def blocks(model: "PreTrainedModel") -> nn.ModuleList:
 def writers(model: "PreTrainedModel") -> list[Writer]:
     """Every matrix that writes into the residual stream, block by block.
 
-    Raises UnrefuseError for a model that is neither in the table nor probed, and where a block lacks
-    what the table says.
+    Raises UnrefuseError for a model that is neither in the table nor probed, and where a block
+    lacks what the table says.
     """
     if model in PROBED:
         return PROBED[model]

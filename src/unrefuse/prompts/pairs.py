@@ -22,8 +22,8 @@ def load_pairs(config: RunConfig, prompts: Sequence[Prompt] = ()) -> list[Prompt
     The shipped pairs in `config.languages`, at most `config.limit` a split, and beside them all of
     the file `config.pairs`: rows with the columns harmless and harmful, and where they have them
     topic, lang and split. Rows without a split go to train and search. A shipped pair that is
-    learned from gives way to one of `prompts` in the same words. Raises UnrefuseError that names the
-    file and the line.
+    learned from gives way to one of `prompts` in the same words. Raises UnrefuseError that names
+    the file and the line.
     """
     data = (files("unrefuse.prompts") / "data" / "pairs.jsonl").read_text(encoding="utf-8")
     rows = (json.loads(line) for line in data.splitlines())

@@ -74,7 +74,8 @@ class Analysis:
 
     def weights(self, topic: str = "") -> list[float]:
         """Per layer how much an edit there can do: the effect on refusal, times how far the probe
-        is better than chance; the highest is 1. Raises UnrefuseError for a topic that is not there."""
+        is better than chance; the highest is 1. Raises UnrefuseError for a topic that is not
+        there."""
         if topic not in self.strengths:
             known = ", ".join(name for name in self.strengths if name)
             raise UnrefuseError(

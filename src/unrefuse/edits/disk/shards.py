@@ -60,8 +60,8 @@ def write_checkpoint(
     With `link` the former, and shards in which nothing changes, become hard links. Of the shards
     in `copied` that many bytes are there already (see `copying.HeadStart`). A pickle checkpoint is
     loaded file by file and becomes safetensors. Returns the coarsest dtype among the edited
-    tensors. Raises UnrefuseError, before it writes, where a planned tensor is not there or has another
-    `d_model`, and where weights are quantised.
+    tensors. Raises UnrefuseError, before it writes, where a planned tensor is not there or has
+    another `d_model`, and where weights are quantised.
 
     It does not ask how the plan was measured: `run_edit` measures what this wrote before it gives
     it to anyone, and `apply_plan` has asked `measured.read_measured`.

@@ -16,8 +16,8 @@ from unrefuse.models.quantized import check_full
 def tensor_files(folder: Path) -> dict[str, Path]:
     """Where each tensor of a checkpoint is stored. Reads headers only.
 
-    Raises UnrefuseError for a folder that is no checkpoint, a missing or damaged file, a pickle, and
-    quantised weights, whose numbers are not the model's.
+    Raises UnrefuseError for a folder that is no checkpoint, a missing or damaged file, a pickle,
+    and quantised weights, whose numbers are not the model's.
     """
     for file in checkpoint_files(folder):
         if file.suffix == ".bin":
