@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 
 from tests import pico, talker
 from unrefuse import cli
-from unrefuse.commands import edit, evaluate, export, layers
+from unrefuse.commands import analyze, edit, evaluate, export
 from unrefuse.models import load, quantized
 
 ODD = "[red]m [bold] :fire: [link=x]"
 
 
 @pytest.mark.parametrize(
-    "command", [edit.edit, edit.tune, evaluate.evaluate, layers.analyze, export.export]
+    "command", [edit.edit, edit.tune, evaluate.evaluate, analyze.analyze, export.export]
 )
 def test_a_command_that_loads_a_model_has_the_options_that_its_messages_name(command):
     said = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (load, quantized))

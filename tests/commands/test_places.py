@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.test_save import paths
+from tests.jobs.test_save import paths
 from unrefuse import cli
 
 NONE = "/no/such/model"

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from unrefuse.evaluate import perplexity as perplexities
 
 from tests import pico
 from tests.edits.plans import edit_model, one_direction
 from unrefuse.engine.generate import Reply, last_logits, reply_to
 from unrefuse.errors import UnrefuseError
+from unrefuse.metrics import perplexity as perplexities
 from unrefuse.metrics.layers import layer_strengths
 from unrefuse.metrics.margin import make_openings, margins
 from unrefuse.metrics.perplexity import perplexity

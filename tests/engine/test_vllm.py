@@ -17,8 +17,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests import pico, talker
-from tests.edits.test_lora import one_direction
-from tests.test_evaluation import unrefuse
+from tests.edits.adapters.test_lora import one_direction
+from tests.jobs.test_evaluate import unrefuse
 from unrefuse.config import RunConfig
 from unrefuse.edits.adapters.lora import checkpoint_adapter, save_adapter
 from unrefuse.edits.disk.shards import write_checkpoint

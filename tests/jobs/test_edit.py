@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from tests import pico, talker
 from tests.edits.plans import selective
-from unrefuse import RunConfig, UnrefuseError, pipeline, run_edit, run_tune
+from unrefuse import RunConfig, UnrefuseError, run_edit, run_tune
 from unrefuse.cli import app
 from unrefuse.edits.plan import scaled
+from unrefuse.jobs import edit as pipeline
 from unrefuse.metrics.floors import Kept, read_measured
 from unrefuse.models import load
 from unrefuse.report.seal import find_faults

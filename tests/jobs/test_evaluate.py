@@ -46,8 +46,8 @@ def models(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
-    for module in ("generate", "transcripts", "judges"):
-        monkeypatch.setattr(f"unrefuse.evaluate.{module}.grade", by_tokens)
+    for module in ("engine.generate", "metrics.transcripts"):
+        monkeypatch.setattr(f"unrefuse.{module}.grade", by_tokens)
     monkeypatch.setattr("unrefuse.metrics.perplexity.PASSAGES", ("en",))
     monkeypatch.setattr("unrefuse.metrics.perplexity.passage", lambda name: "A short passage.")
     quick(monkeypatch, tmp_path / "cache")

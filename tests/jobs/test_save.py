@@ -126,7 +126,7 @@ shift
 """
 IN_MOUNTS = """
 from pathlib import Path
-from tests.test_save import fill
+from tests.jobs.test_save import fill
 from unrefuse.errors import UnrefuseError
 for out in ("mnt", "bind", "mnt/no", "ro", "ro/x", "small/x"):
     size = {"mnt/no": 2**60, "small/x": 2**20}.get(out, 0)

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from unrefuse.evaluate import perplexity as module
 
 from tests import pico
+from unrefuse.metrics import perplexity as module
 from unrefuse.metrics.perplexity import PASSAGES, passage, perplexities, perplexity
 
 

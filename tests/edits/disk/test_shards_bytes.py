@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import pico
 from tests.edits.plans import KINDS, edit_model, one_direction
-from unrefuse.edits import copying, shards
+from unrefuse.edits.disk import copying, shards
 from unrefuse.edits.disk.copying import head_start
 from unrefuse.edits.disk.header import fingerprint
 from unrefuse.edits.disk.shards import write_checkpoint
