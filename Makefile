@@ -5,7 +5,7 @@ PY = .venv/bin/python
 .PHONY: demo test check audit lock
 
 demo: .venv/ready
-	rm -rf demo-output
+	rm -rf demo-output demo-output.run
 	.venv/bin/unrefuse edit demo --out demo-output --limit 32
 
 test: .venv/ready

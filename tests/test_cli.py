@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
         (("tune", "demo", "--method", "nonsense"), "'selective' or 'ablate'"),
         (("edit", "demo", "--preserve-norm"), "for the method ablate"),
         (("edit", "demo", "--tune", "optuna", "--strength", 1), "leave out one of tune and"),
-        (("edit", "demo", "--resume"), "name the method"),
+        (("edit", "demo", "--resume"), "no run in"),
     ],
 )
 def test_a_mistake_in_tuning_is_told_in_one_line_before_a_model_loads(tmp_path, words, told):

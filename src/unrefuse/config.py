@@ -97,7 +97,7 @@ class RunConfig(BaseModel):
         None, description="how the edit is tuned; None: one kernel in stages"
     )
     trials: int = Field(40, ge=1, le=100_000, description="trials of optuna")
-    resume: bool = Field(False, description="go on with the tuning run of an earlier process")
+    resume: bool = Field(False, description="go on with a run that was stopped")
 
     removal_target: float = Field(0.80, gt=0, le=1, description="stop raising at this removal")
     quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")
@@ -173,8 +173,6 @@ class RunConfig(BaseModel):
             raise ValueError("a kernel file is not tuned: leave out one of tune and kernel file")
         if self.preserve_norm and self.method != "ablate":
             raise ValueError("preserve_norm is for the method ablate")
-        if self.resume and not self.tune:
-            raise ValueError("resume goes on with a tuning run: name the method, --tune")
         if self.backend == "vllm" and (self.stream or self.device_map or self.device != "auto"):
             raise ValueError("vLLM finds its device by itself: leave out device and stream")
         if self.stream and self.tune:

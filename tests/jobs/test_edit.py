@@ -1,7 +1,10 @@
 """The main job from end to end, by the command line: on a model built by hand, and on the demo."""
 
+import contextlib
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,23 +363,94 @@ def test_a_saved_model_that_lacks_its_edit_is_found(tmp_path, monkeypatch, stren
     assert not out.exists()
 
 
-def test_ctrl_c_leaves_nothing(talking, tmp_path):
+def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(talking, edited, tmp_path):
     model, prompts = talking
+    command = [
+        "edit",
+        str(model),
+        *map(str, prompts),
+        "--limit",
+        "40",
+        "--out",
+        str(tmp_path / "x"),
+    ]
     process = subprocess.Popen(
-        [str(UNREFUSE), "edit", str(model), *map(str, prompts), "--out", str(tmp_path / "x")],
+        [str(UNREFUSE), *command],
         stderr=subprocess.PIPE,
         text=True,
         # A suite that runs in the background has it ignored, and the child would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
-    while "kernel:" not in process.stderr.readline():
+    while "refused before, search" not in process.stderr.readline():
         assert process.poll() is None
-    time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert "Traceback" not in process.stderr.read()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["x.run"]
+    kept = {path.name for path in (tmp_path / "x.run").iterdir()}
+    assert kept >= {"settings.json", "before-search.jsonl", "before-train.jsonl"}
+
+    again = unrefuse(*command)
+    assert again.returncode == 2
+    assert "go on with it by --resume" in again.stderr
+    resumed = unrefuse(*command, "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(edited, (tmp_path / "x", json.loads(resumed.stdout)))
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def assert_same(one, other):
+    """The same figures, and the same bytes of weights and plan."""
+    for name in ("model.safetensors", "tuning/plan.safetensors"):
+        assert (one[0] / name).read_bytes() == (other[0] / name).read_bytes()
+    for key in ("removal", "retention", "quality", "kl", "stages", "refused", "pairs"):
+        assert one[1][key] == other[1][key]
+
+
+@pytest.mark.slow  # about ten minutes
+def test_kill_9_at_any_moment_loses_nothing(talking, edited, tmp_path):
+    """50 times: the output is absent or whole, and the run goes on to the same bytes."""
+    model, prompts = talking
+    out = tmp_path / "x"
+    command = [str(UNREFUSE), "edit", str(model), *prompts, "--limit", "40", "--out", str(out)]
+    moments, whole = random.Random(0), 0
+    for _ in range(50):
+        resume = ["--resume"] if (tmp_path / "x.run" / "settings.json").exists() else []
+        started = time.monotonic()
+        process = subprocess.Popen([*command, *resume], stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(3, 14))
+        process.kill()
+        code = process.wait()
+        if out.exists():
+            assert unrefuse("verify", out).returncode == 0
+            record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+            assert_same(edited, (out, record))
+            whole += 1
+            shutil.rmtree(out)
+            shutil.rmtree(tmp_path / "x.run", ignore_errors=True)
+        else:
+            assert code == -signal.SIGKILL, f"ended by itself after {time.monotonic() - started}"
+    assert 0 < whole < 50
+
+
+def test_a_second_process_at_the_same_run_is_told(talking, tmp_path):
+    model, prompts = talking
+    out = tmp_path / "x"
+    command = ["edit", str(model), *map(str, prompts), "--limit", "40", "--out", str(out)]
+    process = subprocess.Popen(
+        [str(UNREFUSE), *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert process.stderr is not None
+    while "refused before, train" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGSTOP)
+    second = unrefuse(*command, "--resume")
+    process.kill()
+    process.wait()
+    assert second.returncode == 2
+    assert "another process is at the run" in second.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow  # three minutes: the command of `make demo`

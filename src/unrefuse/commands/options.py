@@ -83,7 +83,7 @@ DeviceMap = Annotated[
     str | None, typer.Option(help="auto: accelerate spreads the model over the devices.")
 ]
 Trials = Annotated[int | None, typer.Option(help="Of optuna. Default 40.")]
-Resume = Annotated[bool | None, typer.Option("--resume", help="Go on with a tuning that ended.")]
+Resume = Annotated[bool | None, typer.Option("--resume", help="Go on with a run that was stopped.")]
 RemovalTarget = Annotated[float | None, typer.Option(help="Enough. Default 0.80.")]
 QualityFloor = Annotated[
     float | None, typer.Option(help="Default 0.70; its interval begins at 0.10 less, or above.")

@@ -1,17 +1,22 @@
 """Forward passes over prompts: the tokens that all share (a system prompt) run once."""
 
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from unrefuse.errors import UnrefuseError
+from unrefuse.models.device import release_memory
 from unrefuse.models.load import Model
 from unrefuse.models.writers import is_stateful
-from unrefuse.progress import track
+from unrefuse.progress import stderr, track
 from unrefuse.prompts.chat import batches
 
 T = TypeVar("T")
@@ -30,6 +35,63 @@ def together(
         return
     for job in track(jobs, what, len(jobs)) if what else jobs:
         yield job()
+
+
+def in_batches(
+    model: Model,
+    sequences: Sequence[Sized],
+    job: Callable[[list[int]], T],
+    what: str,
+    passes: int = 1,
+    first: Callable[[], object] | None = None,
+) -> Iterator[tuple[list[int], T]]:
+    """The indices of each batch of `sequences`, and what `job` gives of it; `what` and `passes` as
+    in `together`. A batch that does not fit in memory is halved, and so are those that follow.
+    `first` is called before them all: in a streamed model it is ahead at each block."""
+    order = list(batches(sequences, model.batch_size))
+    if model.stream is not None:
+        jobs: list[Callable[[], Any]] = [partial(job, batch) for batch in order]
+        ahead = [first] if first else []
+        found = list(together(model, ahead + jobs, what, passes))
+        yield from zip(order, found[len(ahead) :], strict=True)
+        return
+    if first:
+        first()
+
+    def results() -> Iterator[tuple[list[int], T]]:
+        queue = deque(order)
+        while queue:
+            batch = queue.popleft()
+            if len(batch) > model.batch_size:  # it was made before another one was halved
+                queue.extendleft([batch[model.batch_size :], batch[: model.batch_size]])
+                continue
+            try:
+                result = job(batch)
+            except RuntimeError as error:
+                if not halve(model, error):
+                    raise
+                queue.appendleft(batch)
+            else:
+                yield batch, result
+
+    yield from track(results(), what, len(order))
+
+
+def halve(model: Model, error: RuntimeError) -> bool:
+    """Whether `error` says that memory ran out, and `model.batch_size` is half of what it was.
+    Raises UnrefuseError where it was one already."""
+    if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+        return False
+    if model.batch_size == 1:
+        raise UnrefuseError(
+            f"out of memory on {model.device} with one prompt at a time: give it a smaller "
+            "--dtype (bfloat16), run it from disk with --stream, or free some memory"
+        ) from None
+    traceback.clear_frames(error.__traceback__)  # they hold what did not fit
+    model.batch_size //= 2
+    release_memory()
+    stderr.print(f"out of memory on {model.device}: going on with batches of {model.batch_size}")
+    return True
 
 
 class OnceCache(DynamicCache):
@@ -88,17 +150,11 @@ def one_pass(
         ).last_hidden_state
         return states
 
-    order = list(batches(sequences, model.batch_size))
-    jobs: list[Callable[[], Any]] = []
-    for batch in order:
+    def job(batch: list[int]) -> T:
         rest = [sequences[i][prefix:] for i in batch]
-        jobs.append(partial(read, batch, rest, partial(run, rest)))
-    if prefix:
-        order.insert(0, [])
-        jobs.insert(0, first)
-    for batch, result in zip(order, together(model, jobs, what), strict=True):
-        if batch:
-            yield batch, result
+        return read(batch, rest, partial(run, rest))
+
+    yield from in_batches(model, sequences, job, what, first=first if prefix else None)
 
 
 def reusable(config: PretrainedConfig, prefix: int) -> int:

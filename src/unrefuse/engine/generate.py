@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unrefuse.detector.refusal import DETECTOR, Grade, grade
 from unrefuse.engine.decode import decode, text_of
-from unrefuse.engine.forward import one_pass, row_ends, shared_prefix, together
+from unrefuse.engine.forward import halve, one_pass, row_ends, shared_prefix, together
 from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model, cache_bytes
 from unrefuse.progress import stderr, track
@@ -92,7 +92,7 @@ def _rows(
     order = list(batches(ids, model.batch_size))
     if model.stream is None or not ids:
         queue = [i for batch in order for i in batch]
-        yield from track(decode(model, ids, heads, queue, limit), what, len(ids))
+        yield from track(_decoded(model, ids, heads, queue, limit), what, len(ids))
         return
     longest = model.longest(limit)
     model.stream.announce(longest)
@@ -106,6 +106,21 @@ def _rows(
     for start in range(0, len(jobs), at_once):
         for rows in together(model, jobs[start : start + at_once], what, limit):
             yield from rows
+
+
+def _decoded(
+    model: Model, ids: list[list[int]], heads: list[list[int]], queue: list[int], limit: int
+) -> Iterator[tuple[int, list[int]]]:
+    """`decode`, in smaller batches where memory runs out; replies that have ended are kept."""
+    left = dict.fromkeys(queue)
+    while left:
+        try:
+            for i, row in decode(model, ids, heads, list(left), limit):
+                del left[i]
+                yield i, row
+        except RuntimeError as error:
+            if not halve(model, error):
+                raise
 
 
 @torch.inference_mode()

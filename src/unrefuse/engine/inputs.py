@@ -69,11 +69,12 @@ def capture(model: Model, sequences: Sequence[Tokens]) -> Inputs:
         into = [starts[i] + j for i in batch for j in range(len(sequences[i].places))]
         row, place = map(list, zip(*at, strict=True))
         last = [sequences[i].places[0] - cut for i in batch]
+        found: dict[int, float] = {}
 
         def keep(layer: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             rows[layer][into] = args[0][row, place].to(rows[layer])
             ends = output[range(len(batch)), last].float()
-            squares[layer] += float(ends.square().mean(-1).sum())
+            found[layer] = float(ends.square().mean(-1).sum())
 
         with ExitStack() as stack:
             seen = stack.enter_context(recorded(model, last))
@@ -82,6 +83,8 @@ def capture(model: Model, sequences: Sequence[Tokens]) -> Inputs:
                 hook = own(partial(keep, writer.layer))
                 stack.callback(module.register_forward_hook(hook).remove)
             run()
+        for layer, total in found.items():
+            squares[layer] += total
         streams = torch.stack([layer.float().to(model.device) for layer in seen], dim=1)
         groups = [sequences[i].group for i in batch]
         for group in dict.fromkeys(groups):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock
 from torch import Tensor
 
 from unrefuse.config import REPLY_TOKENS, RunConfig, validated
@@ -61,7 +62,7 @@ class Prepared:
     """A loaded model with all that is measured on it before an edit.
 
     `method` makes plans of what was captured on the train split, or is None where `plan` was found
-    before, by a tuning; `run` is the folder of a tuning.
+    before, by a tuning; `run` is the folder of the run, and `lock` makes it this process's own.
     """
 
     config: RunConfig
@@ -72,27 +73,28 @@ class Prepared:
     kernel: Kernel
     plan: Plan | None = None
     run: Path | None = None
+    lock: BaseFileLock | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 def run_edit(config: RunConfig) -> Result:
     """The main job. Saves to `config.out` an edit that keeps the floors, or nothing.
 
-    A tuning (`config.tune`) keeps its record in a folder beside it, OUT.tuning, until it is done.
-    Raises UnrefuseError for a mistake in usage or input.
+    What a killed run has done is in a folder beside it, OUT.run, until it is done: `config.resume`
+    goes on with it. Raises UnrefuseError for a mistake in usage or input.
     """
     if config.out is None:
         raise UnrefuseError("where to? name a folder: --out DIR")
     out = check_out(config.out)
     judge = judge_of(config)
-    run = out.with_name(f"{out.name}.tuning") if config.tune else None
+    run = _run_beside(out, config)
     device = config.device  # "auto" may be another card, or several, at the end
     prepared = prepare(config, SPLITS, run, saves=True)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
-    before = prepared.before
+    before, lock = prepared.before, prepared.lock
     best, result = search(prepared)
     if best is None:
-        return result
+        return _ended(result, run, lock)
     plan = best.plan
     with new_folder(out, copy_size(model.folder)) as folder:
         with clock(seconds, "save"):
@@ -119,14 +121,33 @@ def run_edit(config: RunConfig) -> Result:
         write_json(result, folder / RECORD)
         write_sbom(result, folder)
         record = (folder / PLAN).parent
-        if run is None:
+        if run is None or not config.tune:
             record.mkdir()
             save_tuned(best, result, record, made_for)
         else:
             save_tuned(best, result, run, made_for)
             keep_record(run, record)
         write_sums(folder)
-    if run is not None and result.saved:  # else the record stays: it can be gone on with
+    return _ended(result, run, lock)
+
+
+def _run_beside(out: Path, config: RunConfig) -> Path | None:
+    """The folder of the run, beside `out`; None where it can't be there and need not."""
+    run = out.with_name(f"{out.name}.run")
+    try:
+        return check_writable(run)
+    except UnrefuseError:
+        if config.tune or config.resume:
+            raise
+        return None
+
+
+def _ended(result: Result, run: Path | None, lock: BaseFileLock | None) -> Result:
+    """The result of a run whose folder has served. The trials of a tuning that saved nothing stay:
+    they can be looked at, and gone on with."""
+    if lock is not None:
+        lock.release()
+    if run is not None and (result.saved or not result.config.tune):
         shutil.rmtree(run)
     return result
 
@@ -226,7 +247,7 @@ def prepare(
     """Loads the model, asks the original on `splits`, captures its states, chooses the kernel.
 
     The configuration comes back resolved: device, dtype, batch size and hashes filled in. With
-    `run`, the folder of a tuning, the replies are kept there for a run that goes on with it. With
+    `run`, the folder of the run, the replies are kept there for a run that goes on with it. With
     `saves`, there must be room for the model in `config.out`. Raises UnrefuseError for what leaves
     the floors unmeasured, where `splits` has that of the test.
     """
@@ -281,10 +302,9 @@ def prepare(
         f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}",
         f"\nkernel: {kernel.source}{_numbers(kernel)}",
     )
-    if run:
-        open_run(run, config)
+    lock = open_run(run, config) if run else None
     before: dict[str, Before] = {}
-    with clock(seconds, "before"):
+    with clock(seconds, "before"), _discarded(None if config.tune else run):
         jobs = [partial(ask_before, model, prompts, split, config, run) for split in splits]
         for split, asked in zip(
             splits, together(model, jobs, None, config.reply_tokens), strict=True
@@ -297,7 +317,19 @@ def prepare(
             method = Ablation(model, before["train"], config)
         elif plan is None:
             method = Selective(model, before["train"], prompts, config)
-    return Prepared(config, model, prompts, before, method, kernel, plan, run, seconds)
+    return Prepared(config, model, prompts, before, method, kernel, plan, run, lock, seconds)
+
+
+@contextmanager
+def _discarded(run: Path | None) -> Iterator[None]:
+    """Takes the folder of a run away that ends here by a mistake: with other prompts, mostly, it is
+    to begin anew."""
+    try:
+        yield
+    except UnrefuseError:
+        if run is not None:
+            shutil.rmtree(run)
+        raise
 
 
 def _staged(prepared: Prepared) -> tuple[list[Stage], Stage | None]:

@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unrefuse.engine.capture import residuals
-from unrefuse.engine.forward import together
+from unrefuse.engine.forward import in_batches
 from unrefuse.engine.generate import Reply
 from unrefuse.metrics.margin import make_openings
 from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model
 from unrefuse.models.stream import own
 from unrefuse.models.writers import blocks, logits_of
-from unrefuse.prompts.chat import batches, left_pad
+from unrefuse.prompts.chat import left_pad
 
 WIDTHS = (0.08, 0.25)  # the narrowest and the widest kernel that is suggested
 
@@ -113,8 +112,8 @@ def _effects(
             finally:
                 handle.remove()
 
-    jobs = [partial(measure, batch) for batch in batches(forced.sequences, model.batch_size)]
-    for _ in together(model, jobs, "effect by layer", model.layers + 1):
+    steps = in_batches(model, forced.sequences, measure, "effect by layer", model.layers + 1)
+    for _ in steps:
         pass
     check_finite(result, "the model's logits", model.network.dtype)
     return result

@@ -65,12 +65,13 @@ class Context:
 @dataclass(frozen=True)
 class Before:
     """The original on one split: every exchange, its own answers for the divergence, and its
-    replies to some of the prompts in other contexts."""
+    replies to some of the prompts in other contexts. `run` is the folder where replies are kept."""
 
     split: str
     exchanges: tuple[Exchange, ...]
     reference: Reference | None = None
     contexts: tuple[Context, ...] = ()
+    run: Path | None = None
 
     def usable(self, set: str) -> list[Exchange]:
         return [e for e in self.exchanges if e.prompt.set == set and e.as_expected]
@@ -142,7 +143,7 @@ def ask_before(
 
     The test split is asked at full length, with the matched pairs and in other contexts; of the
     train split the selective edit needs no replies to keep prompts. With `folder`, that of a
-    tuning run, replies are kept there, and read where they are kept.
+    run, replies are kept there, and read where they are kept.
     """
     final, training = split == "test", split == "train"
     sets = SETS[:2] if training and config.method == "selective" else SETS
@@ -154,8 +155,9 @@ def ask_before(
     def ask() -> list[Reply]:
         return reply_to(model, [p.text for p in asked], tokens, f"before: {split}")
 
-    replies = remembered(folder, split, asked, ask)
-    before = Before(split, tuple(Exchange(p, r) for p, r in zip(asked, replies, strict=True)))
+    replies = remembered(folder, f"before-{split}", asked, ask)
+    exchanges = tuple(Exchange(p, r) for p, r in zip(asked, replies, strict=True))
+    before = Before(split, exchanges, run=folder)
     for name in sets:
         usable = before.usable(name)
         if len(usable) < MINIMUM:
@@ -232,15 +234,22 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
     return tuple(found)
 
 
-def measure(model: Model, before: Before, config: RunConfig, everything: bool) -> Measurement:
+def measure(
+    model: Model, before: Before, config: RunConfig, everything: bool, name: str = ""
+) -> Measurement:
     """The model as it is now (edited, or hooked) against the original on one split.
 
     `everything` asks every prompt again, at full length and in every context; else only those
-    that count, at the length of a search.
+    that count, at the length of a search. What has a `name` is kept by it in the run's folder.
     """
     asked = [e for e in before.exchanges if everything or e.as_expected]
     tokens = config.reply_tokens if everything else config.search_tokens
-    replies = reply_to(model, [e.prompt.text for e in asked], tokens, "after")
+
+    def ask() -> list[Reply]:
+        return reply_to(model, [e.prompt.text for e in asked], tokens, "after")
+
+    folder = before.run if name else None
+    replies = remembered(folder, name, [e.prompt for e in asked], ask)
     exchanges = _with_replies(asked, replies)
     assert before.reference is not None
     answered = [e.prompt.text for e in before.usable("baseline")]

@@ -1,4 +1,4 @@
-"""The folder of a tuning run, which outlives a killed one: settings, replies, trials, state."""
+"""The folder of a run, which outlives a killed one: settings, replies, trials, state."""
 
 import json
 import os
@@ -7,13 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from unrefuse.config import RunConfig
 from unrefuse.engine.generate import Reply, graded
 from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.jsontext import json_text
 from unrefuse.prompts.sets import Prompt
 
-SETTINGS, TRIALS = "settings.json", "trials.jsonl"
+SETTINGS, TRIALS, LOCK = "settings.json", "trials.jsonl", ".lock"
 # Where and how fast a run computes, and what only the last step reads, decide no trial.
 FREE = ("out", "resume", "backend", "device", "batch_size", "test_target", "test_baseline",
         "test_keep", "judge", "judge_label", "judge_input")  # fmt: skip
@@ -33,16 +35,34 @@ def check_run(folder: Path, resume: bool) -> None:
         raise UnrefuseError(f"there is no run in {folder} to go on with: leave out --resume")
 
 
-def open_run(folder: Path, config: RunConfig) -> None:
-    """Makes the folder of a run, or goes on with the one that is there.
+def open_run(folder: Path, config: RunConfig) -> BaseFileLock | None:
+    """Makes the folder of a run, or goes on with the one that is there. The run is this process's
+    own as long as the lock lives; the system takes it from a killed one. A study of Optuna has no
+    lock: several processes may share it.
 
-    `config` is resolved. Raises UnrefuseError where that run had other settings.
+    `config` is resolved. Raises UnrefuseError where that run had other settings, and where another
+    process is at it.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = None if config.tune == "optuna" else FileLock(folder / LOCK, timeout=0)
+        if lock is not None:
+            lock.acquire()
+    except Timeout:
+        raise UnrefuseError(
+            f"another process is at the run in {folder}: wait for it, or name another --out"
+        ) from None
+    except OSError as error:
+        raise UnrefuseError(f"cannot write {folder}: {error.strerror}") from None
+    _check_settings(folder, config)
+    return lock
+
+
+def _check_settings(folder: Path, config: RunConfig) -> None:
     settings = _settings(config)
     file = folder / SETTINGS
     if not file.exists():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, json_text(settings, indent=2) + "\n")
         except OSError as error:
             raise UnrefuseError(f"cannot write {folder}: {error.strerror}") from None
@@ -104,10 +124,10 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def remembered(
-    folder: Path | None, split: str, prompts: Sequence[Prompt], ask: Callable[[], list[Reply]]
+    folder: Path | None, name: str, prompts: Sequence[Prompt], ask: Callable[[], list[Reply]]
 ) -> list[Reply]:
-    """The original's replies on one split: from the run's folder, or asked now and kept there."""
-    file = folder / f"before-{split}.jsonl" if folder else None
+    """The replies that the run calls `name`: from its folder, or asked now and kept there."""
+    file = folder / f"{name}.jsonl" if folder else None
     if file and file.exists():
         rows = _rows(file)
         if [row.get("prompt") for row in rows] == [p.text for p in prompts]:

@@ -52,12 +52,13 @@ from unrefuse.prompts.chat import (
 from unrefuse.prompts.thinking import may_think
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Model:
     """A loaded chat model with its tokenizer and the checkpoint folder that it came from.
 
     With a `stream` the blocks of its network are on disk, and come into memory one by one. Where it
-    thinks, it does so for at most `thinking_tokens` tokens before a reply.
+    thinks, it does so for at most `thinking_tokens` tokens before a reply. Its `batch_size` becomes
+    smaller where a batch does not fit in memory.
     """
 
     network: PreTrainedModel

@@ -39,7 +39,7 @@ def try_plan(
 ) -> Stage:
     """Measures one plan by hooks."""
     with hooked(model.network, plan):
-        measured = measure(model, before, config, everything=False)
+        measured = measure(model, before, config, everything=False, name=name)
     return Stage(name, kernel, multiplier, plan, measured, keeps_floors(measured, config, True))
 
 

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import Plan
-from unrefuse.engine.forward import right_pad
+from unrefuse.engine.forward import in_batches, right_pad
 from unrefuse.models.load import Model
 from unrefuse.models.writers import Writer, writers
-from unrefuse.progress import track
-from unrefuse.prompts.chat import batches
 
 
 @torch.inference_mode()
@@ -30,6 +28,7 @@ def control_vectors(model: Model, plan: Plan, prompts: Sequence[str]) -> Tensor:
     planned = {edit.module for edit in plan}
     ids = model.encode(prompts)
     total = torch.zeros(model.layers, network.config.hidden_size, dtype=torch.float64)
+    added = torch.zeros_like(total)
     last: list[int] = []
     plain: dict[str, Tensor] = {}
 
@@ -42,7 +41,7 @@ def control_vectors(model: Model, plan: Plan, prompts: Sequence[str]) -> Tensor:
 
     def add(writer: Writer, module: nn.Module, args: object, output: Tensor) -> None:
         change = written(writer, output).double() - plain.pop(writer.name).double()
-        total[writer.layer] += change.sum(dim=0).cpu()
+        added[writer.layer] += change.sum(dim=0).cpu()
 
     def hook(call: Callable[[Writer, nn.Module, object, Tensor], None]) -> None:
         for writer in writers(network):
@@ -50,13 +49,17 @@ def control_vectors(model: Model, plan: Plan, prompts: Sequence[str]) -> Tensor:
                 module = network.get_submodule(writer.name)
                 stack.callback(module.register_forward_hook(partial(call, writer)).remove)
 
+    def run(batch: list[int]) -> Tensor:
+        added.zero_()
+        rows = [ids[i] for i in batch]
+        last[:] = [len(row) - 1 for row in rows]
+        network.get_decoder()(input_ids=right_pad(rows, model.device), use_cache=False)
+        return added.clone()
+
     with ExitStack() as stack:  # hooks run in this order: before the edit, the edit, after it
         hook(keep)
         stack.enter_context(hooked(network, plan))
         hook(add)
-        order = list(batches(ids, model.batch_size))
-        for batch in track(order, "control vector", len(order)):
-            rows = [ids[i] for i in batch]
-            last[:] = [len(row) - 1 for row in rows]
-            network.get_decoder()(input_ids=right_pad(rows, model.device), use_cache=False)
+        for _, sums in in_batches(model, ids, run, "control vector"):
+            total += sums
     return total / len(prompts) * getattr(network.config, "residual_multiplier", 1.0)
