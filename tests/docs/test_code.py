@@ -99,7 +99,7 @@ def test_a_wrong_command_line_is_found():
 def test_the_first_run_goes_as_its_page_says(tmp_path):
     unrefuse = Path(sys.executable).parent / "unrefuse"
     lines = commands(DOCS / "first-run.md")
-    assert ["edit", "demo"] == lines[0][:2]
+    assert lines[0][:2] == ["edit", "demo"]
     for words in lines:
         subprocess.run([unrefuse, *words], cwd=tmp_path, check=True)
     for file in ("README.md", "result.png", "run.json", "tuning/plan.safetensors", "SHA256SUMS"):

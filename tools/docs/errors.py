@@ -10,9 +10,12 @@ import ast
 import difflib
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SOURCE, PAGE = ROOT / "src" / "unrefuse", ROOT / "docs" / "errors.md"
@@ -28,19 +31,14 @@ def messages(source: Path = SOURCE) -> dict[str, str]:
     These are the texts of UnrefuseError and the classes made of it, the prefixes of `told_as`, and
     the rules of the configuration. A message that only hands another one on (`…: …`) is left out.
     """
-    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in source.rglob("*.py")}
+    classes = [node for nodes in _nodes(source).values() for node in nodes[ast.ClassDef]]
     errors = {"UnrefuseError"}
     for _ in range(3):  # classes of classes
-        for tree in trees.values():
-            errors |= {
-                node.name
-                for node in ast.walk(tree)
-                if isinstance(node, ast.ClassDef) and errors & {_name(base) for base in node.bases}
-            }
+        errors |= {c.name for c in classes if errors & {_name(base) for base in c.bases}}
     found = {}
-    for file, tree in sorted(trees.items()):
+    for file, nodes in _nodes(source).items():
         rules = {"ValueError"} if file.name == "config.py" else set()
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        for call in nodes[ast.Call]:
             kind = _name(call.func)
             if kind in errors | rules | {"told_as"} and call.args:
                 for text in texts(call.args[0]):
@@ -53,10 +51,9 @@ def messages(source: Path = SOURCE) -> dict[str, str]:
 def fragments(source: Path = SOURCE) -> str:
     """All strings of the source, one a line: what a helper function adds to a message is here."""
     lines = []
-    for file in sorted(source.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
-                lines += texts(node)
+    for nodes in _nodes(source).values():
+        for node in (*nodes[ast.Constant], *nodes[ast.JoinedStr], *nodes[ast.BinOp]):
+            lines += texts(node)
     return "\n".join(lines)
 
 
@@ -67,9 +64,7 @@ def texts(node: ast.expr) -> list[str]:
     if isinstance(node, ast.IfExp):
         return [*texts(node.body), *texts(node.orelse)]
     if isinstance(node, ast.JoinedStr):
-        parts = [
-            texts(part) if isinstance(part, ast.Constant) else [FIELD] for part in node.values
-        ]
+        parts = [texts(part) if isinstance(part, ast.Constant) else [FIELD] for part in node.values]
         return ["".join(chosen) for chosen in product(*parts)]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return [a + b for a in texts(node.left) for b in texts(node.right)]
@@ -99,6 +94,18 @@ def renewed(page: str, there: dict[str, str], said: str) -> str:
             page = page.replace(f"- ``{old}``\n", f"- ``{near[0]}``\n")
             lacking.remove(near[0])
     return page
+
+
+@cache
+def _nodes(source: Path) -> dict[Path, defaultdict[type, list[Any]]]:
+    """The nodes of every file, by their kind."""
+    found = {}
+    for file in sorted(source.rglob("*.py")):
+        kinds: defaultdict[type, list[Any]] = defaultdict(list)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            kinds[type(node)].append(node)
+        found[file] = kinds
+    return found
 
 
 def _name(node: ast.expr) -> str:

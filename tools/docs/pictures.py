@@ -43,8 +43,8 @@ def kernel(axes: Axes) -> None:
 def article(axes: Axes) -> None:
     """The article's formula beside the table that it prints."""
     weights = gaussian(LAYERS, 0.6, 0.15, threshold=0).weights
-    axes.plot(range(LAYERS), weights, color=BLUE, label="the article's formula (what unrefuse does)")
-    axes.plot(list(ARTICLE), list(ARTICLE.values()), "o", color=ORANGE, label="the article's table")
+    axes.plot(range(LAYERS), weights, color=BLUE, label="formula (what unrefuse does)")
+    axes.plot(list(ARTICLE), list(ARTICLE.values()), "o", color=ORANGE, label="printed table")
     axes.axhline(0.1, color=GREY, linewidth=0.8, linestyle=":", label="threshold")
     axes.set(xlabel="layer, of 32", ylabel="weight", ylim=(0, 1.05))
 
@@ -83,7 +83,7 @@ def probe(axes: Axes) -> None:
     across = torch.linspace(-1.5, 4, 2)
     for value in (1.0, 0.0, -0.4):
         axes.plot(across, (value - a[0] * across) / a[1], color=GREY, linewidth=0.9)
-        axes.annotate(f"reads {value:g}", (3.2, float((value - a[0] * 3.2) / a[1]) + 0.08),
+        axes.annotate(f"reads {value:g}", (3.45, float((value - a[0] * 3.45) / a[1]) + 0.08),
                       color=GREY, fontsize=8)  # fmt: skip
     axes.set(xlabel="alarm", ylabel="harm", xlim=(-1.3, 4.3), ylim=(-1.5, 4.2))
 
