@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -23,7 +22,10 @@ TINY = (
     'model="talker", target="target.txt", baseline="baseline.txt", keep="keep.txt", limit=16, '
     'device="cpu"'
 )
-WITH_PYTHON = [page for page in (*PAGES, NOTEBOOK) if blocks(page, "python")]
+# Pages with the same code are one: a run takes seconds.
+WITH_PYTHON = {
+    "\n".join(code): page for page in (NOTEBOOK, *PAGES[::-1]) if (code := blocks(page, "python"))
+}
 
 
 def tiny(code):
@@ -31,6 +33,14 @@ def tiny(code):
     code = re.sub(r", (limit|trials)=\d+", "", code)
     code = code.replace('tune="optuna"', 'tune="optuna", trials=1')
     return code.replace('model="demo"', TINY)
+
+
+def run_python(page, changed=str):
+    """The names that the blocks of a page leave, run one after another."""
+    names = {}
+    for block in blocks(page, "python"):
+        exec(compile(changed(block), name(page), "exec"), names)  # noqa: S102
+    return names
 
 
 @pytest.fixture
@@ -41,11 +51,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
+@pytest.mark.parametrize("page", WITH_PYTHON.values(), ids=name)
 def test_python_runs(page, folder):
-    names = {}
-    for block in blocks(page, "python"):
-        exec(compile(tiny(block), name(page), "exec"), names)  # noqa: S102
+    names = run_python(page, tiny)
     if page == NOTEBOOK:
         assert names["result"].saved
         assert (folder / "edited" / "run.json").is_file()
@@ -65,16 +73,24 @@ def command_of(words):
     return found, rest
 
 
+def complaint(words):
+    """What the command line says against these words, which it parses and does not run."""
+    command, rest = command_of(words)
+    if hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        return f"no command {rest[0]}"
+    try:
+        command.make_context("unrefuse", rest)
+    except SystemExit:
+        return None
+    except Exception as error:  # typer ships a click of its own
+        return None if "--help" in rest else str(error) or type(error).__name__
+    return None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_command_line_is_one_that_unrefuse_takes(page):
-    for words in commands(page):
-        command, rest = command_of(words)
-        try:
-            command.make_context("unrefuse", rest)
-        except click.exceptions.Exit:
-            assert "--help" in rest
-        except click.exceptions.ClickException as error:
-            pytest.fail(f"unrefuse {' '.join(words)}: {error.format_message()}")
+    found = {" ".join(words): complaint(words) for words in commands(page)}
+    assert not {line: said for line, said in found.items() if said}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -88,10 +104,11 @@ def test_a_part_of_a_command_line_names_what_is_there(page):
 
 
 def test_a_wrong_command_line_is_found():
-    with pytest.raises(click.exceptions.ClickException):
-        command_of(["edit"])[0].make_context("unrefuse", ["demo", "--no-such-option"])
-    with pytest.raises(click.exceptions.ClickException):
-        command_of(["revert"])[0].make_context("unrefuse", ["EDITED"])
+    assert "--no-such-option" in complaint(["edit", "demo", "--no-such-option"])
+    assert "Missing" in complaint(["revert", "EDITED", "--adapter", "DIR"])
+    assert complaint(["no-such-command"])
+    assert complaint(["prompts", "lists"])
+    assert complaint(["edit", "demo", "--out", "DIR"]) is None
 
 
 @pytest.mark.slow
@@ -110,7 +127,4 @@ def test_the_first_run_goes_as_its_page_says(tmp_path):
 @pytest.mark.timeout(1800)
 def test_the_notebook_runs_on_the_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in blocks(NOTEBOOK, "python"):
-        exec(compile(block, "notebook", "exec"), names)  # noqa: S102
-    assert names["result"].saved
+    assert run_python(NOTEBOOK)["result"].saved
