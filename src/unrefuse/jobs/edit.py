@@ -44,11 +44,13 @@ from unrefuse.prompts.sets import (
     prompts_hash,
 )
 from unrefuse.report.card import write_card
+from unrefuse.report.page import write_record, write_report
 from unrefuse.report.plots import plot_front, plot_result
-from unrefuse.report.results import RECORD, Result, stage_line, write_json
+from unrefuse.report.results import Result, stage_line
 from unrefuse.report.sbom import write_sbom
 from unrefuse.report.seal import write_sums
 from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
+from unrefuse.search.discrimination import by_layer
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.method import Ablation, Method, Selective
 from unrefuse.search.stage import Stage, advice, confirm, keeps_floors, try_plan, verdict
@@ -92,7 +94,7 @@ def run_edit(config: RunConfig) -> Result:
     before = prepared.before
     best, result = search(prepared)
     if best is None:
-        return result
+        return _left(result, run)
     plan = best.plan
     with new_folder(out, copy_size(model.folder)) as folder:
         with clock(seconds, "save"):
@@ -116,7 +118,7 @@ def run_edit(config: RunConfig) -> Result:
             raise Discard
         plot_result(result, folder / "result.png")
         write_card(result, folder)
-        write_json(result, folder / RECORD)
+        write_record(result, folder)
         write_sbom(result, folder)
         record = (folder / PLAN).parent
         if run is None:
@@ -125,8 +127,11 @@ def run_edit(config: RunConfig) -> Result:
         else:
             save_tuned(best, result, run, made_for)
             keep_record(run, record)
+        write_report(folder)
         write_sums(folder)
-    if run is not None and result.saved:  # else the record stays: it can be gone on with
+    if not result.saved:
+        return _left(result, run)
+    if run is not None:
         shutil.rmtree(run)
     return result
 
@@ -148,20 +153,21 @@ def run_tune(config: RunConfig) -> Result:
     prepared = prepare(config, SPLITS, out)
     best, result = search(prepared)
     if best is None:
-        return result
+        return _left(result, out)
     with clock(prepared.seconds, "test"), hooked(prepared.model.network, best.plan):
         measured = measure(prepared.model, prepared.before["test"], prepared.config, True)
     result = _tested(result, measured, judge)
     if result.saved:
         save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
         plot_result(result, out / "result.png")
-        write_json(result, out / RECORD)
-    return result
+    return _left(result, out)
 
 
 def search(prepared: Prepared) -> tuple[Stage | None, Result]:
     """The best edit by the search split, and the result as it stands there: nothing saved yet."""
     config = prepared.config
+    with clock(prepared.seconds, "capture"):
+        layers = by_layer(prepared.method, prepared.before["search"])
     with clock(prepared.seconds, "tuning" if config.tune else "stages"):
         stages, best = (_tuned if config.tune else _staged)(prepared)
     chosen = best or stages[-1]
@@ -176,8 +182,17 @@ def search(prepared: Prepared) -> tuple[Stage | None, Result]:
         seconds=prepared.seconds,
         saved=False,
         reasons=advice(chosen.measurement, config),
+        layers=layers,
     )
     return best, result
+
+
+def _left(result: Result, run: Path | None) -> Result:
+    """Writes the record and the report into the folder of a tuning, which can be gone on with."""
+    if run is not None:
+        write_record(result, run)
+        write_report(run)
+    return result
 
 
 def _tested(result: Result, measured: Measurement, judge: Judge | None) -> Result:
