@@ -44,7 +44,7 @@ from unrefuse.prompts.sets import (
     prompts_hash,
 )
 from unrefuse.report.card import write_card
-from unrefuse.report.page import write_record, write_report
+from unrefuse.report.page import write_run
 from unrefuse.report.plots import plot_front, plot_result
 from unrefuse.report.results import Result, stage_line
 from unrefuse.report.sbom import write_sbom
@@ -118,7 +118,6 @@ def run_edit(config: RunConfig) -> Result:
             raise Discard
         plot_result(result, folder / "result.png")
         write_card(result, folder)
-        write_record(result, folder)
         write_sbom(result, folder)
         record = (folder / PLAN).parent
         if run is None:
@@ -127,7 +126,7 @@ def run_edit(config: RunConfig) -> Result:
         else:
             save_tuned(best, result, run, made_for)
             keep_record(run, record)
-        write_report(folder)
+        write_run(result, folder)
         write_sums(folder)
     if not result.saved:
         return _left(result, run)
@@ -190,8 +189,7 @@ def search(prepared: Prepared) -> tuple[Stage | None, Result]:
 def _left(result: Result, run: Path | None) -> Result:
     """Writes the record and the report into the folder of a tuning, which can be gone on with."""
     if run is not None:
-        write_record(result, run)
-        write_report(run)
+        write_run(result, run)
     return result
 
 

@@ -63,7 +63,7 @@ from unrefuse.prompts.sets import (
     select,
 )
 from unrefuse.report.evaluation import REPORT, WHENS, Evaluation
-from unrefuse.report.page import write_report
+from unrefuse.report.page import try_report
 from unrefuse.report.results import LIBRARIES, command_line, peak_rss_mib
 
 
@@ -309,7 +309,7 @@ def _graded(found: Evaluation, judge: Judge, otherwise: str) -> Evaluation:
 def _write(found: Evaluation, folder: Path) -> None:
     write_whole(folder / FILE, to_text(found.lines))
     write_whole(folder / REPORT, json_text(found.to_json(), indent=2) + "\n")
-    write_report(folder)
+    try_report(folder)
 
 
 def _prompts(config: RunConfig) -> list[Prompt]:

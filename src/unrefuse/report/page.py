@@ -19,19 +19,22 @@ from markupsafe import Markup
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UnrefuseError, first_line
-from unrefuse.metrics.record import TRIALS, read_trials, write_whole
+from unrefuse.metrics.record import write_whole
 from unrefuse.metrics.statistics import INTERVAL
-from unrefuse.metrics.transcripts import FILE, GRADES, Line, lines_of, read_transcripts, to_text
+from unrefuse.metrics.transcripts import GRADES, Line
+from unrefuse.progress import stderr
 from unrefuse.report.card import MEANINGS
-from unrefuse.report.charts import MOST, front_charts, layer_charts, parallel_chart, chosen_stage
-from unrefuse.report.evaluation import REPORT, WHENS
-from unrefuse.report.results import RECORD, Result, judge_lines, retention_line, write_json
+from unrefuse.report.charts import MOST, chosen_stage, front_charts, layer_charts, parallel_chart
+from unrefuse.report.evaluation import WHENS
+from unrefuse.report.kept import Run, read_run, write_record
+from unrefuse.report.results import Result, judge_lines, retention_line
 from unrefuse.report.terminal import number
 from unrefuse.report.wording import Part, cut, differences, visible
 
 PAGE = "report.html"
 SIZE = 4_800_000  # bytes of a page at most
 LENGTHS = (8000, 2000, 500, 150)  # characters of a prompt or a reply, tried until the page fits
+LEAST = 1e-4  # of the replies, below which a page is not worth the name
 ROWS = 150  # of a table of topics, and in the list of topics
 NAMED = 300  # characters of a name
 CHANGES = ("other grade", "other words", "the same")
@@ -42,15 +45,6 @@ OPTIONAL = (
     *("saved", "reasons", "stages", "kernel", "contexts", "broken", "command", *MEANINGS),
     *("models", "rates", "grades", "pairs", "perplexity", "benchmarks"),
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a page is made of. `trials` are those of a tuning, `lines` the replies."""
-
-    record: dict[str, Any]
-    lines: Sequence[Line]
-    trials: Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -80,12 +74,18 @@ class Pair:
         return CHANGES[1] if self.first != self.second else CHANGES[2]
 
 
-def write_record(result: Result, folder: Path) -> None:
-    """Writes run.json and transcripts.jsonl, what a page is made of."""
-    write_json(result, folder / RECORD)
-    model = result.config.model
-    lines = lines_of(result.measurement, (model, f"{model}, edited"))
-    write_whole(folder / FILE, to_text(lines))
+def write_run(result: Result, folder: Path) -> None:
+    """Writes the record of a result, the replies behind it, and the page of both."""
+    write_record(result, folder)
+    try_report(folder)
+
+
+def try_report(folder: Path) -> None:
+    """`write_report` beside a finished run, which is not lost where it fails: a line says so."""
+    try:
+        write_report(folder)
+    except UnrefuseError as error:
+        stderr.print(f"no report: {error}")
 
 
 def write_report(folder: Path) -> Path:
@@ -102,41 +102,30 @@ def write_report(folder: Path) -> Path:
     return file
 
 
-def read_run(folder: Path) -> Run:
-    """The run whose record lies in `folder`. Runs of earlier versions kept no replies."""
-    file = next((f for name in (RECORD, REPORT) if (f := folder / name).exists()), None)
-    if file is None:
-        raise UnrefuseError(f"there is no record of a run in {folder}: no {RECORD}, no {REPORT}")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise TypeError("no object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
-    lines = read_transcripts(folder) if (folder / FILE).exists() else []
-    places = [place for place in (folder, folder / "tuning") if (place / TRIALS).exists()]
-    return Run(record, lines, read_trials(places[0]) if places else [])
-
-
 def page(run: Run) -> str:
     """The whole page, of SIZE bytes at most: where it would be larger, replies are cut, then left
     out, and it says so. Raises UnrefuseError for what is no record of a run."""
     try:
-        share = 1.0
         for length in LENGTHS:
+            text = _rendered(run, length, 1.0)
+            if _size(text) <= SIZE:
+                return text
+        bare = _size(_rendered(run, length, 0.0))
+        share = (SIZE - bare) / (_size(text) - bare)
+        while _size(text) > SIZE:
+            if share < LEAST:
+                raise UnrefuseError("the record of this run is too large for a page")
+            share *= 0.9
             text = _rendered(run, length, share)
-            if len(text.encode()) <= SIZE:
-                return text
-        while share > 1e-3:
-            share *= 0.8 * SIZE / len(text.encode())
-            text = _rendered(run, LENGTHS[-1], share)
-            if len(text.encode()) <= SIZE:
-                return text
     except (KeyError, ValueError, TypeError, AttributeError, TemplateError) as error:
         raise UnrefuseError(
             f"the record of this run is none that this version can show: {first_line(error)}"
         ) from error
-    raise UnrefuseError("the record of this run is too large for a page")
+    return text
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
 
 
 def _rendered(run: Run, length: int, share: float) -> str:
