@@ -349,7 +349,7 @@ def _reference(
 
 
 def _check_same_tokens(
-    folders: dict[str, Path], names: dict[str, str | None], config: RunConfig
+    folders: dict[When, Path], names: dict[When, str | None], config: RunConfig
 ) -> None:
     """Raises UnrefuseError where two models do not share a vocabulary: the divergence is by
     token."""

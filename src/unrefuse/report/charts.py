@@ -152,12 +152,13 @@ def parallel_chart(record: Record, trials: Sequence[Record]) -> Parallel | None:
         return None
     parameters = list(dict.fromkeys(name for t in shown for name in t["parameters"]))
     numbers = [{**t["parameters"], **{f: t["score"].get(f) for f in FIGURES}} for t in shown]
-    height, step, axes = 230, 74, []
+    height, step = 230, 74
+    axes: list[tuple[float, Axis]] = []
     for i, name in enumerate([*parameters, *FIGURES]):
         there = [v for row in numbers if (v := _number(row, name)) is not None] or [0.0]
         log = name == "ridge" and min(there) > 0
         axes.append((40 + i * step, Axis(name, min(there), max(there), height - 24, 34, log)))
-    paths = []
+    paths: list[tuple[list[tuple[float, float]], str, str]] = []
     for row, t in zip(numbers, shown, strict=True):
         places = [
             (x, axis.at(v)) for x, axis in axes if (v := _number(row, axis.label)) is not None

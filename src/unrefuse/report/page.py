@@ -29,7 +29,7 @@ from unrefuse.report.evaluation import WHENS
 from unrefuse.report.kept import Run, read_run, write_record
 from unrefuse.report.results import Result, judge_lines, retention_line
 from unrefuse.report.terminal import number
-from unrefuse.report.wording import Part, cut, differences, visible
+from unrefuse.report.wording import Part, differences, visible
 
 PAGE = "report.html"
 SIZE = 4_800_000  # bytes of a page at most
@@ -49,27 +49,25 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and what became of it, as it is shown. `before` is None for a model by itself."""
+    """A prompt and what became of it, as it is shown: the evaluated model's `line`, the original's
+    grade, None for a model by itself, and both replies in parts; `lacking` characters of all this
+    are left out."""
 
-    prompt: str
-    set: str
-    topic: str
-    lang: str
-    pair: str
+    line: Line
     before: str | None
-    after: str
+    prompt: str
     first: list[Part]
     second: list[Part]
     lacking: int
 
     @property
     def harmful(self) -> bool:
-        return self.set in HARMFUL
+        return self.line.set in HARMFUL
 
     @property
     def change(self) -> str:
         """One of CHANGES."""
-        if self.before != self.after:
+        if self.before != self.line.grade:
             return CHANGES[0]
         return CHANGES[1] if self.first != self.second else CHANGES[2]
 
@@ -158,8 +156,8 @@ def _rendered(run: Run, length: int, share: float) -> str:
         asked=asked,
         grades=GRADES,
         changes=CHANGES,
-        sets=[name for name in ORDER if any(p.set == name for p in pairs)],
-        topics=sorted({p.topic for p in pairs if p.topic})[:ROWS],
+        sets=[name for name in ORDER if any(p.line.set == name for p in pairs)],
+        topics=sorted({_named(p.line.topic) for p in pairs if p.line.topic})[:ROWS],
         settings=_settings(record),
     )
     return text.encode("utf-8", "backslashreplace").decode()
@@ -207,7 +205,7 @@ def _floors(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The floors of retention and of quality, and whether the figures keep them."""
     config = record["config"]
     quality_floor = config["quality_floor"]
-    bound = RunConfig.model_construct(quality_floor=quality_floor).quality_bound
+    bound = RunConfig(model="x", quality_floor=quality_floor).quality_bound
     floors = {
         "retention": (config["retention_floor"], config["retention_bound"]),
         "quality": (quality_floor, bound),
@@ -298,13 +296,12 @@ def _pairs(lines: Sequence[Line], length: int, share: float) -> list[Pair]:
     return [_pair(before.get(line.key), line, length) for line in after]
 
 
-def _pair(before: Line | None, after: Line, length: int) -> Pair:
-    texts = [after.prompt, before.reply if before else "", after.reply]
-    (prompt, first, second), lacking = zip(*(cut(text, length) for text in texts), strict=True)
+def _pair(before: Line | None, line: Line, length: int) -> Pair:
+    texts = [line.prompt, before.reply if before else "", line.reply]
+    prompt, first, second = (text[:length] for text in texts)
     parts = differences(first, second) if before else ([], [(second, False)])
-    names = (after.set, after.topic, after.lang, after.pair)
-    return Pair(prompt, *(_named(name) for name in names), before and before.grade, after.grade,
-                *parts, sum(lacking))  # fmt: skip
+    lacking = sum(max(0, len(text) - length) for text in texts)
+    return Pair(line, before.grade if before else None, prompt, *parts, lacking)
 
 
 def _named(text: str) -> str:

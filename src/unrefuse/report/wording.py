@@ -24,11 +24,6 @@ def visible(text: str) -> str:
     return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
 
 
-def cut(text: str, most: int) -> tuple[str, int]:
-    """The beginning of a text, `most` characters, and how many were left out."""
-    return text[:most], max(0, len(text) - most)
-
-
 def differences(first: str, second: str) -> tuple[list[Part], list[Part]]:
     """Both texts in parts, each with whether the other lacks it, by words. No part is marked where
     the texts have little in common, or are long."""
