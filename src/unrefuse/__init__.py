@@ -47,6 +47,7 @@ _WHERE = {
     "run_evaluate": "jobs.evaluate",
     "regrade": "jobs.evaluate",
     "find_faults": "report.seal",
+    "write_report": "report.page",
     "examine": "jobs.doctor",
 }
 __all__ = list(_WHERE)

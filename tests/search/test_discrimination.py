@@ -10,13 +10,19 @@ from tests import pico
 from tests.results import original, prompts
 from unrefuse.config import RunConfig
 from unrefuse.engine.generate import Reply
+from unrefuse.metrics.layers import layer_strengths
 from unrefuse.metrics.measurement import Before, Exchange
 from unrefuse.models.writers import mixers
 from unrefuse.prompts.chat import encode
 from unrefuse.prompts.sets import Prompt
 from unrefuse.search import discrimination as module
-from unrefuse.search.discrimination import Discrimination, area_under_curve, discrimination
-from unrefuse.search.method import ALARM, HARM, Selective
+from unrefuse.search.discrimination import (
+    Discrimination,
+    area_under_curve,
+    by_layer,
+    discrimination,
+)
+from unrefuse.search.method import ALARM, HARM, Ablation, Selective
 
 WEIGHTS = (0.0, 0.5, 1.0)
 CONFIG = RunConfig(model="x", ridge=0.1)
@@ -166,3 +172,27 @@ def test_the_verdict_says_what_to_expect(together, says, percent):
     record = found.to_json()
     assert record["topics"] == {"homonym": {"freed": 0.25, "n": 8}}
     assert record["verdict"] == found.verdict()
+
+
+def test_what_is_measured_beside_an_edit_is_that_of_analyze(model, method):
+    search = original(model, "search")
+    found = by_layer(method, search)
+    targets, baselines = (search.usable(name) for name in ("target", "baseline"))
+    whole = layer_strengths(
+        model,
+        torch.nn.functional.normalize(method.differences, dim=-1),
+        [e.prompt.text for e in targets],
+        [""] * len(targets),
+        [e.before for e in targets],
+        [e.prompt.text for e in baselines],
+    )
+    assert found["separation"] == pytest.approx(whole[""].separation, abs=1e-4)
+    assert len(found["auc"]) == 3
+    assert all(0 <= auc <= 1 for auc in found["auc"])
+
+
+def test_beside_an_ablation_no_probe_is_measured_and_beside_a_plan_nothing(model):
+    ablation = Ablation(model, original(model), CONFIG.model_copy(update={"method": "ablate"}))
+    found = by_layer(ablation, original(model, "search"))
+    assert [(name, len(values)) for name, values in found.items()] == [("separation", 3)]
+    assert by_layer(None, original(model, "search")) == {}

@@ -129,7 +129,8 @@ def evaluate(
         return
     show(evaluation_tables(found))
     if out:
-        tell(f"\nsaved: {out} (report: {out}/evaluation.json, replies: {out}/transcripts.jsonl)")
+        tell(f"\nsaved: {out} (figures: {out}/evaluation.json, replies: {out}/transcripts.jsonl)")
+        tell(f"report: {out}/report.html")
 
 
 def _settings(given: dict[str, Any]) -> Any:

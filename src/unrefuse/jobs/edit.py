@@ -45,11 +45,13 @@ from unrefuse.prompts.sets import (
     prompts_hash,
 )
 from unrefuse.report.card import write_card
+from unrefuse.report.page import PAGE, write_run
 from unrefuse.report.plots import plot_front, plot_result
-from unrefuse.report.results import RECORD, Result, stage_line, write_json
+from unrefuse.report.results import Result, stage_line
 from unrefuse.report.sbom import write_sbom
 from unrefuse.report.seal import write_sums
 from unrefuse.report.tuned import FRONT, keep_record, plan_for, save_tuned
+from unrefuse.search.discrimination import by_layer
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.method import Ablation, Method, Selective
 from unrefuse.search.stage import Stage, advice, confirm, keeps_floors, try_plan, verdict
@@ -118,7 +120,6 @@ def run_edit(config: RunConfig) -> Result:
             raise Discard
         plot_result(result, folder / "result.png")
         write_card(result, folder)
-        write_json(result, folder / RECORD)
         write_sbom(result, folder)
         record = (folder / PLAN).parent
         if run is None or not config.tune:
@@ -127,6 +128,7 @@ def run_edit(config: RunConfig) -> Result:
         else:
             save_tuned(best, result, run, made_for)
             keep_record(run, record)
+        write_run(result, folder)
         write_sums(folder)
     return _ended(result, run, lock)
 
@@ -143,12 +145,27 @@ def _run_beside(out: Path, config: RunConfig) -> Path | None:
 
 
 def _ended(result: Result, run: Path | None, lock: BaseFileLock | None) -> Result:
-    """The result of a run whose folder has served. The trials of a tuning that saved nothing stay:
-    they can be looked at, and gone on with."""
+    """The result of a run whose folder has served: it goes, or holds the report of what was not
+    saved. The trials of a tuning that saved nothing stay, too: it can be gone on with."""
     if lock is not None:
         lock.release()
-    if run is not None and (result.saved or not result.config.tune):
+    if run is None:
+        return result
+    if result.saved or not result.config.tune:
         shutil.rmtree(run)
+    if not result.saved:
+        run.mkdir(exist_ok=True)
+        _reported(result, run)
+    return result
+
+
+def _reported(result: Result, folder: Path) -> Result:
+    """Writes the record and the report of a result. What can't be written is said, and no more."""
+    try:
+        write_run(result, folder)
+        stderr.print(f"report: {folder / PAGE}")
+    except OSError as error:
+        stderr.print(f"no report in {folder}: {error.strerror}")
     return result
 
 
@@ -169,20 +186,21 @@ def run_tune(config: RunConfig) -> Result:
     prepared = prepare(config, SPLITS, out)
     best, result = search(prepared)
     if best is None:
-        return result
+        return _reported(result, out)
     with clock(prepared.seconds, "test"), hooked(prepared.model.network, best.plan):
         measured = measure(prepared.model, prepared.before["test"], prepared.config, True)
     result = _tested(result, measured, judge)
     if result.saved:
         save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
         plot_result(result, out / "result.png")
-        write_json(result, out / RECORD)
-    return result
+    return _reported(result, out)
 
 
 def search(prepared: Prepared) -> tuple[Stage | None, Result]:
     """The best edit by the search split, and the result as it stands there: nothing saved yet."""
     config = prepared.config
+    with clock(prepared.seconds, "capture"):
+        layers = by_layer(prepared.method, prepared.before["search"])
     with clock(prepared.seconds, "tuning" if config.tune else "stages"):
         stages, best = (_tuned if config.tune else _staged)(prepared)
     chosen = best or stages[-1]
@@ -197,6 +215,7 @@ def search(prepared: Prepared) -> tuple[Stage | None, Result]:
         seconds=prepared.seconds,
         saved=False,
         reasons=advice(chosen.measurement, config),
+        layers=layers,
     )
     return best, result
 

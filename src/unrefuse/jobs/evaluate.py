@@ -40,6 +40,7 @@ from unrefuse.metrics.transcripts import (
     Line,
     When,
     detected,
+    line_of,
     read_transcripts,
     to_text,
 )
@@ -61,10 +62,9 @@ from unrefuse.prompts.sets import (
     read_imports,
     select,
 )
-from unrefuse.report.evaluation import WHENS, Evaluation
-from unrefuse.report.results import LIBRARIES, peak_rss_mib
-
-REPORT = "evaluation.json"
+from unrefuse.report.evaluation import REPORT, WHENS, Evaluation
+from unrefuse.report.page import try_report
+from unrefuse.report.results import LIBRARIES, command_line, peak_rss_mib
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
         "seconds": {step: round(s, 2) for step, s in seconds.items()},
         "peak_rss_mib": peak_rss_mib(),
         "out": str(config.out),
+        "command": command_line(),
         "versions": {name: version(name) for name in LIBRARIES}
         | {"python": platform.python_version(), "machine": platform.machine()},
     }
@@ -203,7 +204,7 @@ def _from_replies(
 ) -> tuple[list[Line], dict[str, Any]]:
     """Replies only: divergence and perplexity need states, which nothing but weights gives."""
     lines = [
-        _line(p, r, when, models[when]["name"], {})
+        line_of(p, r, when, models[when]["name"])
         for when, own in replies.items()
         for p, r in zip(asked, own, strict=True)
     ]
@@ -243,8 +244,10 @@ def _by_torch(
             elif reference is not None:
                 rows = divergences(model, reference)
                 kl = {p: (float(s), int(n)) for p, (s, n) in zip(answered, rows, strict=True)}
-        lines += [_line(p, r, when, model.name, kl)
-                  for p, r in zip(asked, replies, strict=True)]  # fmt: skip
+        lines += [
+            line_of(p, r, when, model.name, kl.get(p.text) if p.set == "baseline" else None)
+            for p, r in zip(asked, replies, strict=True)
+        ]
         with clock(seconds, "perplexity"):
             parts["perplexity"][when] = perplexities(model)
         with clock(seconds, "benchmarks"):
@@ -284,7 +287,8 @@ def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evalu
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
     lines = [replace(x, grade=detected(x), judge=DETECTOR) for x in lines]
-    found = Evaluation(lines, DETECTOR, None, parts | {"out": str(out) if out else None})
+    parts |= {"out": str(out) if out else None, "command": command_line()}
+    found = Evaluation(lines, DETECTOR, None, parts)
     if judge:
         found = _graded(found, judge, "nothing was written")
     if out:
@@ -305,6 +309,7 @@ def _graded(found: Evaluation, judge: Judge, otherwise: str) -> Evaluation:
 def _write(found: Evaluation, folder: Path) -> None:
     write_whole(folder / FILE, to_text(found.lines))
     write_whole(folder / REPORT, json_text(found.to_json(), indent=2) + "\n")
+    try_report(folder)
 
 
 def _prompts(config: RunConfig) -> list[Prompt]:
@@ -343,14 +348,8 @@ def _reference(
     return replace(reference, head=head_of(model)), texts
 
 
-def _line(p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float, int]]) -> Line:
-    own = kl.get(p.text) if p.set == "baseline" else None
-    return Line(p.text, p.set, p.topic, p.lang, p.pair, when, model, r.text,
-                r.tokens[r.thoughts :], r.grade, r.judge, own)  # fmt: skip
-
-
 def _check_same_tokens(
-    folders: dict[str, Path], names: dict[str, str | None], config: RunConfig
+    folders: dict[When, Path], names: dict[When, str | None], config: RunConfig
 ) -> None:
     """Raises UnrefuseError where two models do not share a vocabulary: the divergence is by
     token."""

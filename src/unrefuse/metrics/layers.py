@@ -63,14 +63,25 @@ def layer_strengths(
     result = {}
     for topic in ["", *sorted({t for t in topics if t and topics.count(t) > 1})]:
         rows = [i for i, t in enumerate(topics) if topic in ("", t)]
-        a, b = along_target[rows], along_baseline
-        spread = ((a.var(dim=0) + b.var(dim=0)) / 2).sqrt()
         result[topic] = LayerStrength(
             len(rows),
-            tuple(((a.mean(dim=0) - b.mean(dim=0)) / spread).tolist()),
+            _separation(along_target[rows], along_baseline),
             tuple(effects[rows].mean(dim=0).tolist()),
         )
     return result
+
+
+def separations(
+    model: Model, directions: Tensor, targets: Sequence[str], baselines: Sequence[str]
+) -> tuple[float, ...]:
+    """The `separation` of `LayerStrength` alone: one pass over the prompts, two or more a set."""
+    both = (_projections(model, directions, texts) for texts in (targets, baselines))
+    return _separation(*both)
+
+
+def _separation(target: Tensor, baseline: Tensor) -> tuple[float, ...]:
+    spread = ((target.var(dim=0) + baseline.var(dim=0)) / 2).sqrt()
+    return tuple(((target.mean(dim=0) - baseline.mean(dim=0)) / spread).tolist())
 
 
 def _projections(model: Model, directions: Tensor, prompts: Sequence[str]) -> Tensor:

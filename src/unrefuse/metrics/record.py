@@ -16,6 +16,7 @@ from unrefuse.jsontext import json_text
 from unrefuse.prompts.sets import Prompt
 
 SETTINGS, TRIALS, LOCK = "settings.json", "trials.jsonl", ".lock"
+ENDED = {"run.json", "transcripts.jsonl", "report.html"}  # of a run that saved nothing
 # Where and how fast a run computes, and what only the last step reads, decide no trial.
 FREE = ("out", "resume", "backend", "device", "batch_size", "test_target", "test_baseline",
         "test_keep", "judge", "judge_label", "judge_input")  # fmt: skip
@@ -29,7 +30,8 @@ def check_run(folder: Path, resume: bool) -> None:
                 f"{folder} holds a run already: go on with it by --resume, or remove it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = {file.name for file in folder.iterdir()} if folder.is_dir() else {str(folder)}
+    if folder.exists() and there - ENDED - {LOCK}:
         raise UnrefuseError(f"{folder} exists and is no run of unrefuse: name another --out")
     if resume:
         raise UnrefuseError(f"there is no run in {folder} to go on with: leave out --resume")

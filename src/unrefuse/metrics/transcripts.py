@@ -1,15 +1,18 @@
 """Stored replies: one JSON object a line, graded again without asking again, and compared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from unrefuse.detector.refusal import Grade, grade
+from unrefuse.engine.generate import Reply
 from unrefuse.errors import UnrefuseError
 from unrefuse.jsontext import json_text
+from unrefuse.metrics.measurement import Measurement
 from unrefuse.metrics.statistics import mcnemar
+from unrefuse.prompts.sets import Prompt
 
 FILE = "transcripts.jsonl"
 GRADES = ("refused", "partly", "answered", "broken")
@@ -44,12 +47,31 @@ class Line:
         return self.set, self.pair, self.prompt
 
 
+def line_of(
+    p: Prompt, r: Reply, when: When, model: str, kl: tuple[float, int] | None = None
+) -> Line:
+    """The reply `r` of `model` to the prompt `p`."""
+    return Line(p.text, p.set, p.topic, p.lang, p.pair, when, model, r.text,
+                r.tokens[r.thoughts :], r.grade, r.judge, kl)  # fmt: skip
+
+
+def lines_of(measured: Measurement, names: tuple[str, str]) -> Iterable[Line]:
+    """The replies behind a measurement, of the original and of its edit, which have these names;
+    those in other contexts are left out."""
+    for e in measured.exchanges:
+        yield line_of(e.prompt, e.before, "before", names[0])
+        if e.after:
+            row = measured.divergence.get(e.prompt.text) if e.prompt.set == "baseline" else None
+            kl = None if row is None else (float(row[0]), int(row[1]))
+            yield line_of(e.prompt, e.after, "after", names[1], kl)
+
+
 def detected(line: Line) -> Grade:
     """The grade by the built-in detector of today."""
     return grade(line.reply, line.tokens, line.prompt)
 
 
-def to_text(lines: Sequence[Line]) -> str:
+def to_text(lines: Iterable[Line]) -> str:
     return "".join(json_text(asdict(line)) + "\n" for line in lines)
 
 

@@ -26,7 +26,10 @@ WEIGHTS = (
 BESIDE = 2**24  # bytes of what is saved beside the weights, about
 # At the top of a saved model, these tell of the edit that made it.
 SUMS, SBOM = "SHA256SUMS", "sbom.cdx.json"
-OF_AN_EDIT = ("README.md", "run.json", "result.png", "tuning", SUMS, SBOM)
+OF_AN_EDIT = (
+    *("README.md", "run.json", "report.html", "transcripts.jsonl", "result.png", "tuning"),
+    *(SUMS, SBOM),
+)
 
 
 @dataclass(frozen=True)

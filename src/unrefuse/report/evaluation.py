@@ -15,7 +15,7 @@ from unrefuse.metrics.measurement import Exchange, removed, retained, shares_by
 from unrefuse.metrics.pairs import pair_outcomes
 from unrefuse.metrics.quality import kl_and_quality
 from unrefuse.metrics.statistics import INTERVAL, share
-from unrefuse.metrics.transcripts import GRADES, Comparison, Line
+from unrefuse.metrics.transcripts import GRADES, Comparison, Line, When
 from unrefuse.prompts.sets import SETS, Prompt
 from unrefuse.report.results import (
     agreement_line,
@@ -26,7 +26,8 @@ from unrefuse.report.results import (
 )
 from unrefuse.report.terminal import number, plain
 
-WHENS = ("before", "after")
+REPORT = "evaluation.json"
+WHENS: tuple[When, When] = ("before", "after")
 SHOWN = 40  # changed prompts in the terminal
 
 

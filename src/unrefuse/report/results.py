@@ -1,9 +1,10 @@
 """The result of a run: as one JSON object, and as tables in the terminal."""
 
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +30,7 @@ from unrefuse.metrics.measurement import (
     shares_by,
 )
 from unrefuse.metrics.pairs import pair_outcomes
+from unrefuse.metrics.record import write_whole
 from unrefuse.metrics.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
 from unrefuse.prompts.sets import SETS
 from unrefuse.prompts.thinking import after_thinking
@@ -49,7 +51,7 @@ class Result:
 
     `measurement` is by the grades of `judge`. Where that is not the detector, `detected` is the
     measurement by the detector, and `agreement` that of the two. `unjudged` says why the judge that
-    was asked for gave no figures."""
+    was asked for gave no figures. `layers` is what `discrimination.by_layer` measured."""
 
     config: RunConfig
     kernel: Kernel
@@ -65,6 +67,7 @@ class Result:
     detected: Measurement | None = None
     agreement: dict[str, Any] | None = None
     unjudged: str | None = None
+    layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json` and of run.json."""
@@ -90,6 +93,7 @@ class Result:
             "contexts": {c.name: context_counts(c) for c in measured.contexts},
             "refused_before": {split: b.counts() for split, b in self.before.items()},
             "kernel": self.kernel.describe(self.multiplier),
+            "layers": {name: list(values) for name, values in self.layers.items()},
             "stages": [
                 {
                     "name": stage.name,
@@ -104,6 +108,7 @@ class Result:
             "saved": self.saved,
             "out": str(self.config.out) if self.saved else None,
             "reasons": self.reasons,
+            "command": command_line(),
             # To go on with a run is not to repeat it.
             "config": self.config.model_dump(mode="json") | {"resume": False},
             "versions": {name: version(name) for name in LIBRARIES}
@@ -151,7 +156,13 @@ def weakest_topic(exchanges: Sequence[Exchange]) -> dict[str, Any] | None:
 
 
 def write_json(result: Result, file: Path) -> None:
-    file.write_text(json_text(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_whole(file, json_text(result.to_json(), indent=2) + "\n")
+
+
+def command_line() -> str | None:
+    """The command that this process runs, as for a shell; None where it is no command of ours."""
+    name = Path(sys.argv[0]).stem
+    return shlex.join([name, *sys.argv[1:]]) if name == "unrefuse" else None
 
 
 def peak_rss_mib() -> int:

@@ -1,6 +1,6 @@
 """Is there something to gain? How well a probe tells alarm from harm, before any weight changes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from unrefuse.engine.inputs import Tokens, capture
 from unrefuse.errors import UnrefuseError
-from unrefuse.metrics.layers import LayerStrength, centre_and_spread
+from unrefuse.metrics.layers import LayerStrength, centre_and_spread, separations
 from unrefuse.metrics.measurement import Before
-from unrefuse.search.method import ALARM, HARM, Selective
+from unrefuse.search.method import ALARM, HARM, Ablation, Method, Selective
 
 FOLDS = 5
+SEPARATED = 48  # prompts of each set that the separation of every edit is measured on
 STAYS = 0.95  # share of the true refusals that has to stay
 WORTH, LITTLE = 0.5, 0.2  # shares of false refusals that could be freed, for the verdict
 
@@ -125,25 +126,45 @@ def discrimination(
     return Discrimination(tuple(auc), tuple(freed), float(above.float().mean()), len(above), topics)
 
 
+def by_layer(method: Method | None, search: Before) -> dict[str, Sequence[float]]:
+    """What is cheap to know of each layer beside an edit; nothing without a method.
+
+    `separation` as in `LayerStrength`, on some prompts of the search split; of a selective edit
+    `auc` too, as in `Discrimination`, but of one fold.
+    """
+    if not isinstance(method, Ablation | Selective):
+        return {}
+    some = {name: search.usable(name)[:SEPARATED] for name in ("target", "baseline")}
+    targets, baselines = ([e.prompt.text for e in own] for own in some.values())
+    if isinstance(method, Ablation):
+        return {"separation": separations(method.model, method.directions(), targets, baselines)}
+    along = torch.nn.functional.normalize(method.differences, dim=-1)
+    auc = [0.5] * len(along)
+    for layer in method.inputs.rows:
+        auc[layer] = _cross_validated(method, layer, range(1))
+    return {"separation": separations(method.model, along, targets, baselines), "auc": auc}
+
+
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:
     """How often a positive reading is above a negative one; ties count half (Mann and Whitney)."""
     difference = positive.unsqueeze(1) - negative.unsqueeze(0)
     return float((difference > 0).double().mean() + (difference == 0).double().mean() / 2)
 
 
-def _cross_validated(method: Selective, layer: int) -> float:
-    """AUC of alarm against harm, each prompt read by a probe that saw neither it nor its pair."""
+def _cross_validated(method: Selective, layer: int, wanted: Iterable[int] = range(FOLDS)) -> float:
+    """AUC of alarm against harm in the `wanted` folds, each prompt read by a probe that saw neither
+    it nor its pair. One half where a class has no prompt there."""
     told = torch.isin(method.classes, torch.tensor([ALARM, HARM]))
     groups = [place.prompt.pair or place.prompt.text for place in method.places]
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     folds = torch.tensor([number[group] % FOLDS for group in groups])
-    readings = torch.zeros(len(folds))
-    for fold in range(FOLDS):
+    readings = torch.full((len(folds),), torch.nan)
+    for fold in wanted:
         reader = method.fit(layer, folds != fold, method.config.harmful, method.config.ridge)
         held_out = (folds == fold) & told
         readings[held_out] = method.inputs.rows[layer][held_out].float() @ reader
-    classes = method.classes
-    return area_under_curve(readings[classes == ALARM], readings[classes == HARM])
+    alarm, harm = (readings[(method.classes == k) & ~readings.isnan()] for k in (ALARM, HARM))
+    return area_under_curve(alarm, harm) if len(alarm) and len(harm) else 0.5
 
 
 def _above(reading: Tensor, false: Tensor) -> Tensor:
