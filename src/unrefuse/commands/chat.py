@@ -51,7 +51,7 @@ def chat(
         ),
     ],
     other: Annotated[
-        str | None, typer.Argument(metavar="[B]", help="Another model, beside A.")
+        str | None, typer.Argument(metavar="B", help="Another model, beside A.")
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Ask this, print the reply, and end.")
@@ -190,6 +190,7 @@ def _turn(talking: "Chat", name: str, rest: str) -> None:
             raise UnrefuseError(f"/{name} takes a number, not {_title(rest)}") from None
         side.edit = side.edit.changed(name, value)
     told = side.edit.describe()
+    told += "" if told == "strength 1" else " (not measured)"
     if missed := side.edit.missed():
         told += f"; {missed:.0%} of this kernel lies on layers that the plan does not edit"
     say(told)
