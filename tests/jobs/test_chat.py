@@ -109,6 +109,7 @@ def test_two_models_have_a_conversation_each(places):
         (lambda f: name_original(f, "no/such-model"), "is not on this machine"),
         (lambda f: name_original(f, "../no name"), "is not on this machine"),
         (lambda f: name_original(f, ""), "is not on this machine"),
+        (lambda f: name_original(f, "~nobody/model"), "is not on this machine"),
         (lambda f: name_original(f, f.parents[2] / "other"), "made for other weights"),
     ],
 )
@@ -127,6 +128,20 @@ def test_without_its_original_an_edited_model_answers_by_itself(
     # A run has no weights of its own to answer with.
     with pytest.raises(UnrefuseError, match=says):
         opened(tmp_path / "edited" / "tuning")
+
+
+def test_an_original_of_the_hub_is_taken_from_its_cache(places, tmp_path, monkeypatch):
+    """A made-up cache, as the hub's client writes it; nothing is asked of the hub."""
+    cached = tmp_path / "models--some--model"
+    shutil.copytree(places["original"], cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    shutil.copytree(places["run"], tmp_path / "run")
+    name_original(tmp_path / "run" / "plan.safetensors", "some/model")
+    sides = opened(tmp_path / "run").sides
+    assert sides[1].model.name == "some/model"
+    assert sides[1].model.folder == cached / "snapshots" / "abc"
 
 
 def test_an_edit_below_its_floors_is_not_shown_as_one(places, tmp_path):

@@ -59,7 +59,8 @@ class Edit:
                 f"no {KERNEL} lies beside the plan, so that its kernel is not known: /{name} needs "
                 "the folder that `unrefuse edit` or `unrefuse tune` wrote"
             )
-        found = replace(self, **{name: value})
+        dial: dict[str, Any] = {name: value}
+        found = replace(self, **dial)
         assert found.now is not None  # computed here, where it can fail
         return found
 
@@ -187,7 +188,7 @@ def open_sides(config: RunConfig, other: str | None, plan: Path | None) -> list[
         return [Side(n, load_model(config.model_copy(update={"model": n}))) for n in names]
     if plan:
         find_plan(plan)  # before a download
-        return _with_edit(config, plan)
+        return _with_edit(config, plan, config.model)
     run = Path(config.model).expanduser()
     try:
         find_plan(run)
@@ -195,12 +196,13 @@ def open_sides(config: RunConfig, other: str | None, plan: Path | None) -> list[
         return [Side(config.model, load_model(config))]
     original = read_plan(run)[1].get("model", "")
     try:
-        if not _is_here(original, config.revision):
+        here = _here(original, config.revision)
+        if here is None:
             raise UnrefuseError(
                 f"its original, {original!r}, is not on this machine under this name: unrefuse "
                 f"chat ORIGINAL --plan {run}"
             )
-        return _with_edit(config.model_copy(update={"model": original}), run)
+        return _with_edit(config.model_copy(update={"model": here}), run, original)
     except UnrefuseError as error:
         if not (run / "config.json").is_file():
             raise
@@ -208,20 +210,24 @@ def open_sides(config: RunConfig, other: str | None, plan: Path | None) -> list[
         return [Side(config.model, load_model(config))]
 
 
-def _is_here(name: str, revision: str | None) -> bool:
-    """Whether a model needs no download: the name is a file's, and nobody has asked for it."""
-    if name == "demo" or (name and Path(name).expanduser().is_dir()):
-        return True
+def _here(name: str, revision: str | None) -> str | None:
+    """Where a model lies on this machine. It is no user who names it, but a file: so nothing is
+    downloaded."""
+    if name == "demo":
+        return name
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-    except HFValidationError:
-        return False
+        if name and Path(name).expanduser().is_dir():
+            return name
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except (HFValidationError, RuntimeError):  # no name of a hub model; `~` of nobody
+        return None
+    return str(Path(config).parent) if isinstance(config, str) else None
 
 
-def _with_edit(config: RunConfig, run: Path) -> list[Side]:
+def _with_edit(config: RunConfig, run: Path, name: str) -> list[Side]:
     folder = find_checkpoint(config)
     recipe = read_measured(run, folder)
-    model = load_folder(folder, config, config.model)
+    model = load_folder(folder, config, name)
     weights = kernel = None
     file = find_plan(run).with_name(KERNEL)
     if file.is_file():
