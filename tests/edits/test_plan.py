@@ -11,7 +11,7 @@ from tests.edits.plans import KINDS, one_direction, selective
 from unrefuse.edits.adapters.lora import checkpoint_adapter
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.hooks import hooked
-from unrefuse.edits.plan import load_plan, save_plan, scaled
+from unrefuse.edits.plan import load_plan, reshaped, save_plan, scaled
 from unrefuse.errors import UnrefuseError
 
 
@@ -36,6 +36,32 @@ def test_half_a_plan_writes_half_as_much(make):
     for whole, half in zip(plan, scaled(plan, 0.5), strict=True):
         assert torch.equal(half.write, whole.write / 2)
         assert torch.equal(half.read, whole.read)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("model_type", ["gpt_oss", "qwen2"])
+def test_a_plan_under_another_kernel_is_what_that_kernel_would_have_made(model_type, make):
+    network, before, after = pico.network(model_type), (0.0, 0.7, 1.3), (0.0, 1.1, 0.2)
+    wanted = make(network, after)
+    for edit, own in zip(reshaped(make(network, before), before, after), wanted, strict=True):
+        assert edit.module == own.module
+        torch.testing.assert_close(edit.write, own.write)
+        assert torch.equal(edit.read, own.read)
+    # A layer without a direction gets none, and one of weight 0 is left alone.
+    (only,) = {edit.module.split(".")[2] for edit in reshaped(wanted, after, (5.0, 0.0, 0.5))}
+    assert only == "2"
+
+
+def test_a_kernel_that_is_not_the_plans_is_refused():
+    plan = selective(pico.network(), (0.0, 0.7, 1.3))
+    for before, after, says in [
+        ((0.0, 0.7, 1.3), (1.0, 0.0, 0.0), "every layer that the plan edits"),
+        ((0.0, 0.7, 1.3), (1.0, 1.0), "has 2 weights"),
+        ((1.0, 0.7, 0.0), (1.0, 1.0, 1.0), "not made with this kernel"),
+        ((0.0, 0.7), (1.0, 1.0), "not made with this kernel"),
+    ]:
+        with pytest.raises(UnrefuseError, match=says):
+            reshaped(plan, before, after)
 
 
 def spoiled(tensors, matrices, how):

@@ -38,14 +38,15 @@ def tell(text: str, end: str = "\n") -> None:
             raise UnrefuseError(f"cannot print: {error.strerror}") from None
 
 
-def show(*items: Any) -> None:
-    """Tables and other renderables of rich on stdout. What is untrusted in them is no markup."""
+def show(*items: Any, **options: Any) -> None:
+    """Tables and other renderables of rich on stdout, printed with rich's `options`. What is
+    untrusted in them is no markup."""
     from rich.console import Console
 
     page = _Page()
     screen = Console(file=page, markup=False, highlight=False, emoji=False)
     for item in items:
-        screen.print(item)
+        screen.print(item, **options)
     tell(page.getvalue(), end="")
 
 

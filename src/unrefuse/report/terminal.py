@@ -1,11 +1,14 @@
 """Plain text for the terminal: bars by layer, and untrusted text made safe to print."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
+ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of what shows no glyph, but acts
+HARMLESS = "\n\t\u200c\u200d"  # of these: the joiners of emoji and of some scripts, too
 DEPTHS = ((0.25, "shallow"), (0.75, "middle"), (1.01, "deep"))
 
 
@@ -46,3 +49,12 @@ def plain(text: str, length: int = 10_000) -> str:
     """Untrusted text on one line: white space folded, control characters gone, cut at `length`."""
     folded = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return folded if len(folded) <= length else folded[: length - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """Untrusted text with its lines as they are, and what would act on the terminal, escapes and
+    marks that turn the direction of writing, as text."""
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c) in ACTING and c not in HARMLESS else c
+        for c in text
+    )

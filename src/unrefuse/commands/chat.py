@@ -1,0 +1,290 @@
+"""`unrefuse chat`: a conversation in the terminal, or one reply."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unrefuse.commands.options import (
+    AllowPickle,
+    Dequantize,
+    Device,
+    DeviceMap,
+    Dtype,
+    Probe,
+    Revision,
+    Stream,
+    ThinkingTokens,
+    TrustRemoteCode,
+)
+from unrefuse.commands.output import say, show, tell
+from unrefuse.errors import UnrefuseError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from unrefuse.jobs.chat import Chat, Reply
+
+WIDE = 100  # columns of a terminal in which two replies stand side by side
+HELP = """/strength 0.8   the edit at this share of what was measured: 0 is none, 1 all, 2 the most
+/peak 0.55      its kernel's centre, 0 to 1 of the depth
+/width 0.15     its kernel's width
+/reset          forget the conversation
+/save FILE      write the conversation to FILE.jsonl or FILE.md
+/help           this
+/quit           end; Ctrl-D too. Ctrl-C stops a reply
+A line that begins with a blank is a prompt, whatever comes then."""
+
+
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="A local folder, a hub name, or demo. What `edit` or `tune` wrote answers twice: "
+            "without the edit, and with it.",
+        ),
+    ],
+    other: Annotated[
+        str | None, typer.Argument(metavar="B", help="Another model, beside A.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Ask this, print the reply, and end.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="The edit of A, its original: what `edit` or `tune` wrote.", metavar="RUN"
+        ),
+    ] = None,
+    reply_tokens: Annotated[
+        int, typer.Option(help="Most tokens of a reply, 8 to 512, after its thoughts.")
+    ] = 512,
+    thinking_tokens: ThinkingTokens = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    stream: Stream = None,
+    allow_pickle: AllowPickle = None,
+    trust_remote_code: TrustRemoteCode = None,
+    dequantize: Dequantize = None,
+    probe: Probe = None,
+) -> None:
+    """Talk with a model, with two side by side, or with one without its edit and with it."""
+    from unrefuse.config import load_config
+
+    config = load_config(
+        model=model,
+        reply_tokens=reply_tokens,
+        thinking_tokens=thinking_tokens,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        stream=stream,
+        batch_size=1,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        dequantize=dequantize,
+        probe=probe,
+    )
+    from unrefuse.jobs.chat import Chat, open_sides
+
+    talking = Chat(open_sides(config, other, plan), system, reply_tokens)
+    if prompt is not None:
+        named = len(talking.sides) if other else 1  # an edit answers for its original, too
+        replies = talking.ask(prompt, range(len(talking.sides))[-named:])
+        _answer(replies)
+        if not all(reply.said for reply in replies):
+            raise typer.Exit(1)
+        return
+    _converse(talking)
+
+
+def _converse(talking: "Chat") -> None:
+    """Prompts and commands, line by line, until there are no more. What goes wrong with one is
+    told, and the conversation goes on."""
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if at_terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # `input` edits lines with it
+        titles = " | ".join(_title(side.title) for side in talking.sides)
+        say(f"{titles}: ask; /help shows the commands, Ctrl-D ends")
+    for line in _lines(at_terminal):
+        try:
+            if line.startswith("/"):
+                if line.split()[0] == "/quit":
+                    return
+                _command(talking, line)
+            elif line.strip():
+                prompt = line.strip()
+                replies = talking.ask(prompt)
+                try:
+                    _answer(replies)
+                except KeyboardInterrupt:
+                    if not at_terminal:
+                        raise
+                    say("(stopped)")
+                talking.keep(prompt, replies)
+        except UnrefuseError as error:
+            say(f"unrefuse: {error}")
+
+
+def _lines(at_terminal: bool) -> Iterator[str]:
+    while True:
+        try:
+            yield input("> " if at_terminal else "")
+        except EOFError:
+            if at_terminal:
+                tell("")
+            return
+        except KeyboardInterrupt:
+            if not at_terminal:
+                raise
+            say("\n(Ctrl-D ends)")
+        except UnicodeDecodeError:
+            if not at_terminal:
+                raise UnrefuseError("what comes from stdin is not UTF-8 text") from None
+            say("(that is not UTF-8 text)")
+
+
+def _command(talking: "Chat", line: str) -> None:
+    from unrefuse.jobs.chat import save_chat
+
+    name, _, rest = line[1:].partition(" ")
+    rest = rest.strip()
+    if name == "help":
+        say(HELP)
+    elif name == "reset":
+        talking.turns.clear()
+        say("the conversation begins anew")
+    elif name == "save":
+        if not rest:
+            raise UnrefuseError("where to? /save FILE")
+        save_chat(talking, Path(rest))
+        say(f"saved: {rest}")
+    elif name in ("strength", "peak", "width"):
+        _turn(talking, name, rest)
+    else:
+        raise UnrefuseError(f"no command /{_title(name)}; /help shows them")
+
+
+def _turn(talking: "Chat", name: str, rest: str) -> None:
+    """Sets one of the dials of the edit; without a number, shows them."""
+    side = talking.sides[-1]
+    if side.edit is None:
+        raise UnrefuseError(
+            f"/{name} is for an edit: unrefuse chat EDITED, or unrefuse chat ORIGINAL --plan RUN"
+        )
+    if rest:
+        try:
+            value = float(rest)
+        except ValueError:
+            raise UnrefuseError(f"/{name} takes a number, not {_title(rest)}") from None
+        side.edit = side.edit.changed(name, value)
+    told = side.edit.describe()
+    told += "" if told == "strength 1" else " (not measured)"
+    if missed := side.edit.missed():
+        told += f"; {missed:.0%} of this kernel lies on layers that the plan does not edit"
+    say(told)
+
+
+def _answer(replies: Sequence["Reply"]) -> None:
+    """Shows replies while they are written: side by side where there is room."""
+    from rich.console import Console
+
+    screen = Console(markup=False, highlight=False, emoji=False)
+    if len(replies) > 1 and screen.is_terminal and screen.width >= WIDE:
+        _side_by_side(replies, screen)
+    else:
+        for reply in replies:
+            if len(replies) > 1:
+                show(_bold(f"{_title(reply.title)}:"))
+            _one_after_the_other(reply)
+    for reply in replies:
+        whose = f"{_title(reply.title)}: " if len(replies) > 1 else ""
+        if not reply.said:
+            more = "; more thoughts: --thinking-tokens" if reply.thoughts else ""
+            say(f"{whose}(nothing was said{more})")
+        elif not reply.whole:
+            say(f"{whose}(cut at the most tokens: --reply-tokens)")
+
+
+def _one_after_the_other(reply: "Reply") -> None:
+    from rich.text import Text
+
+    from unrefuse.report.terminal import visible
+
+    shown = False
+    try:
+        for thought, said in reply.pieces():
+            if thought and sys.stdout.isatty():
+                show(Text(visible(thought), style="dim"), end="", soft_wrap=True)
+            if said:
+                if reply.thoughts and not shown and sys.stdout.isatty():
+                    tell("\n")
+                tell(visible(said), end="")
+                shown = True
+    finally:
+        tell("")
+
+
+def _side_by_side(replies: Sequence["Reply"], screen: Any) -> None:
+    """In columns. While they grow, the screen shows their last lines; at the end, all."""
+    from rich.live import Live
+    from rich.segment import Segment
+
+    class End:
+        def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+            for line in console.render_lines(_columns(replies), options)[1 - console.height :]:
+                yield from line
+                yield Segment.line()
+
+    try:
+        with Live(End(), console=screen, transient=True, refresh_per_second=8):
+            for _ in zip_longest(*(reply.pieces() for reply in replies)):
+                pass
+    finally:
+        if any(reply.thoughts or reply.said for reply in replies):
+            show(_columns(replies))
+
+
+def _columns(replies: Sequence["Reply"]) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from unrefuse.report.terminal import visible
+
+    table = Table(box=box.MINIMAL, expand=True, pad_edge=False)
+    for reply in replies:
+        table.add_column(_bold(_title(reply.title)), ratio=1, overflow="fold")
+    table.add_row(
+        *(
+            Text.assemble(
+                (visible(reply.thoughts) + "\n\n" * bool(reply.thoughts and reply.said), "dim"),
+                visible(reply.said),
+            )
+            for reply in replies
+        )
+    )
+    return table
+
+
+def _title(text: str) -> str:
+    from unrefuse.report.terminal import plain
+
+    return plain(text, 60)
+
+
+def _bold(text: str) -> "Text":
+    from rich.text import Text
+
+    return Text(text, style="bold")
