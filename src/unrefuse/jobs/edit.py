@@ -21,6 +21,7 @@ from unrefuse.edits.recipe import PLAN
 from unrefuse.engine.forward import together
 from unrefuse.engine.generate import last_logits
 from unrefuse.errors import UnrefuseError
+from unrefuse.jobs.outlook import outlook
 from unrefuse.jobs.save import Discard, check_out, check_writable, copy_size, new_folder
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.metrics.judges import Judge, judge_of
@@ -81,9 +82,7 @@ def run_edit(config: RunConfig) -> Result:
     A tuning (`config.tune`) keeps its record in a folder beside it, OUT.tuning, until it is done.
     Raises UnrefuseError for a mistake in usage or input.
     """
-    if config.out is None:
-        raise UnrefuseError("where to? name a folder: --out DIR")
-    out = check_out(config.out)
+    out = check_out(config.require_out())
     judge = judge_of(config)
     run = out.with_name(f"{out.name}.tuning") if config.tune else None
     device = config.device  # "auto" may be another card, or several, at the end
@@ -137,9 +136,7 @@ def run_tune(config: RunConfig) -> Result:
     `config.out` is the folder of the run, with its trials. The figures are those of the test
     split, by hooks. Raises UnrefuseError for a mistake in usage or input.
     """
-    if config.out is None:
-        raise UnrefuseError("where to? name a folder: --out DIR")
-    out = check_writable(config.out)
+    out = check_writable(config.require_out())
     if config.preserve_norm:
         raise UnrefuseError("rows that keep their length are no hook's: use edit --tune, not tune")
     if config.tune is None:
@@ -260,7 +257,9 @@ def prepare(
             )
         model = load_folder(folder, config, config.model)
         with placed(prompts):
-            model.encode([p.text for p in prompts])
+            lengths = dict(
+                zip(prompts, map(len, model.encode([p.text for p in prompts])), strict=True)
+            )
     network = model.network
     config = config.model_copy(
         update={
@@ -281,6 +280,7 @@ def prepare(
         f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}",
         f"\nkernel: {kernel.source}{_numbers(kernel)}",
     )
+    stderr.print(outlook(model, lengths, splits, config))
     if run:
         open_run(run, config)
     before: dict[str, Before] = {}
