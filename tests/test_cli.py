@@ -94,8 +94,9 @@ def test_help_alone_is_for_those_who_type_nothing():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["edit", "--nonsense"], "No such option: --nonsense (see `unrefuse edit --help`)"),
-        (["edi"], "Did you mean 'edit', 'diff'?"),
+        (["edit", "--nonsense"], "(see `unrefuse edit --help`)"),
+        (["edi"], "Did you mean 'edit'?"),
+        (["kernel", "--profile", "brod"], "'brod' is not one of 'default', 'early_focus'"),
         (["kernel", "--layers", "many"], "--layers"),
         (["apply"], "Missing argument 'RUN'"),
         (["edit"], "which model? type `unrefuse edit MODEL --out DIR`"),

@@ -79,7 +79,7 @@ def _line(error: Exception) -> str:
     itself was printed."""
     message = str(error)
     if isinstance(error, typer.TyperException):
-        message = error.format_message()
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
         if message and (context := getattr(error, "ctx", None)):
             message += f" (see `{context.command_path} --help`)"
     return message

@@ -68,6 +68,10 @@ class Kernel:
     threshold: float | None = None
     plan: Path | None = None  # what a tuning found beside the weights
 
+    def __str__(self) -> str:
+        numbers = f" (peak {self.peak:g}, width {self.width:g})" if self.peak is not None else ""
+        return self.source + numbers
+
     def describe(self, multiplier: float | None = None) -> dict[str, Any]:
         """The `kernel` object of every JSON output."""
         return {

@@ -14,7 +14,7 @@ def test_the_summary_says_what_was_done_and_what_became_of_it(tmp_path):
     text = result(tmp_path / "out", removal=0.8).summary()
     lines = [re.sub(" +", " ", line) for line in text.splitlines()]
     assert lines[0].endswith(": demo, method selective")
-    assert "kernel peak and width, multiplier 0.65" in lines
+    assert "kernel peak and width (peak 0.6, width 0.15), multiplier 0.65" in lines
     assert "measured test split, replies of 100 tokens" in lines
     assert "removal 0.80 (0.60 to 0.93, n 20)" in lines
     assert "quality 0.90 (0.85 to 0.95, n 20)" in lines

@@ -21,7 +21,7 @@ def edit(settings: "RunConfig", as_json: Json = False) -> None:
     from unrefuse import api
 
     result = api.edit(settings)
-    where = f"{settings.out} (card: {settings.out}/README.md, record: {settings.out}/run.json)"
+    where = f"{settings.out}/README.md (card), {settings.out}/run.json (record)"
     _report(result, where, as_json)
 
 
@@ -46,15 +46,15 @@ def _report(result: "Result", where: str, as_json: bool) -> None:
 
     if as_json:
         print_json(result.to_json())
+        for reason in result.reasons:
+            say(reason)
     else:
         if output.verbose:
             show(result_table(result), layer_bars({"weight": result.kernel.weights}))
         show(example_text(result))
         tell(f"\n{result.summary()}")
         if result.saved:
-            tell(f"saved: {where}")
-    for reason in result.reasons:
-        say(reason)
+            tell(f"files       {where}")
     if not result.saved:
         say(f"nothing was saved: the goal is not met on the {result.split} split")
     if result.unjudged:

@@ -88,7 +88,7 @@ def _configured(ctx: typer.Context, taken: Taken) -> "RunConfig":
     }
     file = given.pop("config", None)
     if given.get("model") is None and file is None and "model" not in taken.defaults:
-        words = [word.strip("[]") for word in ctx.command.collect_usage_pieces(ctx)[1:]]
+        words = [word.strip("[]{}") for word in ctx.command.collect_usage_pieces(ctx)[1:]]
         line = " ".join([ctx.command_path, *words, *(["--out DIR"] if "out" in given else [])])
         raise UnrefuseError(
             f"which model? type `{line}`, where MODEL is a local folder, a hub name, or demo"

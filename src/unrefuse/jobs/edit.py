@@ -277,8 +277,8 @@ def prepare(
         plan, config = plan_for(kernel.plan, config, folder)
     stderr.print(
         f"{config.model}: {model.layers} layers, {network.num_parameters() / 1e6:.0f} M "
-        f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}",
-        f"\nkernel: {kernel.source}{_numbers(kernel)}",
+        f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}\n"
+        f"kernel: {kernel}",
     )
     stderr.print(outlook(model, lengths, splits, config))
     if run:
@@ -373,10 +373,6 @@ def _with_hashes(config: RunConfig, model_hash: str, prompts_hash: str) -> RunCo
                 "ones, or take that line out of the file for a new run"
             )
     return config.model_copy(update={"model_sha256": model_hash, "prompts_sha256": prompts_hash})
-
-
-def _numbers(kernel: Kernel) -> str:
-    return "" if kernel.peak is None else f" (peak {kernel.peak:g}, width {kernel.width:g})"
 
 
 def _counts(before: Before) -> str:

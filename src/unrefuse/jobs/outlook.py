@@ -53,7 +53,8 @@ def outlook(
             steps.append(f"score {trials} trials")
             work += READ * trials * tokens("search", 0)
         if config.tune != "optuna":
-            steps.append(f"try up to {len(tried)} strengths from {tried[0]:g}")
+            several = f"try up to {len(tried)} strengths from {tried[0]:g}"
+            steps.append(several if len(tried) > 1 else f"try the strength {tried[0]:g}")
         steps.append(f"test the best on {len(asked['test'])} prompts")
         steps.append(f"write it to {config.out} if it keeps the floors")
         work += min(STAGES, len(tried)) * tokens("search", config.search_tokens)

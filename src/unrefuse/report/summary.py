@@ -21,12 +21,13 @@ def summary(result: Result) -> str:
     graded = "" if result.detected is None else f", graded by {plain(result.judge, 120)}"
     lines = [
         f"unrefuse {version('unrefuse')}: {plain(config.model, 200)}, method {config.method}",
-        f"kernel      {plain(result.kernel.source, 200)}, multiplier {result.multiplier:g}",
+        f"kernel      {plain(str(result.kernel), 200)}, multiplier {result.multiplier:g}",
         f"measured    {result.split} split, replies of {tokens} tokens{graded}",
     ]
     for name in ("removal", "retention", "quality", "kl"):
         e = getattr(measured, name)
-        lines.append(f"{name:11} {e.value:.2f} ({e.low:.2f} to {e.high:.2f}, n {e.n})")
+        label = "KL" if name == "kl" else name
+        lines.append(f"{label:11} {e.value:.2f} ({e.low:.2f} to {e.high:.2f}, n {e.n})")
     refused = before_and_after(measured.exchanges, "refused").items()
     counts = (
         f"{name} {c['before'][0]} to {c['after'][0]} of {c['after'][1]}" for name, c in refused
