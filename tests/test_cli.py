@@ -1,18 +1,21 @@
+"""The command line as a whole: its speed, its help, its colours, completion, and its mistakes."""
+
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from tests import pico
+from tests.command import unrefuse
 
 UNREFUSE = str(Path(sys.executable).parent / "unrefuse")
-
-
-def unrefuse(*words):
-    return subprocess.run([UNREFUSE, *map(str, words)], capture_output=True, text=True, check=False)
 
 
 def best_time(*command):
@@ -28,6 +31,88 @@ def test_import_and_help_are_quick():
     empty = best_time(sys.executable, "-c", "pass")
     assert best_time(sys.executable, "-c", "import unrefuse") - empty < 0.2
     assert best_time(UNREFUSE, "--help") < 0.5
+
+
+def test_the_help_of_all_commands_reads_no_configuration():
+    code = (
+        "import sys; from unrefuse.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    )
+    code += "\nprint({'pydantic', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "edit " in done.stdout
+    assert done.stdout.endswith("set()\n")
+
+
+def test_the_version():
+    assert unrefuse("--version").stdout == f"unrefuse {version('unrefuse')}\n"
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colours_are_for_terminals_and_for_those_who_want_them(no_color):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [UNREFUSE, "--help"],
+        stdout=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "NO_COLOR": no_color},
+    )
+    os.close(theirs)
+    shown = b""
+    while part := _read(ours):
+        shown += part
+    assert process.wait() == 0
+    assert b"edit" in shown
+    assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9]m", shown)) is not bool(no_color)
+    assert "\x1b" not in unrefuse("--help").stdout
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 1024)
+    except OSError:  # it was closed at the other end
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("unrefuse ev", "evaluate"), ("unrefuse edit --retention-f", "--retention-floor"),
+     ("unrefuse edit demo --method se", "selective")],
+)  # fmt: skip
+def test_a_shell_completes_commands_options_and_their_values(monkeypatch, typed, offered):
+    monkeypatch.setenv("_UNREFUSE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    assert offered in unrefuse().stdout.split()
+
+
+def test_help_alone_is_for_those_who_type_nothing():
+    done = unrefuse()
+    assert done.returncode == 2
+    assert "edit" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["edit", "--nonsense"], "(see `unrefuse edit --help`)"),
+        (["edi"], "Did you mean 'edit'?"),
+        (["kernel", "--profile", "brod"], "'brod' is not one of 'default', 'early_focus'"),
+        (["kernel", "--layers", "many"], "--layers"),
+        (["apply"], "Missing argument 'RUN'"),
+        (["edit"], "which model? type `unrefuse edit MODEL --out DIR`"),
+        (["apply", "run"], "which model? type `unrefuse apply RUN MODEL --out DIR`"),
+        (["analyze"], "which model? type `unrefuse analyze MODEL`"),
+        (["edit", "demo"], "where to? name a folder: --out DIR"),
+        (["evaluate"], "name one of MODEL, --transcripts DIR and --compare DIR1 DIR2"),
+    ],
+)
+def test_a_mistake_in_usage_is_one_line_that_says_what_to_type(words, says):
+    done = unrefuse(*words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("unrefuse: ")
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_kernel_json_is_one_object():
@@ -57,8 +142,6 @@ def test_shipped_prompts_have_no_problems(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "name a MODEL"),
-        (["MODEL"], "--out DIR"),
         (["MODEL", "--out", "IN_USE"], "not an empty folder"),
         (["MODEL", "--out", "OUT", "--peak", "1.5"], "peak"),
         (["MODEL", "--out", "OUT", "--width", "0"], "width"),
@@ -88,8 +171,8 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
     ("words", "told"),
     [
         (("tune", "demo", "--resume"), "no run in"),
-        (("tune", "demo", "--search", "gradient"), "'grid' or 'optuna'"),
-        (("tune", "demo", "--method", "nonsense"), "'selective' or 'ablate'"),
+        (("tune", "demo", "--search", "gradient"), "'grid', 'optuna'"),
+        (("tune", "demo", "--method", "nonsense"), "'selective', 'ablate'"),
         (("edit", "demo", "--preserve-norm"), "for the method ablate"),
         (("edit", "demo", "--tune", "optuna", "--strength", 1), "leave out one of tune and"),
         (("edit", "demo", "--resume"), "no run in"),

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from unrefuse.config import KernelConfig
 from unrefuse.errors import UnrefuseError
-from unrefuse.kernel import choose_kernel, gaussian, named_kernel, read_kernel
+from unrefuse.kernel import (
+    choose_kernel,
+    gaussian,
+    gaussian_weight_kernel,
+    get_optimal_kernel_params,
+    named_kernel,
+    read_kernel,
+)
 
 # exp(-(layer/31 - 0.6)^2 / (2 * 0.15^2)), worked out with 28-digit decimals. DESIGN.md prints
 # 0.7412, 0.3882, 0.0496 for layers 15, 25, 30: slips of the third and fourth digit.
@@ -21,6 +28,14 @@ VALUES = {
 def test_the_values_of_the_formula():
     weights = gaussian(32, 0.6, 0.15, threshold=0).weights
     assert {layer: round(weights[layer], 4) for layer in VALUES} == VALUES
+
+
+def test_the_article_s_functions_are_ours():
+    assert {i: round(gaussian_weight_kernel(32, 0.6, 0.15)[i], 4) for i in VALUES} == VALUES
+    assert gaussian_weight_kernel(12) == list(gaussian(12, 0.6, 0.15, threshold=0).weights)
+    assert get_optimal_kernel_params("Qwen/Qwen2.5-1.5B-Instruct") == (0.58, 0.14)
+    assert get_optimal_kernel_params("other", 7_000_000_000) == pytest.approx((0.60, 0.165))
+    assert get_optimal_kernel_params() == (0.60, 0.15)
 
 
 def test_weights_under_the_threshold_are_0():

@@ -11,7 +11,7 @@ ROOT = Path(unrefuse.__file__).parent
 ROOMS = (
     *("errors", "jsontext", "textfile", "progress", "config", "kernel"),
     *("prompts", "detector", "models", "engine", "edits", "metrics", "search", "report", "jobs"),
-    *("commands", "cli"),
+    *("api", "commands", "cli"),
 )
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]
 
@@ -36,6 +36,8 @@ def test_a_file_is_one_room(file):
 @pytest.mark.parametrize("name", unrefuse.__all__)
 def test_public_names_exist_and_are_documented(name):
     assert getattr(unrefuse, name).__doc__
+    assert name in dir(unrefuse)
+    assert f"`{name}" in (ROOT.parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 def test_an_unknown_name_is_an_attribute_error():

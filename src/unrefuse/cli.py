@@ -2,6 +2,8 @@
 
 import sys
 import traceback
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -14,20 +16,16 @@ from unrefuse.commands import (
     edit,
     evaluate,
     export,
+    output,
     prompts,
     verify,
 )
-from unrefuse.commands.output import adapt_streams, say
+from unrefuse.commands.options import Command
+from unrefuse.errors import UnrefuseError
 
 DEFECT, INTERRUPTED = 70, 130
 
-app = typer.Typer(
-    name="unrefuse",
-    help="Edit an open chat model so that it stops false refusals and goes on with true ones.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(name="unrefuse", no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
     *(edit.edit, edit.tune, evaluate.evaluate, analyze.analyze, analyze.kernel),
     *(
@@ -40,26 +38,57 @@ for command in (
         doctor.doctor,
     ),
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(prompts.app, name="prompts")
 
 
-def main() -> None:
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        output.tell(f"unrefuse {version('unrefuse')}")
+        raise typer.Exit
+
+
+@app.callback()
+def unrefuse(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Edit an open chat model so that it stops false refusals and keeps true ones."""
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """The entry point: one line and status 2 for a mistake, 130 for Ctrl-C. Status 1 is a command's
     own, for a goal that is not met: what nobody foresaw has another, 70."""
-    from unrefuse.errors import UnrefuseError
-
-    adapt_streams()
+    output.adapt_streams()
     try:
-        app()
-    except UnrefuseError as error:
-        say(f"unrefuse: {error}")
+        status = app(args=words, prog_name="unrefuse", standalone_mode=False)
+    except (UnrefuseError, typer.TyperException) as error:
+        if output.verbose:
+            traceback.print_exc()
+        if line := _line(error):
+            output.say(f"unrefuse: {line}")
         sys.exit(2)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            say("unrefuse: interrupted, nothing was saved")
-        raise
+    except typer.Abort:
+        sys.exit(1)
     except Exception:
         traceback.print_exc()
-        say("unrefuse: the lines above show a defect of unrefuse: please report them")
+        output.say("unrefuse: the lines above show a defect of unrefuse: please report them")
         sys.exit(DEFECT)
+    if status == INTERRUPTED:
+        output.say("unrefuse: interrupted, nothing was saved")
+    sys.exit(status)
+
+
+def _line(error: Exception) -> str:
+    """What is wrong; of a mistake in the options, where they are explained. Nothing where the help
+    itself was printed."""
+    message = str(error)
+    if isinstance(error, typer.TyperException):
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        if message and (context := getattr(error, "ctx", None)):
+            message += f" (see `{context.command_path} --help`)"
+    return message

@@ -1,7 +1,13 @@
-"""The one configuration of a run: the same from the command line, TOML, run.json and Python."""
+"""The one configuration of a run: the same from the command line, TOML, run.json and Python.
+
+Its settings stand in groups, one class a group. `commands/options.py` makes an option of each: the
+description is the help text.
+"""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +19,7 @@ Profile = Literal["default", "early_focus", "late_focus", "broad", "narrow"]
 Style = Literal["conservative", "standard", "aggressive"]
 Method = Literal["selective", "ablate"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Pairs = tuple[tuple[str, str], ...]  # matched pairs: a harmless prompt, and a harmful one
 THINKING_TOKENS = 2048
 
 # The keep set has no off switch, and a floor near 0 would be one.
@@ -21,17 +28,25 @@ LEAST_FLOOR = 0.80
 REPLY_TOKENS = 100
 
 
-class KernelConfig(BaseModel):
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class KernelConfig(_Settings):
     """Which weight kernel a run uses. Nothing named: the preset or size class of the model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    profile: Profile | None = Field(None, description="named kernel")
-    style: Style | None = Field(None, description="named kernel, by how hard it acts")
-    file: Path | None = Field(None, description="custom kernel: a file with one weight per layer")
-    peak: float | None = Field(None, ge=0, le=1, description="position of the peak, 0 to 1")
-    width: float | None = Field(None, gt=0, description="width of the Gaussian, in depth")
-    threshold: float = Field(0.1, ge=0, le=1, description="weights under it become 0")
+    profile: Profile | None = Field(None, description="A kernel by name.")
+    style: Style | None = Field(None, description="A kernel by how hard it acts.")
+    file: Path | None = Field(
+        None, description="A kernel of your own: a file with one weight per layer."
+    )
+    peak: float | None = Field(
+        None, ge=0, le=1, description="Centre of the kernel, 0 to 1 of the depth."
+    )
+    width: float | None = Field(None, gt=0, description="Width of the kernel, in depth.")
+    threshold: float = Field(0.1, ge=0, le=1, description="A lower weight becomes 0.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -45,102 +60,149 @@ class KernelConfig(BaseModel):
         return self
 
 
-class RunConfig(BaseModel):
-    """Everything that decides a run. Frozen; a contradiction is an error before a model loads."""
+class ModelSettings(_Settings):
+    model: str = Field(min_length=1, description="A local folder, a hub name, or demo.")
+    revision: str | None = Field(None, description="Revision of a hub model. Default: the newest.")
+    model_sha256: str | None = Field(None, description="Stop unless the weights have this hash.")
+    allow_pickle: bool = Field(False, description="Read .bin weights; a pickle can run code.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with a model.")
+    dequantize: bool = Field(False, description="Edit a full copy of FP8 or MXFP4 weights.")
+    probe: bool = Field(False, description="Edit what a probe finds in an unknown architecture.")
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
-    )
 
-    model: str = Field(min_length=1, description="local folder, hub name, or 'demo'")
-    out: Path | None = Field(None, description="folder for the edited model: new or empty")
-    revision: str | None = Field(None, description="revision of a hub model")
-
-    target: str = Field("shipped", description="harmless prompts that are refused today")
-    baseline: str = Field("shipped", description="harmless prompts that are answered today")
+class PromptSettings(_Settings):
+    target: str = Field("shipped", description="Harmless prompts that are refused today: a file.")
+    baseline: str = Field("shipped", description="Harmless prompts that are answered today.")
     keep: str = Field(
-        "shipped", description="harmful prompts whose refusal must stay, beside the shipped ones"
+        "shipped", description="Harmful prompts to stay refused, beside the shipped ones."
     )
-    test_target: str | None = Field(None, description="target prompts for the last step only")
-    test_baseline: str | None = Field(None, description="baseline prompts for the last step only")
-    test_keep: str | None = Field(
-        None, description="keep prompts for the last step only, beside the shipped ones"
+    pairs: Path | Pairs | None = Field(
+        None, description="Matched pairs of your own: a file with columns harmless and harmful."
     )
-    column: str = Field("prompt", description="column of a CSV, Parquet, JSON Lines or data set")
-    data_split: str = Field("train", description="split of a data set named for `datasets`")
-    languages: tuple[str, ...] = Field((), description="only prompts in these languages")
-    pairs: Path | None = Field(None, description="matched pairs of one's own, beside the shipped")
-    imports: tuple[str, ...] = Field((), description="public data sets, each FORMAT:FILE")
+    imports: tuple[str, ...] = Field(
+        (), description="A public data set, as xstest:FILE; may be repeated."
+    )
+    test_target: str | None = Field(None, description="Target prompts for the last step only.")
+    test_baseline: str | None = Field(None, description="Baseline prompts for the last step only.")
+    test_keep: str | None = Field(None, description="Keep prompts for the last step only.")
+    column: str = Field("prompt", description="Column of a file or data set with the prompts.")
+    data_split: str = Field("train", description="Split of a data set by name.")
+    languages: tuple[str, ...] = Field((), description="Only this language; may be repeated.")
     limit: int | None = Field(
         None,
         ge=16,
-        description="at most this many per set and split (keep: twice, train: 4 times); of the "
-        "shipped keep prompts and of one's own alike",
+        description="At most so many prompts per set and split (keep: twice, train: 4 times).",
     )
+    prompts_sha256: str | None = Field(None, description="Stop unless the prompts have this hash.")
 
+
+class EditSettings(_Settings):
     method: Method = Field(
-        "selective", description="selective: write where a probe reads alarm; ablate: everywhere"
+        "selective",
+        description="selective: where a prompt only sounds harmful; ablate: everywhere.",
     )
     kernel: KernelConfig = KernelConfig()
-    harmful: float = Field(-0.4, ge=-2, le=0, description="what the probe is to read from harm")
-    ridge: float = Field(0.02, gt=0, le=10, description="strength of the probe's ridge penalty")
+    strength: float | None = Field(
+        None, gt=0, le=3, description="One stage with this multiplier. Default: several."
+    )
+    preserve_norm: bool = Field(False, description="With ablate: rows keep their length.")
     protect: float = Field(
-        1.0, ge=0, le=1, description="ablate: share of keep's direction left in place"
+        1.0, ge=0, le=1, description="With ablate: share of keep's direction that stays, 0 to 1."
     )
-    strength: float | None = Field(None, gt=0, le=3, description="one stage with this multiplier")
-    preserve_norm: bool = Field(False, description="rows of edited matrices keep their length")
-    first_multiplier: float = Field(0.5, gt=0, description="multiplier of the first stage")
-    multiplier_step: float = Field(0.15, gt=0, description="rise of the multiplier per stage")
-    max_multiplier: float = Field(2.0, gt=0, le=3, description="no stage above it")
+    harmful: float = Field(-0.4, ge=-2, le=0, description="What the probe is to read from harm.")
+    ridge: float = Field(0.02, gt=0, le=10, description="Strength of the probe's ridge penalty.")
+    first_multiplier: float = Field(0.5, gt=0, description="Multiplier of the first stage.")
+    multiplier_step: float = Field(0.15, gt=0, description="Rise of the multiplier per stage.")
+    max_multiplier: float = Field(2.0, gt=0, le=3, description="No stage above it.")
 
+
+class SearchSettings(_Settings):
     tune: Literal["grid", "optuna"] | None = Field(
-        None, description="how the edit is tuned; None: one kernel in stages"
+        None, description="Search for a better kernel. Default: one kernel, in stages."
     )
-    trials: int = Field(40, ge=1, le=100_000, description="trials of optuna")
-    resume: bool = Field(False, description="go on with a run that was stopped")
+    trials: int = Field(40, ge=1, le=100_000, description="Trials of optuna.")
+    resume: bool = Field(False, description="Go on with a run that was stopped.")
 
-    removal_target: float = Field(0.80, gt=0, le=1, description="stop raising at this removal")
-    quality_floor: float = Field(0.70, ge=0, le=1, description="no edit below this quality")
+
+class FloorSettings(_Settings):
+    removal_target: float = Field(0.80, gt=0, le=1, description="Removal that is enough.")
+    quality_floor: float = Field(
+        0.70, ge=0, le=1, description="Least quality; its interval may begin 0.10 lower."
+    )
     retention_floor: float = Field(
-        0.95, ge=LEAST_FLOOR, le=1, description="no edit below this retention"
+        0.95, ge=LEAST_FLOOR, le=1, description="Least retention, 0.80 to 1; it has no off switch."
     )
     retention_bound: float = Field(
         0.90,
         ge=LEAST_FLOOR,
         lt=1,
-        description="no edit whose retention has a 95 % lower bound under this",
+        description="Least lower bound of retention (one-sided 95 %), 0.80 or more.",
     )
 
+
+class RunSettings(_Settings):
     reply_tokens: int = Field(
         REPLY_TOKENS,
         ge=8,
         le=512,
-        description="tokens of a reply in the final test, of an edit 100 or more; a search reads "
-        "fewer",
+        description="Tokens of a reply in the final test; of an edit, 100 or more.",
     )
     thinking_tokens: int = Field(
-        THINKING_TOKENS, ge=8, description="tokens that a model may think before a reply"
+        THINKING_TOKENS, ge=8, description="Most tokens of thoughts before a reply."
     )
     judge: str = Field(
-        "builtin", description="who grades the final replies: builtin, hf:NAME, openai:URL#MODEL"
+        "builtin",
+        description="Who grades the final replies: builtin, hf:NAME or openai:URL#MODEL.",
     )
-    judge_label: str | None = Field(None, description="a classifier's label that means refused")
-    judge_input: str | None = Field(None, description="what it reads; None: '{reply}'")
-    seed: int = Field(0, ge=0)
-    backend: Literal["torch", "vllm"] = Field("torch", description="what writes the replies")
-    dtype: Dtype = Field("auto", description="computing precision")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    batch_size: int | None = Field(None, ge=1, description="prompts at once; found by itself")
-    model_sha256: str | None = Field(None, description="stop unless the weights have this hash")
-    prompts_sha256: str | None = Field(None, description="stop unless the prompts have this hash")
-    allow_pickle: bool = Field(False, description="read .bin checkpoints (pickle can run code)")
-    trust_remote_code: bool = Field(False, description="run Python code that a model ships")
-    dequantize: bool = Field(False, description="edit a full copy of an FP8 or MXFP4 checkpoint")
-    probe: bool = Field(False, description="edit what a probe finds in an unknown architecture")
-    stream: bool = Field(False, description="run block by block from disk: needs little memory")
+    judge_label: str | None = Field(
+        None, description="With hf: the classifier's label that means refused."
+    )
+    judge_input: str | None = Field(
+        None, description="With hf: what it reads; {prompt} too. Default: '{reply}'."
+    )
+    seed: int = Field(0, ge=0, description="Seed of splits and intervals.")
+    dtype: Dtype = Field("auto", description="Precision to compute in.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     device_map: Literal["auto"] | None = Field(
-        None, description="auto: accelerate spreads the model over the devices"
+        None, description="auto: spread the model over the devices, by accelerate."
     )
+    batch_size: int | None = Field(
+        None, ge=1, description="Prompts at once. Default: what fits the memory."
+    )
+    stream: bool = Field(
+        False, description="Run block by block from disk, for a model larger than memory."
+    )
+    backend: Literal["torch", "vllm"] = Field(
+        "torch", description="What writes the replies; vllm measures no divergence."
+    )
+
+
+class OutputSettings(_Settings):
+    out: Path | None = Field(None, description="New or empty folder for what is written.")
+
+
+GROUPS: dict[str, type[_Settings]] = {
+    "model": ModelSettings,
+    "prompts": PromptSettings,
+    "edit": EditSettings,
+    "search": SearchSettings,
+    "floors": FloorSettings,
+    "run": RunSettings,
+    "output": OutputSettings,
+}
+
+
+# Of several bases, pydantic puts the fields of the last one first.
+class RunConfig(
+    OutputSettings,
+    RunSettings,
+    FloorSettings,
+    SearchSettings,
+    EditSettings,
+    PromptSettings,
+    ModelSettings,
+):
+    """Everything that decides a run. Frozen; a contradiction is an error before a model loads."""
 
     @model_validator(mode="before")
     @classmethod
@@ -163,6 +225,12 @@ class RunConfig(BaseModel):
         once."""
         return min(32, self.reply_tokens)
 
+    def require_out(self) -> Path:
+        """`out`. Raises UnrefuseError where none is named."""
+        if self.out is None:
+            raise UnrefuseError("where to? name a folder: --out DIR")
+        return self.out
+
     @model_validator(mode="after")
     def _stages(self) -> Self:
         if self.first_multiplier > self.max_multiplier:
@@ -182,18 +250,20 @@ class RunConfig(BaseModel):
         return self
 
 
-def load_config(file: Path | None = None, **overrides: Any) -> RunConfig:
-    """The configuration of `file` (TOML, JSON or a run.json), with `overrides` on top.
+def load_config(
+    file: Path | None = None, defaults: Mapping[str, Any] = MappingProxyType({}), **overrides: Any
+) -> RunConfig:
+    """The configuration of `file` (TOML, JSON or a run.json), over `defaults`, under `overrides`.
 
     `kernel` in `overrides` is a mapping that is merged over the file's. Overrides of None do not
     count. Raises UnrefuseError, in one line, for a file that cannot be read and for bad values.
     """
-    values = _read(file) if file else {}
+    values = {**defaults, **(_read(file) if file else {})}
     kernel = dict(values.get("kernel") or {}) | _given(overrides.pop("kernel", {}))
     values |= _given(overrides)
     if kernel:
         values["kernel"] = kernel
-    return _validated(values)
+    return make_config(values)
 
 
 def validated(config: RunConfig) -> RunConfig:
@@ -201,10 +271,11 @@ def validated(config: RunConfig) -> RunConfig:
 
     Raises UnrefuseError, in one line, for bad values.
     """
-    return _validated(config.model_dump(warnings=False))
+    return make_config(config.model_dump(warnings=False))
 
 
-def _validated(values: dict[str, Any]) -> RunConfig:
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration of these settings. Raises UnrefuseError, in one line, for bad values."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

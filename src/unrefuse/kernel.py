@@ -68,6 +68,10 @@ class Kernel:
     threshold: float | None = None
     plan: Path | None = None  # what a tuning found beside the weights
 
+    def __str__(self) -> str:
+        numbers = f" (peak {self.peak:g}, width {self.width:g})" if self.peak is not None else ""
+        return self.source + numbers
+
     def describe(self, multiplier: float | None = None) -> dict[str, Any]:
         """The `kernel` object of every JSON output."""
         return {
@@ -81,12 +85,31 @@ class Kernel:
         }
 
 
+def gaussian_weight_kernel(
+    num_layers: int, peak_position: float = 0.60, width: float = 0.15
+) -> list[float]:
+    """The article's formula, one weight a layer, with no threshold and no check:
+    `exp(-(position - peak_position)^2 / (2 width^2))`, `position = layer / (num_layers - 1)`.
+    """
+    positions = [layer / (num_layers - 1) if num_layers > 1 else 0.0 for layer in range(num_layers)]
+    return [math.exp(-((p - peak_position) ** 2) / (2 * width**2)) for p in positions]
+
+
+def get_optimal_kernel_params(
+    model_name: str = "", num_parameters: int | None = None
+) -> tuple[float, float]:
+    """The article's peak and width for a model: by its name if it is one that is known, else by
+    its number of parameters, else those of the default profile."""
+    peak, width, _ = _prior(KernelConfig(), num_parameters, model_name)
+    return peak, width
+
+
 def gaussian(
     layers: int, peak: float, width: float, threshold: float = 0.1, source: str = "peak and width"
 ) -> Kernel:
-    """`exp(-(position - peak)^2 / (2 width^2))`, `position = layer / (layers - 1)`.
+    """`gaussian_weight_kernel`, where a weight under `threshold` is 0: that layer is left alone.
 
-    A one-layer model has position 0. A weight under `threshold` is 0: that layer is left alone.
+    A one-layer model has position 0.
     Raises UnrefuseError for less than one layer, a peak outside 0..1, a width <= 0, a threshold
     outside 0..1, and for a kernel that leaves every layer alone.
     """
@@ -98,11 +121,7 @@ def gaussian(
         raise UnrefuseError(f"width must be a number above 0, not {width}")
     if not 0 <= threshold <= 1:
         raise UnrefuseError(f"threshold must lie between 0 and 1, not {threshold}")
-    weights = []
-    for layer in range(layers):
-        offset = (layer / (layers - 1) if layers > 1 else 0.0) - peak
-        weight = math.exp(-(offset**2) / (2 * width**2))
-        weights.append(weight if weight >= threshold else 0.0)
+    weights = [w if w >= threshold else 0.0 for w in gaussian_weight_kernel(layers, peak, width)]
     if not any(weights):
         raise UnrefuseError(
             f"no layer reaches the threshold {threshold} with peak {peak} and width {width} "
@@ -156,19 +175,7 @@ def choose_kernel(
     """
     if config.file:
         return read_kernel(config.file, layers)
-    if config.profile:
-        (peak, width), source = PROFILES[config.profile], f"profile {config.profile}"
-    elif config.style:
-        (peak, width), source = STYLES[config.style], f"style {config.style}"
-    elif config.peak is not None and config.width is not None:
-        peak, width, source = config.peak, config.width, "peak and width"
-    elif preset := find_preset(name, model_config):
-        peak, width, source = preset.peak, preset.width, f"preset {preset.name}"
-    elif parameters is None:
-        (peak, width), source = PROFILES["default"], "profile default"
-    else:
-        size, _, peaks, widths = next(row for row in SIZE_CLASSES if parameters < row[1])
-        peak, width, source = sum(peaks) / 2, sum(widths) / 2, f"size class {size}"
+    peak, width, source = _prior(config, parameters, name, model_config)
     given = [key for key in ("peak", "width") if getattr(config, key) is not None]
     if given and source != "peak and width":
         source += f", {' and '.join(given)} given"
@@ -179,6 +186,24 @@ def choose_kernel(
         config.threshold,
         source,
     )
+
+
+def _prior(
+    config: KernelConfig, parameters: int | None, name: str, model_config: Any = None
+) -> tuple[float, float, str]:
+    """Peak and width, and where they come from; see `choose_kernel`."""
+    if config.profile:
+        return *PROFILES[config.profile], f"profile {config.profile}"
+    if config.style:
+        return *STYLES[config.style], f"style {config.style}"
+    if config.peak is not None and config.width is not None:
+        return config.peak, config.width, "peak and width"
+    if preset := find_preset(name, model_config):
+        return preset.peak, preset.width, f"preset {preset.name}"
+    if parameters is None:
+        return *PROFILES["default"], "profile default"
+    size, _, peaks, widths = next(row for row in SIZE_CLASSES if parameters < row[1])
+    return sum(peaks) / 2, sum(widths) / 2, f"size class {size}"
 
 
 def named_kernel(name: str, layers: int, threshold: float = 0.1) -> Kernel:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests import pico
+from tests.command import unrefuse
 from tests.edits.plans import KINDS, edit_model, one_direction, save_measured, selective
 from unrefuse.cli import app
 from unrefuse.edits.disk.header import fingerprint
@@ -24,12 +25,6 @@ from unrefuse.edits.plan import load_plan, save_plan
 from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.save import PREFIX, apply_plan
 from unrefuse.metrics.floors import read_measured
-
-COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()", "apply")
-
-
-def unrefuse_apply(*words):
-    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, check=False)
 
 
 def saved(tmp_path, make, **record):
@@ -56,7 +51,7 @@ def config(model, out, **settings):
 
 def test_the_edit_of_a_saved_model_is_applied_again(made, tmp_path):
     model, run, plan = made
-    done = unrefuse_apply(run, model, "--out", tmp_path / "out", "--link")
+    done = unrefuse("apply", run, model, "--out", tmp_path / "out", "--link")
     assert done.returncode == 0, done.stderr
     assert "edited 4 matrices" in done.stdout
     again, made_for = load_plan(tmp_path / "out" / "tuning" / "plan.safetensors")
@@ -90,12 +85,12 @@ def gentle(model, run, plan, strengths):
 def test_what_rounding_takes_is_told(tmp_path):
     model, run, plan = saved(tmp_path, selective)
     gentle(model, run, plan, (1e-6, 1.0))
-    done = unrefuse_apply(run, model, "--out", tmp_path / "out", "--json")
+    done = unrefuse("apply", run, model, "--out", tmp_path / "out", "--json")
     assert json.loads(done.stdout)["lost_in_rounding"] == [f"{plan[0].module}.weight"]
     assert "in 1 of 2 tensors" in done.stderr
     gentle(model, run, plan, (1e-6, 1e-6))
     there = sorted(tmp_path.iterdir())
-    done = unrefuse_apply(run, model, "--out", tmp_path / "none")
+    done = unrefuse("apply", run, model, "--out", tmp_path / "none")
     assert done.returncode == 2
     assert "the edit is too small for bfloat16" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -155,7 +150,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):
     with pytest.raises(UnrefuseError, match="missing"):
         apply_plan(run, config(model, out))
     assert sorted(tmp_path.iterdir()) == there
-    done = unrefuse_apply(tmp_path / "nowhere", model, "--out", out)
+    done = unrefuse("apply", tmp_path / "nowhere", model, "--out", out)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""

@@ -1,97 +1,194 @@
-"""What messages advise, and what commands are told by name, is there and printed as it is."""
+"""The options of commands, what messages advise, and names of others printed as they are."""
 
 import re
-from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
+from typer.main import get_command
 
 from tests import pico, talker
+from tests.command import unrefuse
 from unrefuse import cli
-from unrefuse.commands import analyze, edit, evaluate, export
+from unrefuse.commands.options import FILE_ONLY, FIRST, NO_MODEL, Command, takes
+from unrefuse.config import GROUPS, KernelConfig, RunConfig
+from unrefuse.errors import UnrefuseError
 from unrefuse.models import load, quantized
 
 ODD = "[red]m [bold] :fire: [link=x]"
+COMMANDS = get_command(cli.app).commands
 
 
-@pytest.mark.parametrize(
-    "command", [edit.edit, edit.tune, evaluate.evaluate, analyze.analyze, export.export]
-)
+def options(command, context=None):
+    """Every parameter of a command, by its name in Python."""
+    context = context or typer.Context(COMMANDS[command])
+    return {param.name: param for param in COMMANDS[command].get_params(context)}
+
+
+def settings_of(*words, names=("config", *GROUPS), **how):
+    """The configuration that these words make."""
+    found = []
+    app = typer.Typer()
+    app.command(cls=Command)(takes(*names, **how)(lambda settings: found.append(settings)))
+    get_command(app)([*map(str, words)], prog_name="unrefuse x", standalone_mode=False)
+    return found[0]
+
+
+def test_every_setting_is_an_option_of_edit_or_stands_in_a_file():
+    fields = {*RunConfig.model_fields, *KernelConfig.model_fields} - {"kernel"}
+    assert fields > FILE_ONLY
+    assert fields - {*options("edit")} == FILE_ONLY | {"backend"}
+    assert "backend" in options("evaluate")
+
+
+@pytest.mark.parametrize("command", COMMANDS.keys() - {"prompts"})
+def test_what_a_command_takes_is_there(command):
+    taken = getattr(COMMANDS[command].callback, "taken", None)
+    known = {"config", *GROUPS, *RunConfig.model_fields, *KernelConfig.model_fields}
+    if taken:
+        assert {*taken.names, *taken.without, *taken.flags, *taken.defaults} <= known
+
+
+@pytest.mark.parametrize("command", COMMANDS.keys() - {"prompts"})
+def test_each_help_text_is_a_short_sentence(command):
+    for option in options(command).values():
+        text = option.help
+        assert text, option.name
+        assert len(text) <= 100, text
+        assert text.endswith("."), text
+        assert text[0].isupper() or text.startswith(("auto", "selective")), text
+
+
+def test_ten_options_come_first_and_the_rest_in_groups():
+    panels = {}
+    for option in options("edit").values():
+        if option.param_type_name == "option" and option.name != "help":
+            panels.setdefault(option.rich_help_panel, []).append(option.name)
+    assert panels[None] == ["config", *FIRST]
+    assert len(panels[None]) == 10
+    titles = ["Model", "Prompts", "Edit", "Search", "Floors", "Run", "Output"]
+    assert list(panels)[1:] == titles
+    assert panels["Output"] == ["as_json", "quiet", "verbose"]
+
+
+def test_a_default_is_told_as_the_configuration_has_it():
+    told = options("edit")
+    assert told["retention_floor"].help.endswith("Default: 0.95.")
+    assert told["seed"].help.endswith("Default: 0.")
+    assert "Default" not in told["stream"].help
+
+
+def test_options_make_a_configuration(tmp_path):
+    words = (
+        *("m", "--out", tmp_path, "--import", "xstest:a", "--import", "xstest:b", "--lang", "en"),
+        *("--limit", 20, "--seed", 0, "--stream", "--peak", 0.4, "--pairs", "p.csv"),
+        *("--split", "validation", "--protect", 0.0),
+    )
+    assert settings_of(*words) == RunConfig(
+        model="m", out=tmp_path, imports=("xstest:a", "xstest:b"), languages=("en",), limit=20,
+        seed=0, stream=True, kernel={"peak": 0.4}, pairs=Path("p.csv"), data_split="validation",
+        protect=0.0,
+    )  # fmt: skip
+    assert settings_of("m") == RunConfig(model="m")
+    assert settings_of("demo").target == "planted"
+
+
+def test_an_option_wins_over_the_file_and_the_file_over_a_default(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('model = "m"\nseed = 3\ndevice = "cuda"\n[kernel]\npeak = 0.4\n')
+    found = settings_of("--config", file, "--width", 0.2, "--seed", 4, defaults={"device": "cpu"})
+    assert (found.model, found.seed, found.device) == ("m", 4, "cuda")
+    assert (found.kernel.peak, found.kernel.width) == (0.4, 0.2)
+    assert settings_of("m", defaults={"device": "cpu"}).device == "cpu"
+
+
+def test_a_command_takes_what_it_names_under_the_flag_that_it_wants():
+    names = {"names": ("model", "tune"), "flags": {"tune": "--search"}, "without": ("probe",)}
+    assert settings_of("m", "--search", "grid", **names).tune == "grid"
+    for word in ("--tune=grid", "--limit=20", "--probe"):
+        with pytest.raises(typer.TyperException, match="No such option"):
+            settings_of("m", word, **names)
+
+
+def test_a_model_is_asked_for_unless_the_command_does_without():
+    with pytest.raises(UnrefuseError, match=r"which model\? type `unrefuse x MODEL --out DIR`"):
+        settings_of("--limit", 20)
+    assert settings_of(names=("model",), defaults={"model": NO_MODEL}).model == NO_MODEL
+
+
+@pytest.mark.parametrize("command", ["edit", "tune", "evaluate", "analyze", "export"])
 def test_a_command_that_loads_a_model_has_the_options_that_its_messages_name(command):
     said = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (load, quantized))
     named = {name.replace("-", "_") for name in re.findall(r"--([a-z-]+[a-z])", said)}
     assert {"stream", "probe", "dequantize"} <= named
-    lacking = named - set(signature(command).parameters)
-    assert lacking == ({"stream"} if command is edit.tune else set())
+    assert named - {*options(command)} == ({"stream"} if command == "tune" else set())
 
 
-def run(monkeypatch, capsys, *words):
-    """Exit status, stdout and stderr of the command, in this process."""
-    monkeypatch.setattr("sys.argv", ["unrefuse", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code, *capsys.readouterr()
-
-
-def test_markup_in_the_name_of_a_model_is_printed_as_it_is(tmp_path, monkeypatch, capsys):
+def test_markup_in_the_name_of_a_model_is_printed_as_it_is(tmp_path, monkeypatch):
     talker.build(tmp_path / ODD)
     files = talker.write_prompts(tmp_path, 60)
     sets = [word for name, file in files.items() for word in (f"--{name}", file)]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("unrefuse.metrics.perplexity.PASSAGES", ())
     words = ("evaluate", ODD, "--out", "[red]o", "--limit", 16, "--reply-tokens", 8)
-    capsys.readouterr()
-    code, _, err = run(monkeypatch, capsys, *words, *sets)
-    assert code == 0
-    assert err.startswith(f"{ODD}: 3 layers")
+    done = unrefuse(*words, *sets)
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"{ODD}: 3 layers")
 
 
-def test_markup_in_the_name_of_a_tensor_is_printed_as_it_is(tmp_path, monkeypatch, capsys):
+def test_markup_in_the_name_of_a_tensor_is_printed_as_it_is(tmp_path, monkeypatch):
     for name, value in (("a", 1.0), ("b", 2.0)):
         (tmp_path / name).mkdir()
         tensors = {ODD: torch.full((2, 2), value), "x": torch.ones(1)}
         save_file(tensors, tmp_path / name / "model.safetensors")
     monkeypatch.setenv("COLUMNS", "200")
-    code, out, _ = run(monkeypatch, capsys, "diff", tmp_path / "a", tmp_path / "b")
-    assert code == 0
-    assert ODD in out
+    done = unrefuse("diff", tmp_path / "a", tmp_path / "b")
+    assert done.returncode == 0
+    assert ODD in done.stdout
 
 
-def test_a_broken_model_folder_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
+def test_a_broken_model_folder_is_one_line_and_status_2(tmp_path):
     folder = pico.save(tmp_path / "m")
     (folder / "chat_template.jinja").write_text("{{ today() }}")
-    capsys.readouterr()
     for command in ("edit", "evaluate", "tune", "analyze"):
         out = () if command == "analyze" else ("--out", tmp_path / "o")
-        code, out, err = run(monkeypatch, capsys, command, folder, "--device", "cpu", *out)
-        assert (code, out) == (2, "")
-        assert err == f"unrefuse: {folder}: the chat template fails: 'today' is undefined\n"
+        done = unrefuse(command, folder, "--device", "cpu", *out)
+        assert (done.returncode, done.stdout) == (2, "")
+        told = f"unrefuse: {folder}: the chat template fails: 'today' is undefined\n"
+        assert done.stderr == told
     assert not (tmp_path / "o").exists()
 
 
-def test_a_prompt_at_fault_is_named_before_any_is_asked(tmp_path, monkeypatch, capsys):
+def test_a_prompt_at_fault_is_named_before_any_is_asked(tmp_path):
     folder = talker.build(tmp_path / "m")
     fails = "{% if 'q7' in messages[-1].content %}{{ raise_exception('no 7') }}{% endif %}"
     (folder / "chat_template.jinja").write_text(fails + talker.TEMPLATE)
     files = talker.write_prompts(tmp_path)
     sets = [word for name, file in files.items() for word in (f"--{name}", file)]
     for command in ("edit", "evaluate"):
-        capsys.readouterr()
-        code, _, err = run(monkeypatch, capsys, command, folder, "--out", tmp_path / "o", *sets)
-        assert code == 2
+        done = unrefuse(command, folder, "--out", tmp_path / "o", *sets)
+        assert done.returncode == 2
         where = r"\S+/(target|baseline|keep)\.txt:(7|8|[78]\d)"
         what = r"the chat template fails: no 7 \(prompt: 'q\d+ q\d+ [TBK]'\)"
-        assert re.fullmatch(rf"unrefuse: {where}: {what}\n", err)
+        assert re.fullmatch(rf"unrefuse: {where}: {what}\n", done.stderr)
 
 
-def test_what_nobody_foresaw_is_not_the_status_of_a_goal_that_is_not_met(monkeypatch, capsys):
-    def fail():
+def test_what_nobody_foresaw_is_not_the_status_of_a_goal_that_is_not_met(monkeypatch):
+    def fail(**options):
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(cli, "app", fail)
-    code, out, err = run(monkeypatch, capsys)
-    assert (code, out) == (70, "")
-    assert "ZeroDivisionError: oh" in err
-    assert "a defect of unrefuse" in err
+    done = unrefuse("edit")
+    assert (done.returncode, done.stdout) == (70, "")
+    assert "ZeroDivisionError: oh" in done.stderr
+    assert "a defect of unrefuse" in done.stderr
+
+
+def test_verbose_says_where_an_error_comes_from(tmp_path):
+    done = unrefuse("verify", tmp_path / "x", "--verbose")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("unrefuse: ")
+    assert "Traceback" not in unrefuse("verify", tmp_path / "x").stderr

@@ -1,11 +1,9 @@
 """Every command that writes says first that it can't write there: before it looks for a model."""
 
-import sys
-
 import pytest
 
+from tests.command import unrefuse
 from tests.jobs.test_save import paths
-from unrefuse import cli
 
 NONE = "/no/such/model"
 COMMANDS = {
@@ -26,7 +24,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_cannot_be_written_is_said_first(tmp_path, monkeypatch, capsys, command):
+def test_what_cannot_be_written_is_said_first(tmp_path, command):
     paths(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     for place, told in {
@@ -34,11 +32,8 @@ def test_what_cannot_be_written_is_said_first(tmp_path, monkeypatch, capsys, com
         "dangling/x.png": "is a link to /no/such/disk",
         "n" * 300 + ".png": "File name too long",
     }.items():
-        monkeypatch.setattr(sys, "argv", ["unrefuse", *COMMANDS[command], str(tmp_path / place)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 2
-        err = capsys.readouterr().err
-        assert told in err
-        assert len(err.splitlines()) == 1
+        done = unrefuse(*COMMANDS[command], tmp_path / place)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert len(done.stderr.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before

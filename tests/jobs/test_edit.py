@@ -27,6 +27,7 @@ from unrefuse.cli import app
 from unrefuse.edits.plan import scaled
 from unrefuse.jobs import edit as pipeline
 from unrefuse.metrics.floors import Kept, read_measured
+from unrefuse.metrics.record import check_run
 from unrefuse.models import load
 from unrefuse.report.seal import find_faults
 
@@ -246,7 +247,11 @@ def test_an_edit_that_removes_nothing_is_not_saved(talking, tmp_path):
     assert record["saved"] is False
     assert record["out"] is None
     assert "is under the target" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    # What was measured can be looked at, and the next run may take its place.
+    assert [path.name for path in tmp_path.iterdir()] == ["x.run"]
+    left = {path.name for path in (tmp_path / "x.run").iterdir()}
+    assert left == {"run.json", "report.html", "transcripts.jsonl"}
+    check_run(tmp_path / "x.run", resume=False)
 
 
 def test_ablation_edits_what_is_written_everywhere(talking, tmp_path):
@@ -348,7 +353,7 @@ def test_a_saved_model_that_lacks_its_edit_is_found(tmp_path, monkeypatch, stren
     network = pico.network().to(torch.bfloat16)
     network.save_pretrained(source)
     config, model = pico.run_config(str(source), out=out), SimpleNamespace(folder=source)
-    prepared = SimpleNamespace(config=config, model=model, seconds={}, before={})
+    prepared = SimpleNamespace(config=config, model=model, seconds={}, before={}, lock=None)
     best = SimpleNamespace(plan=scaled(selective(network), strength))
     monkeypatch.setattr(pipeline, "prepare", lambda *args, **options: prepared)
     monkeypatch.setattr(pipeline, "search", lambda prepared: (best, None))

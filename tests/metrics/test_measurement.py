@@ -190,5 +190,5 @@ def test_replies_that_a_run_has_kept_are_read(model, tmp_path):
     settings = config(reply_tokens=8)
     first = ask_before(model, PROMPTS, "search", settings, tmp_path)
     asked = [e.prompt for e in first.exchanges]
-    kept = remembered(tmp_path, "search", asked, lambda: pytest.fail("asked again"))
+    kept = remembered(tmp_path, "before-search", asked, lambda: pytest.fail("asked again"))
     assert [r.tokens for r in kept] == [e.before.tokens for e in first.exchanges]

@@ -77,12 +77,12 @@ def test_replies_are_asked_for_once(tmp_path):
         asked.append(1)
         return replies
 
-    assert remembered(tmp_path, "train", prompts, ask) == replies
-    assert remembered(tmp_path, "train", prompts, ask) == replies
+    assert remembered(tmp_path, "before-train", prompts, ask) == replies
+    assert remembered(tmp_path, "before-train", prompts, ask) == replies
     assert len(asked) == 1
     # Other prompts: these replies are not theirs.
-    remembered(tmp_path, "train", prompts[::-1], ask)
-    remembered(None, "train", prompts, ask)
+    remembered(tmp_path, "before-train", prompts[::-1], ask)
+    remembered(None, "before-train", prompts, ask)
     assert len(asked) == 3
     rows = (tmp_path / "before-train.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert json.loads(rows[0])["grade"] == "refused"
@@ -97,7 +97,7 @@ def test_a_damaged_line_is_named(tmp_path, line):
         read_trials(tmp_path)
     (tmp_path / "before-test.jsonl").write_bytes(line + b"\n")
     with pytest.raises(UnrefuseError, match=r"before-test\.jsonl:1 is damaged"):
-        remembered(tmp_path, "test", [Prompt("a", "target")], list)
+        remembered(tmp_path, "before-test", [Prompt("a", "target")], list)
 
 
 def test_damaged_settings_are_named(tmp_path):

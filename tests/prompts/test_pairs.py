@@ -178,6 +178,18 @@ def test_own_pairs_come_beside_the_shipped_ones_for_train_and_search_alone(tmp_p
     assert [p.split for p in other] != [p.split for p in both]
 
 
+def test_pairs_of_python_are_like_those_of_a_file(tmp_path):
+    pairs = tuple((row["harmless"], row["harmful"]) for row in OWN)
+    file = load_pairs(config(pairs=write(tmp_path / "p.jsonl", OWN)))
+    given = config(pairs=pairs)
+    assert [(p.text, p.set, p.split) for p in load_pairs(given)] == [
+        (p.text, p.set, p.split) for p in file
+    ]
+    assert RunConfig.model_validate_json(given.model_dump_json()) == given
+    with pytest.raises(UnrefuseError, match="pairs:2: a pair needs"):
+        load_pairs(config(pairs=(("a", "b"), ("c", " "))))
+
+
 def test_own_pairs_keep_their_topic_language_and_split_and_have_ids_of_their_own(tmp_path):
     own = [row | {"topic": "rooms", "lang": "en", "split": "search", "id": "en-01"} for row in OWN]
     found = load_pairs(config(pairs=write(tmp_path / "p.jsonl", own), languages=("zh",)))[-16:]

@@ -27,7 +27,7 @@ def finals(monkeypatch):
     def run(trials, figures, late=0):
         queue, asked = list(figures), []
 
-        def measure(model, before, config, everything):
+        def measure(model, before, config, everything, name):
             return measurement(**queue.pop(0))
 
         def reply_to(model, prompts, tokens, what, begun):

@@ -52,7 +52,7 @@ def tried(monkeypatch):
         model = pico.loaded()
         queue, logits = list(figures), []
 
-        def measure(model, before, config, everything):
+        def measure(model, before, config, everything, name):
             assert not everything
             logits.append(last_logits(model, ["Hi"]))
             return measurement(**queue.pop(0))

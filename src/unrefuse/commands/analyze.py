@@ -1,84 +1,43 @@
 """`unrefuse analyze` and `unrefuse kernel`: what happens by layer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unrefuse.commands.options import (
-    AllowPickle,
-    Baseline,
-    BatchSize,
-    Column,
-    Config,
-    DataSplit,
-    Dequantize,
-    Device,
-    DeviceMap,
-    Dtype,
-    Imports,
-    Json,
-    Keep,
-    KernelFile,
-    Lang,
-    Limit,
-    ModelName,
-    Pairs,
-    Peak,
-    Probe,
-    Profile,
-    Revision,
-    Seed,
-    Stream,
-    Style,
-    Target,
-    ThinkingTokens,
-    Threshold,
-    TrustRemoteCode,
-    Width,
-    kernel_settings,
-    settings_of,
-)
+from unrefuse.commands.options import NO_MODEL, Json, takes
 from unrefuse.commands.output import print_json, show, tell
 from unrefuse.errors import UnrefuseError
 
+if TYPE_CHECKING:
+    from unrefuse.config import RunConfig
 
+Plot = Annotated[
+    Path | None,
+    typer.Option(help="Write a picture: .png, .svg or .pdf.", rich_help_panel="Output"),
+]
+
+
+@takes(
+    *("config", "model", "prompts", "run"),
+    without=(
+        *("test_target", "test_baseline", "test_keep", "reply_tokens"),
+        *("judge", "judge_label", "judge_input", "backend"),
+    ),
+)
 def analyze(
-    model: ModelName = None,
-    config: Config = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the chart: .png, .svg, .pdf.")] = None,
+    settings: "RunConfig",
     topic: Annotated[
         str | None, typer.Option(help="Write a kernel of this topic's own layers.")
     ] = None,
     kernel_out: Annotated[
-        Path | None, typer.Option(help="New file for it; `edit --kernel FILE` takes it.")
+        Path | None, typer.Option(help="New file for it, which `edit --kernel FILE` takes.")
     ] = None,
-    target: Target = None,
-    baseline: Baseline = None,
-    keep: Keep = None,
-    pairs: Pairs = None,
-    imports: Imports = None,
-    column: Column = None,
-    split: DataSplit = None,
-    lang: Lang = None,
-    limit: Limit = None,
-    thinking_tokens: ThinkingTokens = None,
-    revision: Revision = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    batch_size: BatchSize = None,
-    stream: Stream = None,
-    seed: Seed = None,
-    allow_pickle: AllowPickle = None,
-    trust_remote_code: TrustRemoteCode = None,
-    dequantize: Dequantize = None,
-    probe: Probe = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Say whether there is something to gain from an edit: where refusal sits, by layer and
     topic, and how well the model itself tells alarm from harm."""
-    settings = settings_of(locals())
     from unrefuse.jobs.analyze import analyze as run
     from unrefuse.jobs.analyze import write_kernel
     from unrefuse.jobs.save import check_new, new_file
@@ -127,33 +86,26 @@ def analyze(
     tell(f"to edit: {command} --out DIR")
 
 
+@takes("kernel", defaults={"model": NO_MODEL})
 def kernel(
+    settings: "RunConfig",
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 32,
-    profile: Profile = None,
-    style: Style = None,
-    peak: Peak = None,
-    width: Width = None,
-    threshold: Threshold = None,
-    kernel: KernelFile = None,
-    model_name: Annotated[
-        str | None, typer.Option("--model", help="Preset of this model, e.g. Qwen2.5-7B.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Preset of this model, as Qwen2.5-7B.")] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A profile, style, preset, kernel file or PEAK,WIDTH to show beside; repeatable."
-        ),
+        typer.Option(help="Show another beside it: a name, a file or PEAK,WIDTH; repeatable."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture: .png, .svg, .pdf.")] = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Print and plot a weight kernel, one over another with --compare."""
     from unrefuse.kernel import choose_kernel, named_kernel
 
-    settings = kernel_settings(locals())
-    chosen = choose_kernel(settings, layers, name=model_name or "")
+    chosen = choose_kernel(settings.kernel, layers, name=model or "")
     kernels = [(chosen.source, chosen)]
-    kernels += [(name, named_kernel(name, layers, settings.threshold)) for name in compare or []]
+    kernels += [
+        (name, named_kernel(name, layers, settings.kernel.threshold)) for name in compare or []
+    ]
     if plot:
         from unrefuse.jobs.save import new_file
         from unrefuse.report.plots import check_image, plot_kernels

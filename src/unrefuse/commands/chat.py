@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unrefuse.commands.options import (
-    AllowPickle,
-    Dequantize,
-    Device,
-    DeviceMap,
-    Dtype,
-    Probe,
-    Revision,
-    Stream,
-    ThinkingTokens,
-    TrustRemoteCode,
-)
+from unrefuse.commands.options import NO_MODEL, takes
 from unrefuse.commands.output import say, show, tell
 from unrefuse.errors import UnrefuseError
 
@@ -28,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from unrefuse.config import RunConfig
     from unrefuse.jobs.chat import Chat, Reply
 
 WIDE = 100  # columns of a terminal in which two replies stand side by side
@@ -41,7 +31,13 @@ HELP = """/strength 0.8   the edit at this share of what was measured: 0 is none
 A line that begins with a blank is a prompt, whatever comes then."""
 
 
+@takes(
+    *("reply_tokens", "thinking_tokens", "revision", "dtype", "device", "device_map", "stream"),
+    *("allow_pickle", "trust_remote_code", "dequantize", "probe"),
+    defaults={"model": NO_MODEL, "reply_tokens": 512, "batch_size": 1},
+)
 def chat(
+    settings: "RunConfig",
     model: Annotated[
         str,
         typer.Argument(
@@ -63,41 +59,12 @@ def chat(
             help="The edit of A, its original: what `edit` or `tune` wrote.", metavar="RUN"
         ),
     ] = None,
-    reply_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a reply, 8 to 512, after its thoughts.")
-    ] = 512,
-    thinking_tokens: ThinkingTokens = None,
-    revision: Revision = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    stream: Stream = None,
-    allow_pickle: AllowPickle = None,
-    trust_remote_code: TrustRemoteCode = None,
-    dequantize: Dequantize = None,
-    probe: Probe = None,
 ) -> None:
     """Talk with a model, with two side by side, or with one without its edit and with it."""
-    from unrefuse.config import load_config
-
-    config = load_config(
-        model=model,
-        reply_tokens=reply_tokens,
-        thinking_tokens=thinking_tokens,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        stream=stream,
-        batch_size=1,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-        dequantize=dequantize,
-        probe=probe,
-    )
     from unrefuse.jobs.chat import Chat, open_sides
 
-    talking = Chat(open_sides(config, other, plan), system, reply_tokens)
+    config = settings.model_copy(update={"model": model})
+    talking = Chat(open_sides(config, other, plan), system, config.reply_tokens)
     if prompt is not None:
         named = len(talking.sides) if other else 1  # an edit answers for its original, too
         replies = talking.ask(prompt, range(len(talking.sides))[-named:])

@@ -43,10 +43,8 @@ def diff(
 
 
 def _table(found: Any) -> Any:
-    from rich.table import Table
-
     from unrefuse.edits.compare import MAX_RANK
-    from unrefuse.report.terminal import number
+    from unrefuse.report.terminal import Table, number
 
     table = Table("tensor", "shape", "|B-A| / |A|", "rank", "along the plan")
     for c in found.changed:

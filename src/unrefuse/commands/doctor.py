@@ -1,32 +1,22 @@
 """`unrefuse doctor`: what this machine is, what is missing, and which ways a model fits."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from unrefuse.commands.options import Device, Dtype, Json, ModelName, Revision
+from unrefuse.commands.options import NO_MODEL, Json, takes
 from unrefuse.commands.output import print_json, show, tell
 
+if TYPE_CHECKING:
+    from unrefuse.config import RunConfig
 
-def doctor(
-    model: ModelName = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Whether this new folder can be written, and has room.")
-    ] = None,
-    revision: Revision = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
+
+@takes("model", "out", "dtype", "device", defaults={"model": NO_MODEL})
+def doctor(settings: "RunConfig", as_json: Json = False) -> None:
     """Say what this machine has, what to install, and how MODEL fits. Exit 2 on a fault."""
-    from unrefuse.config import load_config
     from unrefuse.jobs.doctor import examine
 
-    config = None
-    if model is not None:
-        config = load_config(model=model, revision=revision, dtype=dtype, device=device)
-    found = examine(config, out)
+    found = examine(settings if settings.model != NO_MODEL else None, settings.out)
     if as_json:
         print_json(found.to_json())
     else:
@@ -73,7 +63,8 @@ def _about(model: dict[str, Any]) -> str:
 
 def _table(ways: list[Any]) -> Any:
     from rich.filesize import decimal
-    from rich.table import Table
+
+    from unrefuse.report.terminal import Table
 
     table = Table("way", "option", "needs", "free", "fits")
     for way in ways:

@@ -1,56 +1,27 @@
 """`unrefuse evaluate`: any model by itself or against its original, stored replies, two runs."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unrefuse.commands.options import (
-    AllowPickle,
-    Backend,
-    Baseline,
-    BatchSize,
-    Column,
-    DataSplit,
-    Dequantize,
-    Device,
-    DeviceMap,
-    Dtype,
-    Imports,
-    Json,
-    JudgeInput,
-    JudgeLabel,
-    JudgeName,
-    Keep,
-    Lang,
-    Limit,
-    Probe,
-    ReplyTokens,
-    RetentionBound,
-    Revision,
-    Seed,
-    Stream,
-    Target,
-    TestFile,
-    ThinkingTokens,
-    TrustRemoteCode,
-    settings_of,
-)
+from unrefuse.commands.options import NO_MODEL, Json, takes
 from unrefuse.commands.output import print_json, show, tell
+from unrefuse.errors import UnrefuseError
+
+if TYPE_CHECKING:
+    from unrefuse.config import RunConfig
 
 
+@takes(
+    *("model", "prompts", "run", "output", "retention_bound"),
+    defaults={"model": NO_MODEL},
+)
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A local folder, a hub name, demo, or openai:URL#MODEL: what is served there.",
-            metavar="MODEL",
-        ),
-    ] = None,
+    settings: "RunConfig",
     against: Annotated[
-        str | None, typer.Option(help="The original: also removal, retention, quality, KL.")
+        str | None, typer.Option(help="The original: adds removal, retention, quality and KL.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report and replies.")] = None,
     transcripts: Annotated[
         Path | None, typer.Option(help="Grade the replies in this folder again; no MODEL.")
     ] = None,
@@ -58,87 +29,52 @@ def evaluate(
         tuple[Path, Path] | None,
         typer.Option(help="Compare the replies in two folders; no MODEL.", metavar="DIR1 DIR2"),
     ] = None,
-    judge: JudgeName = None,
-    judge_label: JudgeLabel = None,
-    judge_input: JudgeInput = None,
-    imports: Imports = None,
     benchmarks: Annotated[
-        str | None, typer.Option(help="lm-eval tasks, as arc_easy,hellaswag.")
+        str | None, typer.Option(help="Tasks of lm-eval, as arc_easy,hellaswag.")
     ] = None,
     benchmark_path: Annotated[
         Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")
     ] = None,
-    target: Target = None,
-    baseline: Baseline = None,
-    keep: Keep = None,
-    test_target: TestFile = None,
-    test_baseline: TestFile = None,
-    test_keep: TestFile = None,
-    column: Column = None,
-    split: DataSplit = None,
-    lang: Lang = None,
-    limit: Limit = None,
-    retention_bound: RetentionBound = None,
-    reply_tokens: ReplyTokens = None,
-    thinking_tokens: ThinkingTokens = None,
-    revision: Revision = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    batch_size: BatchSize = None,
-    stream: Stream = None,
-    backend: Backend = None,
     adapter: Annotated[
         Path | None,
-        typer.Option(help="With vllm: the edit of MODEL, of `export --lora`; before and after."),
+        typer.Option(help="With vllm: MODEL's edit, of `export --lora`; before and after."),
     ] = None,
-    seed: Seed = None,
-    allow_pickle: AllowPickle = None,
-    trust_remote_code: TrustRemoteCode = None,
-    dequantize: Dequantize = None,
-    probe: Probe = None,
     as_json: Json = False,
 ) -> None:
-    """Measure MODEL on the test split, by itself or --against its original; edits nothing."""
-    given = locals()
-    from unrefuse.errors import UnrefuseError
+    """Measure MODEL on the test split, by itself or --against its original; edits nothing.
 
-    jobs = [model is not None, transcripts is not None, compare is not None]
+    MODEL can also be openai:URL#MODEL: what an OpenAI-compatible server serves."""
+    jobs = [settings.model != NO_MODEL, transcripts is not None, compare is not None]
     if sum(jobs) != 1:
         raise UnrefuseError("name one of MODEL, --transcripts DIR and --compare DIR1 DIR2")
     if compare:
         _compare(*compare, as_json)
         return
-    from unrefuse.jobs.evaluate import Options, regrade, run_evaluate
-    from unrefuse.metrics.judges import parse_judge
-    from unrefuse.report.evaluation import evaluation_tables
-
     if transcripts:
-        judged_by = parse_judge(judge or "builtin", judge_label, judge_input)
-        found = regrade(transcripts, judged_by, out)
+        from unrefuse.jobs.evaluate import regrade
+        from unrefuse.metrics.judges import parse_judge
+
+        judge = parse_judge(settings.judge, settings.judge_label, settings.judge_input)
+        found = regrade(transcripts, judge, settings.out)
     else:
-        options = Options(
-            against,
-            tuple(name for name in (benchmarks or "").split(",") if name),
-            benchmark_path,
-            adapter,
+        from unrefuse import api
+
+        found = api.evaluate(
+            settings,
+            against=against,
+            benchmarks=tuple(name for name in (benchmarks or "").split(",") if name),
+            benchmark_path=benchmark_path,
+            adapter=adapter,
         )
-        found = run_evaluate(_settings(given), options)
     if as_json:
         print_json(found.to_json())
         return
+    from unrefuse.report.evaluation import evaluation_tables
+
     show(evaluation_tables(found))
-    if out:
+    if out := settings.out:
         tell(f"\nsaved: {out} (figures: {out}/evaluation.json, replies: {out}/transcripts.jsonl)")
         tell(f"report: {out}/report.html")
-
-
-def _settings(given: dict[str, Any]) -> Any:
-    """The RunConfig. Against the demo, an edit of it is asked what the demo is asked."""
-    config = settings_of(
-        given | {"model": "demo" if given["against"] == "demo" else given["model"], "config": None}
-    )
-    return config.model_copy(update={"model": given["model"]})
 
 
 def _compare(first: Path, second: Path, as_json: bool) -> None:

@@ -1,41 +1,26 @@
 """`unrefuse export` and `unrefuse revert`: the edit as an adapter, and back."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unrefuse.commands.options import (
-    AllowPickle,
-    BatchSize,
-    Column,
-    DataSplit,
-    Dequantize,
-    Device,
-    DeviceMap,
-    Dtype,
-    Json,
-    Lang,
-    Limit,
-    Probe,
-    Revision,
-    Seed,
-    Stream,
-    Target,
-    TrustRemoteCode,
-)
+from unrefuse.commands.options import Json, takes
 from unrefuse.commands.output import print_json, say, say_scaled, tell
 
-Original = Annotated[
-    str, typer.Argument(metavar="MODEL", help="The unedited original: a folder or a hub name.")
-]
+if TYPE_CHECKING:
+    from unrefuse.config import RunConfig
 
 
+@takes(
+    *("model", "target", "column", "data_split", "languages", "limit"),
+    *("seed", "dtype", "device", "device_map", "batch_size", "stream"),
+)
 def export(
+    settings: "RunConfig",
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder or saved model, or its plan.")
     ],
-    model: Original,
     lora: Annotated[
         Path | None, typer.Option(help="New folder for a PEFT adapter: exact; PEFT, vLLM.")
     ] = None,
@@ -48,48 +33,12 @@ def export(
     scale: Annotated[
         float, typer.Option(help="Share of the edit's strength, 0 to 1: 1 is what was measured.")
     ] = 1.0,
-    target: Target = None,
-    column: Column = None,
-    split: DataSplit = None,
-    lang: Lang = None,
-    limit: Limit = None,
-    revision: Revision = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    batch_size: BatchSize = None,
-    stream: Stream = None,
-    seed: Seed = None,
-    allow_pickle: AllowPickle = None,
-    trust_remote_code: TrustRemoteCode = None,
-    dequantize: Dequantize = None,
-    probe: Probe = None,
     as_json: Json = False,
 ) -> None:
     """Write the edit of RUN as an adapter for the original MODEL, or as a control vector."""
-    from unrefuse.config import load_config
     from unrefuse.jobs.export import export_plan
 
-    config = load_config(
-        model=model,
-        target=target,
-        column=column,
-        data_split=split,
-        languages=lang or None,
-        limit=limit,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        batch_size=batch_size,
-        stream=stream,
-        seed=seed,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-        dequantize=dequantize,
-        probe=probe,
-    )
-    written = export_plan(run, config, lora, gguf_lora, control_vector, scale)
+    written = export_plan(run, settings, lora, gguf_lora, control_vector, scale)
     if control_vector:
         if written["lengths"][0] > 0:
             say("llama.cpp has no control vector for layer 0: what the plan does there is left out")

@@ -1,145 +1,224 @@
-"""The options that commands share, type and help each said once, and the settings they make."""
+"""The options of commands: those that set a RunConfig come from its fields, by `takes`.
 
+An option of a command's own is a parameter of its function, as typer has it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType, NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
-ModelName = Annotated[
-    str | None, typer.Argument(help="A local folder, a hub name, or 'demo'.", metavar="MODEL")
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="TOML, or the run.json of a run to repeat.")
-]
-Profile = Annotated[
-    str | None, typer.Option(help="default, early_focus, late_focus, broad or narrow.")
-]
-Style = Annotated[str | None, typer.Option(help="conservative, standard or aggressive.")]
-Peak = Annotated[float | None, typer.Option(help="Centre of the kernel, 0 to 1 of the depth.")]
-Width = Annotated[float | None, typer.Option(help="Width of the kernel.")]
-Threshold = Annotated[float | None, typer.Option(help="Weights under it are 0. Default 0.1.")]
-KernelFile = Annotated[Path | None, typer.Option("--kernel", help="File, one weight per layer.")]
-Target = Annotated[str | None, typer.Option(help="Harmless prompts that are refused today.")]
-Baseline = Annotated[str | None, typer.Option(help="Harmless prompts that are answered today.")]
-Keep = Annotated[
-    str | None, typer.Option(help="Harmful prompts beside the shipped ones: their refusal stays.")
-]
-Column = Annotated[str | None, typer.Option(help="Column of a file or data set. Default prompt.")]
-DataSplit = Annotated[str | None, typer.Option("--split", help="Split of a data set by name.")]
-Lang = Annotated[list[str] | None, typer.Option(help="Only this language; may be repeated.")]
-Limit = Annotated[
-    int | None,
-    typer.Option(help="At most so many per set and split (keep: twice; train: 4 times)."),
-]
-Method = Annotated[
-    str | None,
+from unrefuse.commands import output
+from unrefuse.errors import UnrefuseError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from unrefuse.config import RunConfig
+
+Json = Annotated[
+    bool,
     typer.Option(
-        help="selective: only where a prompt just sounds harmful (default). ablate: everywhere."
+        "--json", help="Print one JSON object and nothing else.", rich_help_panel="Output"
     ),
 ]
-Pairs = Annotated[
-    Path | None,
-    typer.Option(help="Matched pairs of your own: a file with the columns harmless and harmful."),
-]
-Imports = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        help="A public data set, FORMAT:FILE, as xstest:FILE; may be repeated.",
-        metavar="FORMAT:FILE",
-    ),
-]
-Protect = Annotated[
-    float | None,
-    typer.Option(help="With ablate: share of keep's direction that stays, 0 to 1. Default 1."),
-]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Backend = Annotated[
-    str | None, typer.Option(help="torch, or vllm: replies only, no divergence. Default torch.")
-]
-BatchSize = Annotated[int | None, typer.Option(help="Prompts at once. Default: by memory.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of splits and intervals. Default 0.")]
-Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
-AllowPickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Read .bin weights.")]
-TrustRemoteCode = Annotated[
-    bool | None, typer.Option("--trust-remote-code", help="Run Python code of the model.")
-]
-Dequantize = Annotated[
-    bool | None, typer.Option("--dequantize", help="Edit a full copy of FP8 or MXFP4 weights.")
-]
-Probe = Annotated[
-    bool | None, typer.Option("--probe", help="Edit what a probe finds in an unknown architecture.")
-]
-PreserveNorm = Annotated[
-    bool | None,
-    typer.Option("--preserve-norm", help="With ablate: rows keep their length."),
-]
-Stream = Annotated[
-    bool | None,
-    typer.Option("--stream", help="Run block by block from disk: for a model beyond memory."),
-]
-DeviceMap = Annotated[
-    str | None, typer.Option(help="auto: accelerate spreads the model over the devices.")
-]
-Trials = Annotated[int | None, typer.Option(help="Of optuna. Default 40.")]
-Resume = Annotated[bool | None, typer.Option("--resume", help="Go on with a run that was stopped.")]
-RemovalTarget = Annotated[float | None, typer.Option(help="Enough. Default 0.80.")]
-QualityFloor = Annotated[
-    float | None, typer.Option(help="Default 0.70; its interval begins at 0.10 less, or above.")
-]
-RetentionFloor = Annotated[
-    float | None, typer.Option(help="0.80 to 1; it has no off switch. Default 0.95.")
-]
-RetentionBound = Annotated[
-    float | None,
-    typer.Option(help="0.80 to 1: floor of its lower bound (one-sided 95 %). Default 0.90."),
-]
-ReplyTokens = Annotated[
-    int | None,
-    typer.Option(help="Tokens of a reply in the final test; of an edit 100, the default, or more."),
-]
-ThinkingTokens = Annotated[
-    int | None, typer.Option(help="Most tokens of thoughts before a reply. Default 2048.")
-]
-JudgeName = Annotated[
-    str | None,
-    typer.Option(
-        "--judge", help="Who grades the final replies: builtin, hf:NAME or openai:URL#MODEL."
-    ),
-]
-JudgeLabel = Annotated[
-    str | None, typer.Option(help="With hf: the classifier's label that means refused.")
-]
-JudgeInput = Annotated[
-    str | None, typer.Option(help="With hf: what it reads. Default '{reply}'; {prompt} too.")
-]
-TestFile = Annotated[str | None, typer.Option(help="For the last step only.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+NO_MODEL = "-"  # the model of a configuration that is wanted for its other settings
 
-KERNEL_KEYS = ("profile", "style", "peak", "width", "threshold")
+# What people use first stands above the groups.
+FIRST = ("out", "limit", "target", "keep", "tune", "strength", "judge", "device", "stream")
+FLAGS = {"file": "--kernel", "data_split": "--split", "languages": "--lang", "imports": "--import"}
+# Fine points that a configuration file sets, and no option.
+FILE_ONLY = {
+    *("harmful", "ridge", "first_multiplier", "multiplier_step", "max_multiplier"),
+    *("model_sha256", "prompts_sha256"),
+}
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def settings_of(given: dict[str, Any]) -> Any:
-    """The RunConfig of a command's options, over its --config file."""
-    from unrefuse.config import RunConfig, load_config
-    from unrefuse.errors import UnrefuseError
+class Taken(NamedTuple):
+    """What `takes` says of a command."""
 
-    if given["model"] is None and given["config"] is None:
-        raise UnrefuseError("name a MODEL: a local folder, a hub name, or demo")
-    names = set(RunConfig.model_fields) - {"kernel"}
-    values = {key: value for key, value in given.items() if key in names}
-    values |= {
-        "data_split": given["split"],
-        "languages": given["lang"] or None,
-        "kernel": {key: given.get(key) for key in KERNEL_KEYS} | {"file": given.get("kernel")},
+    names: Sequence[str]
+    without: Sequence[str]
+    flags: Mapping[str, str]
+    defaults: Mapping[str, Any]
+
+
+def takes(
+    *names: str,
+    without: Sequence[str] = (),
+    flags: Mapping[str, str] = NOTHING,
+    defaults: Mapping[str, Any] = NOTHING,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a command whose first parameter is a RunConfig, made from its options.
+
+    `names` are the settings that it has options for, by group (`config.GROUPS`) or by field, less
+    those in `without`; "config" is a file with settings. `flags` renames options, by field.
+    `defaults` count where neither an option nor the file says otherwise; where there is one for
+    `model`, MODEL may be left out.
+    """
+
+    def mark(function: Callable[..., None]) -> Callable[..., None]:
+        taken = Taken(names, without, flags, defaults)
+
+        @wraps(function)
+        def command(ctx: typer.Context, **own: Any) -> None:
+            function(_configured(ctx, taken), **own)
+
+        context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        own = [*signature(function).parameters.values()][1:]
+        vars(command).update(taken=taken, __signature__=Signature([context, *own]))
+        command.__annotations__ = {}
+        return command
+
+    return mark
+
+
+def _configured(ctx: typer.Context, taken: Taken) -> "RunConfig":
+    from unrefuse.config import KernelConfig, load_config
+
+    given = {
+        key: None if value is False or value == () else value for key, value in ctx.obj.items()
     }
-    return load_config(given["config"], **values)
+    file = given.pop("config", None)
+    if given.get("model") is None and file is None and "model" not in taken.defaults:
+        words = [word.strip("[]{}") for word in ctx.command.collect_usage_pieces(ctx)[1:]]
+        line = " ".join([ctx.command_path, *words, *(["--out DIR"] if "out" in given else [])])
+        raise UnrefuseError(
+            f"which model? type `{line}`, where MODEL is a local folder, a hub name, or demo"
+        )
+    kernel = {name: given.pop(name) for name in KernelConfig.model_fields if name in given}
+    return load_config(file, taken.defaults, kernel=kernel, **given)
 
 
-def kernel_settings(given: dict[str, Any]) -> Any:
-    """The KernelConfig of a command's options."""
-    from unrefuse.config import load_config
+class Command(TyperCommand):
+    """A command with the options that it `takes`, and those that every command has.
 
-    kernel = {key: given[key] for key in KERNEL_KEYS} | {"file": given["kernel"]}
-    return load_config(model="none", kernel=kernel).kernel
+    They are made when they are asked for: to read the configuration's fields takes long, and
+    `unrefuse --help` and other commands need none of them.
+    """
+
+    settings: Sequence[str] | None = None
+
+    def get_params(self, ctx: Any) -> Any:
+        if self.settings is None:
+            taken: Taken | None = getattr(self.callback, "taken", None)
+            made = _options(_parameters(taken)) if taken else []
+            self.settings = [option.name for option in made]
+            arguments = [p for p in self.params if p.param_type_name == "argument"]
+            own = [p for p in self.params if p.param_type_name != "argument"]
+            self.params = [
+                *arguments,
+                *made,
+                *own,
+                *_options(signature(_every).parameters.values()),
+            ]
+        return super().get_params(ctx)
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.obj = {name: ctx.params.pop(name) for name in self.settings or ()}
+        return super().invoke(ctx)
+
+
+def _options(parameters: Iterable[Parameter]) -> list[Any]:
+    """typer's own form of these parameters."""
+
+    def command() -> None: ...
+
+    vars(command)["__signature__"] = Signature([*parameters])
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    return get_command(app).params
+
+
+def _parameters(taken: Taken) -> Iterator[Parameter]:
+    """One parameter a setting: MODEL, what people use first, and the rest by group."""
+    fields = _fields(taken)
+    if "model" in fields:
+        _, field = fields.pop("model")
+        yield _parameter("model", str, typer.Argument(metavar="MODEL", help=field.description))
+    if "config" in taken.names:
+        told = typer.Option("--config", help="Settings from a TOML file, or from a run's run.json.")
+        yield _parameter("config", Path, told)
+    for name in (*(n for n in FIRST if n in fields), *(n for n in fields if n not in FIRST)):
+        group, field = fields[name]
+        flag = ({name: f"--{name.replace('_', '-')}"} | FLAGS | {**taken.flags})[name]
+        panel = None if name in FIRST else group.capitalize()
+        yield _parameter(
+            name,
+            _kind(field.annotation),
+            typer.Option(flag, help=_help(field), rich_help_panel=panel),
+        )
+
+
+def _parameter(name: str, kind: Any, told: Any) -> Parameter:
+    form = Annotated[kind | None, told]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=form)
+
+
+def _fields(taken: Taken) -> "dict[str, tuple[str, FieldInfo]]":
+    """The group and the field of every setting that a command has an option for."""
+    from unrefuse.config import GROUPS, KernelConfig
+
+    found: dict[str, tuple[str, FieldInfo]] = {}
+    for group, settings in GROUPS.items():
+        for name, field in settings.model_fields.items():
+            if {name, group} & {*taken.names}:
+                parts = KernelConfig.model_fields if name == "kernel" else {name: field}
+                found |= {key: (group, part) for key, part in parts.items()}
+    return {name: found[name] for name in found if name not in FILE_ONLY | {*taken.without}}
+
+
+def _kind(annotation: Any) -> Any:
+    """What a field takes on the command line, where None is left out and a file is one of two."""
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
+    return list[str] if get_origin(annotation) is tuple else annotation
+
+
+def _help(field: "FieldInfo") -> str:
+    default = field.default
+    no_default = default is None or default is False or default == ()
+    return f"{field.description}" + ("" if no_default else f" Default: {default}.")
+
+
+def _set_quiet(value: bool) -> None:
+    from unrefuse.progress import stderr
+
+    stderr.quiet = value
+
+
+def _set_verbose(value: bool) -> None:
+    output.verbose = value
+
+
+def _every(
+    *,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            *("--quiet", "-q"),
+            help="No progress: results and errors only.",
+            callback=_set_quiet,
+            expose_value=False,
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            *("--verbose", "-v"),
+            help="All tables, and where an error comes from.",
+            callback=_set_verbose,
+            expose_value=False,
+            rich_help_panel="Output",
+        ),
+    ] = False,
+) -> None:
+    """The options of every command."""

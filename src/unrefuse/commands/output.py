@@ -15,6 +15,7 @@ from typing import Any
 from unrefuse.errors import UnrefuseError
 from unrefuse.jsontext import json_text
 
+verbose = False  # whether all tables are wanted, and where an error comes from
 LOOKALIKES = {"→": "->", "█": "#", "…": "...", "≥": ">=", "×": "x", "±": "+-", "–": "-"}
 
 

@@ -1,30 +1,25 @@
 """`unrefuse prompts`: list, show and check prompt sets."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unrefuse.commands.options import (
-    Baseline,
-    Column,
-    DataSplit,
-    Json,
-    Keep,
-    Target,
-)
+from unrefuse.commands.options import NO_MODEL, Command, Json, takes
 from unrefuse.commands.output import print_json, show, tell
+
+if TYPE_CHECKING:
+    from unrefuse.config import RunConfig
 
 app = typer.Typer(no_args_is_help=True, help="List, show and check prompt sets.")
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_prompts(as_json: Json = False) -> None:
     """The shipped sets: how many prompts by set, split and language."""
     from collections import Counter
 
-    from rich.table import Table
-
     from unrefuse.prompts.sets import SETS, read_set
+    from unrefuse.report.terminal import Table
 
     shipped = [p for name in SETS for p in read_set("shipped", name)]
     planted = read_set("planted", "target")
@@ -39,11 +34,11 @@ def list_prompts(as_json: Json = False) -> None:
     show(table)
 
 
-@app.command("show")
+@app.command("show", cls=Command)
+@takes("column", "data_split", defaults={"model": NO_MODEL})
 def show_prompts(
+    settings: "RunConfig",
     source: Annotated[str, typer.Argument(help="target, baseline, keep, planted or a file.")],
-    column: Column = None,
-    split: DataSplit = None,
     as_json: Json = False,
 ) -> None:
     """Print the prompts of a shipped set or of a file."""
@@ -52,7 +47,7 @@ def show_prompts(
 
     where = "shipped" if source in SETS else source
     name = source if source in SETS else "target"
-    prompts = read_set(where, name, column or "prompt", split or "train")
+    prompts = read_set(where, name, settings.column, settings.data_split)
     if as_json:
         print_json({"prompts": [vars(p) for p in prompts]})
         return
@@ -60,29 +55,17 @@ def show_prompts(
         tell("\t".join(map(plain, (p.split, p.lang, p.topic, p.text))))
 
 
-@app.command("check")
-def check_prompts(
-    target: Target = None,
-    baseline: Baseline = None,
-    keep: Keep = None,
-    column: Column = None,
-    split: DataSplit = None,
-    as_json: Json = False,
-) -> None:
+@app.command("check", cls=Command)
+@takes("target", "baseline", "keep", "column", "data_split", defaults={"model": NO_MODEL})
+def check_prompts(settings: "RunConfig", as_json: Json = False) -> None:
     """Check prompt files: empty lines, duplicates, a prompt in two sets. Exit 2 on any."""
     from unrefuse.prompts.sets import SETS, SHIPPED, beside_shipped, find_problems, read_set
 
-    given = {"target": target, "baseline": baseline, "keep": keep}
-    prompts = [
-        p
-        for name in SETS
-        for p in read_set(
-            (name != "keep" and given[name]) or SHIPPED, name, column or "prompt", split or "train"
-        )
-    ]
-    if keep:
-        own = read_set(keep, "keep", column or "prompt", split or "train")
-        prompts += beside_shipped(own)
+    how = settings.column, settings.data_split
+    places = {name: getattr(settings, name) for name in SETS} | {"keep": SHIPPED}
+    prompts = [p for name, place in places.items() for p in read_set(place, name, *how)]
+    if settings.keep != SHIPPED:
+        prompts += beside_shipped(read_set(settings.keep, "keep", *how))
     problems = find_problems(prompts)
     if as_json:
         print_json({"prompts": len(prompts), "problems": problems})

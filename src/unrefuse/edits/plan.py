@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -155,7 +155,14 @@ def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:
         tensors[f"{edit.module}.write"] = edit.write.contiguous()
         tensors[f"{edit.module}.read"] = edit.read.contiguous()
         matrices[edit.module] = [edit.of_output, edit.parameter, edit.transposed]
-    save_file(tensors, file, metadata={**metadata, "matrices": json.dumps(matrices)})
+    told = {**metadata, "matrices": json.dumps(matrices)}
+    # The library's own order of metadata is another one each time.
+    written = save(tensors, metadata=dict.fromkeys(told, ""))
+    size = int.from_bytes(written[:8], "little")
+    header = json.loads(written[8 : 8 + size]) | {"__metadata__": dict(sorted(told.items()))}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + written[8 + size :])
 
 
 def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:

@@ -22,6 +22,7 @@ from unrefuse.edits.recipe import PLAN
 from unrefuse.engine.forward import together
 from unrefuse.engine.generate import last_logits
 from unrefuse.errors import UnrefuseError
+from unrefuse.jobs.outlook import outlook
 from unrefuse.jobs.save import Discard, check_out, check_writable, copy_size, new_folder
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.metrics.judges import Judge, judge_of
@@ -45,7 +46,7 @@ from unrefuse.prompts.sets import (
     prompts_hash,
 )
 from unrefuse.report.card import write_card
-from unrefuse.report.page import PAGE, write_run
+from unrefuse.report.page import write_run
 from unrefuse.report.plots import plot_front, plot_result
 from unrefuse.report.results import Result, stage_line
 from unrefuse.report.sbom import write_sbom
@@ -85,9 +86,7 @@ def run_edit(config: RunConfig) -> Result:
     What a killed run has done is in a folder beside it, OUT.run, until it is done: `config.resume`
     goes on with it. Raises UnrefuseError for a mistake in usage or input.
     """
-    if config.out is None:
-        raise UnrefuseError("where to? name a folder: --out DIR")
-    out = check_out(config.out)
+    out = check_out(config.require_out())
     judge = judge_of(config)
     run = _run_beside(out, config)
     device = config.device  # "auto" may be another card, or several, at the end
@@ -163,7 +162,6 @@ def _reported(result: Result, folder: Path) -> Result:
     """Writes the record and the report of a result. What can't be written is said, and no more."""
     try:
         write_run(result, folder)
-        stderr.print(f"report: {folder / PAGE}")
     except OSError as error:
         stderr.print(f"no report in {folder}: {error.strerror}")
     return result
@@ -175,9 +173,7 @@ def run_tune(config: RunConfig) -> Result:
     `config.out` is the folder of the run, with its trials. The figures are those of the test
     split, by hooks. Raises UnrefuseError for a mistake in usage or input.
     """
-    if config.out is None:
-        raise UnrefuseError("where to? name a folder: --out DIR")
-    out = check_writable(config.out)
+    out = check_writable(config.require_out())
     if config.preserve_norm:
         raise UnrefuseError("rows that keep their length are no hook's: use edit --tune, not tune")
     if config.tune is None:
@@ -300,7 +296,9 @@ def prepare(
             )
         model = load_folder(folder, config, config.model)
         with placed(prompts):
-            model.encode([p.text for p in prompts])
+            lengths = dict(
+                zip(prompts, map(len, model.encode([p.text for p in prompts])), strict=True)
+            )
     network = model.network
     config = config.model_copy(
         update={
@@ -318,9 +316,10 @@ def prepare(
         plan, config = plan_for(kernel.plan, config, folder)
     stderr.print(
         f"{config.model}: {model.layers} layers, {network.num_parameters() / 1e6:.0f} M "
-        f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}",
-        f"\nkernel: {kernel.source}{_numbers(kernel)}",
+        f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}\n"
+        f"kernel: {kernel}",
     )
+    stderr.print(outlook(model, lengths, splits, config))
     lock = open_run(run, config) if run else None
     before: dict[str, Before] = {}
     with clock(seconds, "before"), _discarded(None if config.tune else run):
@@ -424,10 +423,6 @@ def _with_hashes(config: RunConfig, model_hash: str, prompts_hash: str) -> RunCo
                 "ones, or take that line out of the file for a new run"
             )
     return config.model_copy(update={"model_sha256": model_hash, "prompts_sha256": prompts_hash})
-
-
-def _numbers(kernel: Kernel) -> str:
-    return "" if kernel.peak is None else f" (peak {kernel.peak:g}, width {kernel.width:g})"
 
 
 def _counts(before: Before) -> str:

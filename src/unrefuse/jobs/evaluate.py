@@ -90,9 +90,7 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     Raises UnrefuseError for a mistake in usage or input. A judge that fails leaves the folder with
     the grades of the built-in detector, and its replies can be graded again.
     """
-    if config.out is None:
-        raise UnrefuseError("where to? name a folder: --out DIR")
-    out = check_out(config.out)
+    out = check_out(config.require_out())
     served = _endpoints(config, options)
     _check_backend(config, options)
     judge = judge_of(config)

@@ -214,15 +214,14 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
     Returns what `--json` prints. Raises UnrefuseError, for an edit that was not measured above its
     floors on these weights and in this form too: see `measured.read_measured`.
     """
-    if config.out is None:
-        raise UnrefuseError("where to? name a folder: --out DIR")
-    check_out(config.out)
+    out = config.require_out()
+    check_out(out)
     find_plan(run)  # before a download
     folder = find_folder(config)
     check_checkpoint(folder, config)
     files = checkpoint_files(folder)
     early = [] if link else [file for file in files if file.suffix != ".bin"]
-    with new_folder(config.out, copy_size(folder)) as new, head_start(folder, early, new) as begun:
+    with new_folder(out, copy_size(folder)) as new, head_start(folder, early, new) as begun:
         from unrefuse.edits.disk.shards import write_checkpoint
         from unrefuse.edits.disk.verify import check_written
         from unrefuse.edits.plan import save_plan, scaled

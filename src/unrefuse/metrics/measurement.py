@@ -132,6 +132,14 @@ def check_shipped(prompts: Sequence[Prompt]) -> None:
             )
 
 
+def asked_sets(split: str, config: RunConfig) -> tuple[str, ...]:
+    """The sets that are asked of a split: the pairs for the test alone, and for training no keep
+    prompts where the edit is selective, which needs no replies to them."""
+    if split == "train" and config.method == "selective":
+        return SETS[:2]
+    return SETS + PAIR_SETS if split == "test" else SETS
+
+
 def ask_before(
     model: Model,
     prompts: Sequence[Prompt],
@@ -141,15 +149,12 @@ def ask_before(
 ) -> Before:
     """The original's replies on one split. Raises UnrefuseError where too few can be measured.
 
-    The test split is asked at full length, with the matched pairs and in other contexts; of the
-    train split the selective edit needs no replies to keep prompts. With `folder`, that of a
+    The test split is asked at full length, and in other contexts too. With `folder`, that of a
     run, replies are kept there, and read where they are kept.
     """
     final, training = split == "test", split == "train"
-    sets = SETS[:2] if training and config.method == "selective" else SETS
-    asked = [
-        p for name in (*sets, *(PAIR_SETS if final else ())) for p in select(prompts, name, split)
-    ]
+    sets = asked_sets(split, config)
+    asked = [p for name in sets for p in select(prompts, name, split)]
     tokens = config.reply_tokens if final else config.search_tokens
 
     def ask() -> list[Reply]:
@@ -158,7 +163,7 @@ def ask_before(
     replies = remembered(folder, f"before-{split}", asked, ask)
     exchanges = tuple(Exchange(p, r) for p, r in zip(asked, replies, strict=True))
     before = Before(split, exchanges, run=folder)
-    for name in sets:
+    for name in filter(sets.__contains__, SETS):
         usable = before.usable(name)
         if len(usable) < MINIMUM:
             _check_thoughts(model, before, name, MINIMUM)

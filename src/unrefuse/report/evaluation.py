@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from unrefuse.metrics.judges import as_reply
@@ -24,7 +23,7 @@ from unrefuse.report.results import (
     unsure_line,
     unsure_share,
 )
-from unrefuse.report.terminal import number, plain
+from unrefuse.report.terminal import Table, number, plain
 
 REPORT = "evaluation.json"
 WHENS: tuple[When, When] = ("before", "after")
@@ -196,7 +195,7 @@ def _rates(lines: Sequence[Line], name: str, field: str) -> dict[str, dict[str, 
 
 
 def _figures_table(record: dict[str, Any]) -> Table:
-    table = Table(title=f"{record['split']} split", title_justify="left")
+    table = Table(title=f"{record['split']} split")
     for column in ("figure", "value", INTERVAL, "n"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for name in ("removal", "retention", "quality", "kl"):
@@ -219,7 +218,7 @@ def _rates_table(record: dict[str, Any], part: str) -> Table:
         "by_lang": "refused by language",
         "by_topic": "refused by topic (topics without a refusal are left out)",
     }
-    table = Table(title=title[part], title_justify="left")
+    table = Table(title=title[part])
     table.add_column("set")
     if part != "all":
         table.add_column("")
@@ -238,7 +237,7 @@ def _rates_table(record: dict[str, Any], part: str) -> Table:
 
 
 def _grades_table(record: dict[str, Any]) -> Table:
-    table = Table(title="grades", title_justify="left")
+    table = Table(title="grades")
     for column in ("set", "", *GRADES):
         table.add_column(column)
     for name in record["refused"]:
@@ -255,7 +254,7 @@ def _columns(
     title: str, values: dict[str, dict[str, Any]], show: Callable[[dict[str, float]], str]
 ) -> Table:
     """A table of `values[when][row]`, each shown by `show`."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title)
     table.add_column("")
     for when in values:
         table.add_column(_heading(when, values), justify="right")

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from unrefuse.edits.plan import UNIT
 from unrefuse.errors import UnrefuseError
 from unrefuse.kernel import Kernel
-from unrefuse.metrics.measurement import count_graded
-from unrefuse.metrics.statistics import share
-from unrefuse.report.results import Result
-from unrefuse.search.discrimination import Analysis
-from unrefuse.search.score import Score
+
+if TYPE_CHECKING:  # a kernel is drawn without torch
+    from unrefuse.report.results import Result
+    from unrefuse.search.discrimination import Analysis
+    from unrefuse.search.score import Score
 
 IMAGE_TYPES = (".png", ".svg", ".pdf")
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
@@ -35,7 +35,7 @@ def plot_kernels(kernels: Sequence[tuple[str, Kernel]], file: Path) -> None:
     _write(figure, file)
 
 
-def plot_layers(found: Analysis, name: str, file: Path) -> None:
+def plot_layers(found: "Analysis", name: str, file: Path) -> None:
     """The effect on refusal by layer, with a thin line per topic, and how well harm is told from
     alarm. Raises UnrefuseError."""
     figure, (left, right) = _figure(2)
@@ -54,8 +54,12 @@ def plot_layers(found: Analysis, name: str, file: Path) -> None:
     _write(figure, file)
 
 
-def plot_result(result: Result, file: Path) -> None:
+def plot_result(result: "Result", file: Path) -> None:
     """Refusal rates of the three sets before and after with their intervals, and the kernel."""
+    from unrefuse.edits.plan import UNIT
+    from unrefuse.metrics.measurement import count_graded
+    from unrefuse.metrics.statistics import share
+
     figure, (left, right) = _figure(2)
     names = list(result.before[result.split].counts())
     for offset, when, colour in ((-0.2, "before", "#bbbbbb"), (0.2, "after", COLOURS[0])):
@@ -82,7 +86,7 @@ def plot_result(result: Result, file: Path) -> None:
     _write(figure, file)
 
 
-def plot_front(scores: Mapping[str, Sequence[Score]], floor: float, file: Path) -> None:
+def plot_front(scores: Mapping[str, "Sequence[Score]"], floor: float, file: Path) -> None:
     """The trials of each tuning method: removal against divergence, coloured by retention.
 
     The line is the front: the most removal within a divergence, of the trials whose retention is

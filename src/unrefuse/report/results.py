@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import psutil
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from unrefuse.config import RunConfig
@@ -34,8 +33,11 @@ from unrefuse.metrics.record import write_whole
 from unrefuse.metrics.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
 from unrefuse.prompts.sets import SETS
 from unrefuse.prompts.thinking import after_thinking
-from unrefuse.report.terminal import plain
+from unrefuse.report.terminal import Table, plain
 from unrefuse.search.stage import Stage
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Counts = dict[str, dict[str, list[int]]]  # per set, before and after: with a grade, and asked
 
@@ -44,7 +46,7 @@ MUCH_UNSURE = 0.15  # of the replies; 0.08 of those to our own prompts
 LIBRARIES = ("unrefuse", "torch", "transformers", "safetensors")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run did. `measurement` is that of the test split where an edit got so far, else of
     the last stage on the search split; `reasons` says what was not reached.
@@ -114,6 +116,30 @@ class Result:
             "versions": {name: version(name) for name in LIBRARIES}
             | {"python": platform.python_version(), "machine": platform.machine()},
         }
+
+    def summary(self) -> str:
+        """What was edited and how, the figures, and what became of it: a few lines to paste."""
+        from unrefuse.report import summary
+
+        return summary.summary(self)
+
+    __repr__ = summary
+
+    def examples(self) -> "list[Exchange]":
+        """Three exchanges that show the edit: one removed, one retained, one of the baseline."""
+        return examples(self)
+
+    def to_dataframe(self) -> "DataFrame":
+        """One row a prompt, with the reply and its grade before and after. Raises UnrefuseError
+        where pandas is not installed."""
+        from unrefuse.report import summary
+
+        return summary.dataframe(self)
+
+    def _repr_html_(self) -> str:
+        from unrefuse.report import summary
+
+        return summary.html(self)
 
     def retention_test(self) -> dict[str, Any]:
         """Whether the keep prompts show a retention of `config.retention_bound`."""
@@ -229,18 +255,18 @@ def result_table(result: Result) -> RenderableType:
     """The figures with their intervals, the grades before and after, and removal by topic."""
     measured, config, record = result.measurement, result.config, result.to_json()
     tokens = config.reply_tokens if result.split == "test" else config.search_tokens
-    figures = Table(title=f"{result.split} split, replies of {tokens} tokens", title_justify="left")
+    figures = Table(title=f"{result.split} split, replies of {tokens} tokens")
     for column in ("figure", "value", INTERVAL, "n"):
         figures.add_column(column, justify="left" if column == "figure" else "right")
     for name in ("removal", "retention", "quality", "kl"):
         e: Estimate = getattr(measured, name)
         figures.add_row(name, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}", str(e.n))
-    replies = Table("before → after", *SETS, title="replies", title_justify="left")
+    replies = Table("before → after", *SETS, title="replies")
     for grade in get_args(Grade):
         replies.add_row(grade, *_cells(before_and_after(measured.exchanges, grade)))
     tables: list[RenderableType] = []
     for figure, now in (("removal", "answered now"), ("retention", "still refused")):
-        table = Table(title=f"{figure} by topic and language", title_justify="left")
+        table = Table(title=f"{figure} by topic and language")
         table.add_column("")
         table.add_column(now, justify="right")
         rows = record["by_topic"][figure] | record["by_lang"][figure]
@@ -307,7 +333,7 @@ def agreement_line(judge: str, agreement: dict[str, Any]) -> str:
 
 
 def _pairs_table(pairs: dict[str, dict[str, dict[str, float]]]) -> Table:
-    table = Table("matched pairs", *pairs, title_justify="left")
+    table = Table("matched pairs", *pairs)
     for outcome in pairs["before"]:
         counts = [f"{round(e[outcome]['value'] * e[outcome]['n'])} of {e[outcome]['n']:.0f}"
                   for e in pairs.values()]  # fmt: skip
@@ -316,7 +342,7 @@ def _pairs_table(pairs: dict[str, dict[str, dict[str, float]]]) -> Table:
 
 
 def _contexts_table(contexts: Sequence[Context]) -> Table:
-    table = Table("refused in other contexts, before → after", *SETS, title_justify="left")
+    table = Table("refused in other contexts, before → after", *SETS)
     for context in contexts:
         table.add_row(context.name, *_cells(context_counts(context)))
     return table

@@ -3,13 +3,23 @@
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rich.table import Table
+import rich.table
+from rich.box import SIMPLE_HEAD
 from rich.text import Text
 
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of what shows no glyph, but acts
 HARMLESS = "\n\t\u200c\u200d"  # of these: the joiners of emoji and of some scripts, too
 DEPTHS = ((0.25, "shallow"), (0.75, "middle"), (1.01, "deep"))
+
+
+class Table(rich.table.Table):
+    """A table as all of ours look: a line under the head, no frame, the title on the left."""
+
+    def __init__(self, *headers: str, **options: Any) -> None:
+        look: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False}
+        super().__init__(*headers, **(look | options))
 
 
 def depth_third(layer: int, layers: int) -> str:
@@ -20,7 +30,7 @@ def depth_third(layer: int, layers: int) -> str:
 
 def layer_bars(columns: Mapping[str, Sequence[float]], digits: int = 4) -> Table:
     """One row a layer, one column of bars per series, each scaled to its own maximum."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None)
     width = max(4, 36 // len(columns) - 2)
     table.add_column("layer", justify="right")
     table.add_column("depth")
@@ -58,3 +68,10 @@ def visible(text: str) -> str:
         ascii(c)[1:-1] if unicodedata.category(c) in ACTING and c not in HARMLESS else c
         for c in text
     )
+
+
+def duration(seconds: float) -> str:
+    """A time, as exact as a reader needs it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,15 @@
+from .api import analyze as analyze
+from .api import apply as apply
+from .api import auto_tune_kernel as auto_tune_kernel
+from .api import edit as edit
+from .api import evaluate as evaluate
+from .api import export as export
+from .api import load_model as load_model
+from .api import tune as tune
+from .config import Pairs as Pairs
+from .config import RunConfig as RunConfig
+from .edits.plan import Plan as Plan
+from .errors import UnrefuseError as UnrefuseError
+from .kernel import gaussian_weight_kernel as gaussian_weight_kernel
+from .kernel import get_optimal_kernel_params as get_optimal_kernel_params
+from .report.results import Result as Result
