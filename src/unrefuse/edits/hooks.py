@@ -1,7 +1,8 @@
 """The edit as forward hooks: exact, no copy of a weight, gone when the block ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from transformers import PreTrainedModel
 
 from unrefuse.edits.plan import MatrixEdit, Plan
 from unrefuse.models.stream import own
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -22,6 +26,21 @@ def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def hooked_steps(
+    model: PreTrainedModel, plan: Plan, steps: Generator[T, None, R]
+) -> Generator[T, None, R]:
+    """What `steps` gives, each computed within `hooked`. Between two of them the model is as it
+    was, so that several can take turns on one model, each with a plan of its own. Two threads
+    cannot: a hook acts in all of them."""
+    while True:
+        with hooked(model, plan):
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+        yield step
 
 
 def _hook(edit: MatrixEdit) -> Callable[..., Tensor]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +99,38 @@ def selective_plan(
 def scaled(plan: Plan, factor: float) -> Plan:
     """The plan at `factor` times its strength."""
     return tuple(replace(edit, write=edit.write * factor) for edit in plan)
+
+
+def layer_of(edit: MatrixEdit) -> int:
+    """The decoder block of a matrix: the first number in its module's name."""
+    return int(re.findall(r"\.(\d+)", edit.module)[0])
+
+
+def reshaped(plan: Plan, kernel_before: Sequence[float], kernel_after: Sequence[float]) -> Plan:
+    """A plan that was made with one kernel as another would make it, along the same directions.
+
+    The kernels hold one weight per layer. A layer that was not edited has no direction, and stays
+    so. A selective plan writes as much in total as before (see `selective_plan`), over the layers
+    that it has. Raises UnrefuseError where nothing is left, and for a kernel that is not the
+    plan's.
+    """
+    layers = [layer_of(edit) for edit in plan]
+    if max(layers) >= len(kernel_before) or not all(kernel_before[layer] for layer in layers):
+        raise UnrefuseError("the plan was not made with this kernel")
+    if len(kernel_after) != len(kernel_before):
+        raise UnrefuseError(
+            f"the kernel has {len(kernel_after)} weights, and that of the plan {len(kernel_before)}"
+        )
+    whole = sum(kernel_after[layer] for layer in set(layers))
+    if not whole:
+        raise UnrefuseError("the kernel leaves alone every layer that the plan edits")
+    level = sum(kernel_before[layer] for layer in set(layers)) / whole
+    edits = []
+    for layer, edit in zip(layers, plan, strict=True):
+        factor = kernel_after[layer] / kernel_before[layer] * (1.0 if edit.of_output else level)
+        if factor:
+            edits.append(replace(edit, write=edit.write * factor))
+    return tuple(edits)
 
 
 def plan_hash(plan: Plan) -> str:

@@ -36,6 +36,12 @@ def text_of(model: Model, reply: Sequence[int]) -> str:
     return model.thinking + reply_text(model.tokenizer, reply, model.tags)
 
 
+def end_tokens(model: Model) -> set[int]:
+    """The tokens that end a reply."""
+    end = model.network.generation_config.eos_token_id
+    return set(end) if isinstance(end, list) else {end}
+
+
 def decode(
     model: Model,
     sequences: Sequence[list[int]],
@@ -52,8 +58,7 @@ def decode(
     a quarter of a batch has left, the next in the queue join it, if the cache is no more than keys
     and values; else a batch follows when the one before has ended.
     """
-    end = model.network.generation_config.eos_token_id
-    ends = set(end) if isinstance(end, list) else {end}
+    ends = end_tokens(model)
     replies = {i: list(heads[i]) for i in queue}
     thoughts = {i: thought_tokens(heads[i], partial(text_of, model)) for i in queue}
     thinking = set[int]()
@@ -131,7 +136,7 @@ class _Batch:
 
     def step(self, model: Model) -> None:
         self.mask = pad(self.mask, (0, 1), value=1)
-        self.following = _next(model, self.following.unsqueeze(1), self.mask, self.cache)
+        self.following = next_tokens(model, self.following.unsqueeze(1), self.mask, self.cache)
 
     def joined(self, new: "_Batch") -> "_Batch":
         """Both, padded on the left, by no more than the longest row needs."""
@@ -164,10 +169,10 @@ def _begin(
         cache.batch_repeat_interleave(len(rows))
     inputs = left_pad([sequence[prefix:] for sequence in sequences], model.device)
     mask = pad(inputs["attention_mask"], (prefix, 0), value=1)
-    return _Batch(rows, cache, mask, _next(model, inputs["input_ids"], mask, cache))
+    return _Batch(rows, cache, mask, next_tokens(model, inputs["input_ids"], mask, cache))
 
 
-def _next(model: Model, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+def next_tokens(model: Model, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
     """Reads `ids` `(rows, tokens)`, the last of `mask`, and gives the likeliest next tokens, or
     LOST: told with the tokens, it costs no further wait for the device."""
     states = model.network.get_decoder()(

@@ -48,9 +48,12 @@ class _Job(greenlet):
 def own(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A forward hook that acts only on what runs in the job that makes it, and in jobs of that.
 
-    Jobs share the modules of a streamed model; outside of any job it acts always.
+    Jobs share the modules of a streamed model. Made outside of any job it acts always, and in every
+    thread.
     """
     owner = getcurrent()
+    if not isinstance(owner, _Job):
+        return hook
 
     def act(*args: Any) -> Any:
         runner: greenlet | None = getcurrent()
