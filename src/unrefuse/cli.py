@@ -6,6 +6,7 @@ import traceback
 import typer
 
 from unrefuse.commands import analyze, apply, diff, doctor, edit, evaluate, export, prompts, verify
+from unrefuse.commands.app import app as page
 from unrefuse.commands.output import adapt_streams, say
 
 DEFECT, INTERRUPTED = 70, 130
@@ -20,6 +21,7 @@ app = typer.Typer(
 for command in (
     *(edit.edit, edit.tune, evaluate.evaluate, analyze.analyze, analyze.kernel),
     *(apply.apply, export.export, export.revert, diff.diff, verify.verify, doctor.doctor),
+    page,
 ):
     app.command()(command)
 app.add_typer(prompts.app, name="prompts")
