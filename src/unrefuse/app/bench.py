@@ -1,8 +1,9 @@
-"""A model on the bench: an edit of any kernel and strength, by exact hooks, against the original."""
+"""A model on the bench: edits of any kernel and strength, by exact hooks, beside the original."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 from unrefuse.config import REPLY_TOKENS, RunConfig
@@ -125,7 +126,7 @@ class Bench:
         texts = [text_of(self.model, ids[:end]) for end in range(reply.thoughts, len(ids) + 1)]
         return [
             Token(after[len(before) :], margin, margin)
-            for before, after, margin in zip(texts, texts[1:], margins, strict=True)
+            for (before, after), margin in zip(pairwise(texts), margins, strict=True)
         ]
 
     def _margins(self, prompt: str, tokens: list[Token], plan: Plan) -> tuple[Token, ...]:

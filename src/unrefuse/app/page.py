@@ -41,9 +41,9 @@ def build(session: Session) -> gr.Blocks:
                 elem_id="folder",
             )
         with gr.Row():
-            status = gr.HTML(elem_id="status")
-            stop = gr.Button("Stop", visible=False, scale=0, elem_id="stop")
-        seen = gr.State(-1)
+            status = _html("status")
+            stop = gr.Button("Stop", visible=False, scale=0, size="sm", elem_id="stop")
+        seen, told = gr.State(-1), gr.State("")
         with gr.Tabs():
             with gr.Tab("Model"):
                 with gr.Row():
@@ -55,18 +55,18 @@ def build(session: Session) -> gr.Blocks:
                         elem_id="model",
                     )
                     limit = gr.Number(
-                        label="Prompts of each set and split (empty: all)",
+                        label="Prompts per set (empty: all)",
                         precision=0,
                         minimum=0,
                         elem_id="limit",
                     )
                     look = gr.Button("Look at it", variant="primary", scale=0, elem_id="look")
-                with gr.Accordion("Prompts of your own", open=False), gr.Row():
+                with gr.Accordion("Prompts of your own", open=False, elem_id="own"), gr.Row():
                     sets = [
                         gr.Textbox(label=f"{name}: a file or a data set", elem_id=f"own-{name}")
                         for name in SETS
                     ]
-                fit, analysis = gr.HTML(elem_id="fit"), gr.HTML(elem_id="analysis")
+                fit, analysis = _html("fit"), _html("analysis")
             with gr.Tab("Compare"):
                 with gr.Row():
                     prompt = gr.Textbox(label="Prompt", lines=2, scale=5, elem_id="prompt")
@@ -75,18 +75,21 @@ def build(session: Session) -> gr.Blocks:
                     knobs = [
                         gr.Slider(0, 1, step=0.01, label="Peak (depth)", elem_id="peak"),
                         gr.Slider(0.02, 0.6, step=0.01, label="Width (depth)", elem_id="width"),
-                        gr.Slider(0, 3, step=0.05, label="Strength", elem_id="strength"),
+                        gr.Slider(
+                            0, 3, step=0.05, label="Strength (multiplier)", elem_id="strength"
+                        ),
                     ]
-                layers = gr.HTML(elem_id="layers")
+                layers = _html("layers")
                 with gr.Row(equal_height=False):
                     replies, grades, wrongs = [], [], []
                     for side in ("original", "edited"):
                         with gr.Column(min_width=300):
-                            replies.append(gr.HTML(elem_id=side))
+                            replies.append(_html(side))
                             with gr.Row():
                                 grades.append(
                                     gr.Dropdown(
-                                        choices=[None, *get_args(Grade)],
+                                        choices=get_args(Grade),
+                                        value=None,
                                         label="It is really",
                                         elem_id=f"grade-{side}",
                                     )
@@ -94,7 +97,7 @@ def build(session: Session) -> gr.Blocks:
                                 wrongs.append(
                                     gr.Button("Wrong grade", scale=0, elem_id=f"wrong-{side}")
                                 )
-                margins = gr.HTML(elem_id="margins")
+                margins = _html("margins")
                 with gr.Row():
                     which = gr.Radio(
                         list(SETS),
@@ -115,33 +118,35 @@ def build(session: Session) -> gr.Blocks:
                     )
                     find = gr.Button("Find an edit in stages", variant="primary", elem_id="find")
                     save = gr.Button("Save what the sliders show", elem_id="save")
-                result = gr.HTML(elem_id="result")
+                result = _html("result")
             with gr.Tab("Runs"):
-                runs = gr.HTML(elem_id="runs")
+                runs = _html("runs")
 
         fields = [model, limit, *sets]
         both = [*replies, margins]
-        everything = [
-            *(folder, *fields, prompt, *knobs),
-            *(fit, analysis, layers, *both, result, runs),
-        ]
+
+        def fill() -> tuple[Any, ...]:
+            """The fields of a page that was loaded, as they were."""
+            kept = session.fields
+            own = (kept.get(each) or "" for each in SETS)
+            return str(session.folder), kept["model"], kept.get("limit"), *own, session.prompt
 
         def show() -> tuple[Any, ...]:
-            """The whole page, as the session has it."""
-            kept = session.fields
+            """What the session has found."""
             return (
-                *(str(session.folder), kept["model"], kept.get("limit")),
-                *(kept.get(each) or "" for each in SETS),
-                *(session.prompt, *session.knobs),
-                *(parts.part("fit", session.found), parts.analysis(session.bench)),
-                *(parts.layers(session.bench, session.knobs), *parts.compared(session.shown)),
+                *(*session.knobs, parts.part("fit", session.found)),
+                *(parts.analysis(session.bench), parts.layers(session.bench, session.knobs)),
+                *parts.compared(session.shown),
                 *(parts.part("result", session.record), _runs(session)),
             )
 
-        def tick(version: int) -> tuple[Any, ...]:
-            """How far the job is; the whole page too where one has ended."""
+        def tick(version: int, before: str) -> tuple[Any, ...]:
+            """How far the job is. Where one has ended, `seen` changes, and all is shown anew."""
+            now = parts.part("status", session.job)
             new = gr.skip() if version == session.version else session.version
-            return parts.part("status", session.job), gr.update(visible=session.busy), new
+            if now == before:  # what the user has unfolded stays so
+                return gr.skip(), gr.skip(), new, gr.skip()
+            return now, gr.update(visible=session.busy), new, now
 
         def pick(*given: Any) -> Iterator[str]:
             yield parts.part("fit", session.pick(_fields(*given)))
@@ -172,9 +177,13 @@ def build(session: Session) -> gr.Blocks:
             gr.Info(f"Added to {escape(str(file))}")
             yield None
 
-        page.load(show, None, everything, **SILENT)
-        gr.Timer(1).tick(tick, seen, [status, stop, seen], queue=False, **SILENT)
-        seen.change(show, None, everything, **SILENT)
+        page.load(fill, None, [folder, *fields, prompt], **SILENT)
+        gr.Timer(1).tick(
+            tick, [seen, told], [status, stop, seen, told], queue=False, **SILENT
+        )  # fmt: skip
+        seen.change(
+            show, None, [*knobs, fit, analysis, layers, *both, result, runs], **SILENT
+        )  # fmt: skip
         folder.blur(_told(take_folder), folder, runs, **SILENT)
         model.change(_told(pick), fields, fit, **SILENT)
         look.click(
@@ -204,6 +213,10 @@ def build(session: Session) -> gr.Blocks:
         )  # fmt: skip
         stop.click(session.stop, None, None, **SILENT)
     return page
+
+
+def _html(name: str) -> gr.HTML:
+    return gr.HTML(elem_id=name, apply_default_css=False)
 
 
 def _told(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

@@ -22,8 +22,9 @@ _parts: Any = (
 
 
 def part(name: str, *given: Any) -> str:
-    """The part of the page that the macro `name` makes."""
-    return str(getattr(_parts, name)(*given))
+    """The part of the page that the macro `name` makes. Half a character, as of a folder's name
+    that is no text, has no form in a page."""
+    return str(getattr(_parts, name)(*given)).encode(errors="replace").decode()
 
 
 def layers(bench: Bench | None, knobs: Knobs) -> str:

@@ -1,5 +1,7 @@
 """Past runs: the folders in the user's folder that hold the record of a run, or its report."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +44,11 @@ class Run:
     record: dict[str, Any]
     report: Path | None
     fault: str = ""
+
+    @property
+    def key(self) -> str:
+        """What stands for the run in a link: a folder's name may hold anything."""
+        return hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
 
 
 def past_runs(folder: Path) -> list[Run]:

@@ -181,6 +181,7 @@ class Session:
             kernel = result.kernel
             if kernel.peak is not None and kernel.width is not None:
                 self.knobs = Knobs(kernel.peak, kernel.width, result.multiplier)
+                self.shown = None
 
         self.record = None
         self._begin(f"editing {config.model} into {name.strip()}", work)

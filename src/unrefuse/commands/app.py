@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from unrefuse.commands.output import tell
+from unrefuse.commands.output import say, tell
 
 
 def app(
@@ -17,6 +17,8 @@ def app(
     """Open a page on this machine: look at a model, move an edit's sliders, compare, save."""
     from unrefuse.app.serve import serve
     from unrefuse.app.session import Session
+
+    say("starting the page ...")
 
     def ready(link: str) -> None:
         tell(f"unrefuse app: {link}\nThe link has a token: keep it to yourself. Ctrl-C ends.")
