@@ -18,6 +18,7 @@ from tests import talker
 
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.common.exceptions import TimeoutException  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -37,7 +38,7 @@ FLAGS = (
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(talker, "ANSWER", ["Sure,", "here", "is", *MARKUP, "an", "answer."])
+    monkeypatch.setattr(talker, "ANSWER", ["Sure,", *MARKUP, "short", "answer."])
     talker.build(tmp_path / "talker")
     talker.write_prompts(tmp_path)
     return tmp_path
@@ -72,7 +73,11 @@ class Page:
         return self.until(lambda b: b.find_elements(By.CSS_SELECTOR, css))[0]
 
     def until(self, holds, seconds=300):
-        return WebDriverWait(self.browser, seconds, 0.2).until(holds)
+        try:
+            return WebDriverWait(self.browser, seconds, 0.2).until(holds)
+        except TimeoutException:
+            self.shot()
+            raise
 
     def says(self, css, text, seconds=300):
         def holds(browser):

@@ -73,11 +73,9 @@ def build(session: Session) -> gr.Blocks:
                     ask = gr.Button("Ask both", variant="primary", scale=0, elem_id="ask")
                 with gr.Row():
                     knobs = [
-                        gr.Slider(0, 1, step=0.01, label="Peak (depth)", elem_id="peak"),
-                        gr.Slider(0.02, 0.6, step=0.01, label="Width (depth)", elem_id="width"),
-                        gr.Slider(
-                            0, 3, step=0.05, label="Strength (multiplier)", elem_id="strength"
-                        ),
+                        _slider(0, 1, 0.01, "Peak (depth)", "peak"),
+                        _slider(0.02, 0.6, 0.01, "Width (depth)", "width"),
+                        _slider(0, 3, 0.05, "Strength (multiplier)", "strength"),
                     ]
                 layers = _html("layers")
                 with gr.Row(equal_height=False):
@@ -124,6 +122,7 @@ def build(session: Session) -> gr.Blocks:
 
         fields = [model, limit, *sets]
         both = [*replies, margins]
+        found = [*knobs, fit, analysis, layers, *both, result, runs]
 
         def fill() -> tuple[Any, ...]:
             """The fields of a page that was loaded, as they were."""
@@ -140,13 +139,16 @@ def build(session: Session) -> gr.Blocks:
                 *(parts.part("result", session.record), _runs(session)),
             )
 
-        def tick(version: int, before: str) -> tuple[Any, ...]:
-            """How far the job is. Where one has ended, `seen` changes, and all is shown anew."""
+        def tick(version: int, before: str) -> list[Any]:
+            """How far the job is, and where one has ended, what it found. What is as it was stays
+            as the user has unfolded it."""
             now = parts.part("status", session.job)
-            new = gr.skip() if version == session.version else session.version
-            if now == before:  # what the user has unfolded stays so
-                return gr.skip(), gr.skip(), new, gr.skip()
-            return now, gr.update(visible=session.busy), new, now
+            new = [gr.skip()] * 3
+            if now != before:
+                new = [now, gr.update(visible=session.busy), now]
+            if version == session.version:
+                return [*new, *[gr.skip()] * (1 + len(found))]
+            return [*new, session.version, *show()]
 
         def pick(*given: Any) -> Iterator[str]:
             yield parts.part("fit", session.pick(_fields(*given)))
@@ -179,11 +181,8 @@ def build(session: Session) -> gr.Blocks:
 
         page.load(fill, None, [folder, *fields, prompt], **SILENT)
         gr.Timer(1).tick(
-            tick, [seen, told], [status, stop, seen, told], queue=False, **SILENT
-        )  # fmt: skip
-        seen.change(
-            show, None, [*knobs, fit, analysis, layers, *both, result, runs], **SILENT
-        )  # fmt: skip
+            tick, [seen, told], [status, stop, told, seen, *found], queue=False, **SILENT
+        )
         folder.blur(_told(take_folder), folder, runs, **SILENT)
         model.change(_told(pick), fields, fit, **SILENT)
         look.click(
@@ -217,6 +216,10 @@ def build(session: Session) -> gr.Blocks:
 
 def _html(name: str) -> gr.HTML:
     return gr.HTML(elem_id=name, apply_default_css=False)
+
+
+def _slider(low: float, high: float, step: float, label: str, name: str) -> gr.Slider:
+    return gr.Slider(low, high, step=step, label=label, elem_id=name, buttons=[])
 
 
 def _told(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

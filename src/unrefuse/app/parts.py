@@ -40,7 +40,11 @@ def layers(bench: Bench | None, knobs: Knobs) -> str:
 
 
 def analysis(bench: Bench | None) -> str:
-    return part("analysis", bench.analysis, *bench.analysis.suggest()) if bench else ""
+    """What `analyze` says, and the kernel that `edit` would take."""
+    if bench is None:
+        return ""
+    found, weights = bench.analysis, bench.prepared.kernel.weights
+    return part("analysis", found, weights, *found.suggest())
 
 
 def said(title: str, reply: str | Reply) -> str:
