@@ -11,7 +11,7 @@ ROOT = Path(unrefuse.__file__).parent
 ROOMS = (
     *("errors", "jsontext", "textfile", "progress", "config", "kernel"),
     *("prompts", "detector", "models", "engine", "edits", "metrics", "search", "report", "jobs"),
-    *("api", "commands", "cli"),
+    *("api", "app", "commands", "cli"),
 )
 FILES = [f for f in sorted(ROOT.rglob("*.py")) if f != ROOT / "__init__.py"]
 

@@ -20,6 +20,7 @@ from unrefuse.commands import (
     prompts,
     verify,
 )
+from unrefuse.commands.app import app as page
 from unrefuse.commands.options import Command
 from unrefuse.errors import UnrefuseError
 
@@ -27,16 +28,8 @@ DEFECT, INTERRUPTED = 70, 130
 
 app = typer.Typer(name="unrefuse", no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
-    *(edit.edit, edit.tune, evaluate.evaluate, analyze.analyze, analyze.kernel),
-    *(
-        chat.chat,
-        apply.apply,
-        export.export,
-        export.revert,
-        diff.diff,
-        verify.verify,
-        doctor.doctor,
-    ),
+    *(edit.edit, edit.tune, chat.chat, page, evaluate.evaluate, analyze.analyze, analyze.kernel),
+    *(apply.apply, export.export, export.revert, diff.diff, verify.verify, doctor.doctor),
 ):
     app.command(cls=Command)(command)
 app.add_typer(prompts.app, name="prompts")

@@ -6,7 +6,7 @@ from unrefuse.edits.directions import find_directions
 from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import ablation_plan
 from unrefuse.engine.generate import reply_to
-from unrefuse.metrics.margin import OPENING_TOKENS, make_openings, margins
+from unrefuse.metrics.margin import OPENING_TOKENS, make_openings, margins, token_margins
 
 PROMPTS = ["Hi", "What is a volcano?", "x" * 30, "Tell me about chess.", "ok", "And now?"]
 
@@ -38,3 +38,16 @@ def test_the_margin_is_the_least_lead_of_an_opening_token():
         others = torch.cat([row[:token], row[token + 1 :]])
         leads.append(float(row[token] - others.max()))
     assert float(margins(model, openings)[0]) == pytest.approx(min(leads), rel=1e-4)
+
+
+def test_the_refusal_margin_is_the_least_of_the_margins_of_an_openings_tokens():
+    model = pico.loaded()
+    replies = reply_to(model, PROMPTS[:2], 12)
+    openings = make_openings(model, PROMPTS[:2], [r.tokens for r in replies])
+    for prompt, reply, least in zip(PROMPTS[:2], replies, margins(model, openings), strict=True):
+        by_token = token_margins(model, prompt, reply.tokens)
+        assert len(by_token) == len(reply.tokens)
+        assert float(by_token[:OPENING_TOKENS].min()) == pytest.approx(float(least), rel=1e-4)
+        assert by_token[2:].tolist() == pytest.approx(
+            token_margins(model, prompt, reply.tokens, 2).tolist(), rel=1e-4
+        )

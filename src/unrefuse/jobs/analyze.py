@@ -6,7 +6,7 @@ import torch
 
 from unrefuse.config import LEAST_FLOOR, RunConfig
 from unrefuse.errors import UnrefuseError
-from unrefuse.jobs.edit import clock, prepare
+from unrefuse.jobs.edit import Prepared, clock, prepare
 from unrefuse.jobs.save import new_file
 from unrefuse.jsontext import json_text
 from unrefuse.metrics.layers import layer_strengths
@@ -23,6 +23,11 @@ def analyze(config: RunConfig, topic: str = "") -> Analysis:
     Directions and probes come from the train split, the strengths and the share of false refusals
     that could be answered from the search split.
     """
+    return look(config, topic)[1]
+
+
+def look(config: RunConfig, topic: str = "") -> tuple[Prepared, Analysis]:
+    """`analyze`, with the model that it was made of, of which edits can be tried by hooks."""
     # Nothing is edited here: the probe is that of the selective edit, and no floor applies.
     if config.kernel.file:
         raise UnrefuseError("analyze measures where an edit acts: leave out the kernel file")
@@ -47,7 +52,7 @@ def analyze(config: RunConfig, topic: str = "") -> Analysis:
             [e.before for e in targets],
             [e.prompt.text for e in search.usable("baseline")],
         )
-    return Analysis(strengths, told, prepared.seconds)
+    return prepared, Analysis(strengths, told, prepared.seconds)
 
 
 def write_kernel(found: Analysis, topic: str, threshold: float, file: Path) -> list[float]:

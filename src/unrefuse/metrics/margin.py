@@ -64,10 +64,26 @@ def opening_margins(
     `hidden` holds, per prompt, the states after the final norm that predict its opening,
     `(opening tokens, d_model)`.
     """
-    lengths = [len(opening) for opening in openings]
-    logits = logits_of(model.network, torch.cat(list(hidden)))
-    own = torch.tensor([t for opening in openings for t in opening], device=logits.device)
-    own = own.unsqueeze(1)
+    own = torch.tensor([t for opening in openings for t in opening])
+    leads = _leads(model, torch.cat(list(hidden)), own)
+    return torch.stack([lead.amin() for lead in torch.split(leads, [len(o) for o in openings])])
+
+
+@torch.inference_mode()
+def token_margins(model: Model, prompt: str, reply: Sequence[int], begin: int = 0) -> Tensor:
+    """The margin of every token of a reply from `begin` on, `(tokens,)`, float32 on the CPU: its
+    logit less the highest other, after the prompt and the reply up to it. Above 0 where greedy
+    decoding goes on with it. The least of an opening's is its refusal margin."""
+    (ids,) = model.encode([prompt])
+    (hidden,) = final_hidden(model, [ids + list(reply[:-1])], [len(reply) - begin], "margin")
+    found = _leads(model, hidden, torch.tensor(reply[begin:])).cpu()
+    check_finite(found, "the model's logits", model.network.dtype)
+    return found
+
+
+def _leads(model: Model, hidden: Tensor, own: Tensor) -> Tensor:
+    """`(tokens,)`: the logit of each of the tokens `own`, `(tokens,)`, less the highest other."""
+    logits = logits_of(model.network, hidden)
+    own = own.to(logits.device).unsqueeze(1)
     others = logits.scatter(1, own, -torch.inf).amax(dim=1)
-    leads = logits.gather(1, own).squeeze(1) - others
-    return torch.stack([lead.amin() for lead in torch.split(leads, lengths)])
+    return logits.gather(1, own).squeeze(1) - others
