@@ -1,16 +1,21 @@
 """What messages advise, and what commands are told by name, is there and printed as it is."""
 
+import json
 import re
 from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from typer.main import get_command
 
 from tests import pico, talker
+from tests.edits.plans import one_direction, save_measured
+from tests.models.test_quantized import to_fp8
 from unrefuse import cli
 from unrefuse.commands import analyze, edit, evaluate, export
+from unrefuse.edits.recipe import PLAN
 from unrefuse.models import load, quantized
 
 ODD = "[red]m [bold] :fire: [link=x]"
@@ -25,6 +30,41 @@ def test_a_command_that_loads_a_model_has_the_options_that_its_messages_name(com
     assert {"stream", "probe", "dequantize"} <= named
     lacking = named - set(signature(command).parameters)
     assert lacking == ({"stream"} if command is edit.tune else set())
+
+
+def pickled(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def of_own_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+
+
+@pytest.mark.parametrize(
+    "words", [["apply", "RUN", "M", "--out", "o"], ["doctor", "M"], ["diff", "M", "M"],
+              ["export", "RUN", "M", "--lora", "o"], ["evaluate", "M", "--out", "o"]],
+)  # fmt: skip
+@pytest.mark.parametrize("spoil", [to_fp8, pickled, of_own_code])
+def test_an_option_that_is_advised_is_one_of_the_command(
+    words, spoil, tmp_path, monkeypatch, capsys
+):
+    folder = pico.save(tmp_path / "M")
+    save_measured(one_direction(pico.network()), tmp_path / "RUN" / PLAN, folder)
+    spoil(folder)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    code, out, err = run(monkeypatch, capsys, *words)
+    command = get_command(cli.app).commands[words[0]]
+    known = {name for option in command.params for name in option.opts}
+    faults = "".join(re.findall(r"(?:fault|unrefuse): .*", out + err))
+    assert (code == 2) == bool(faults)
+    assert set(re.findall(r"(?<!`unrefuse edit )(--[a-z][a-z-]+)", faults)) <= known
+    if spoil is to_fp8:
+        assert "are quantised (fp8)" in faults
+        assert "--dequantize" in faults
 
 
 def run(monkeypatch, capsys, *words):

@@ -7,6 +7,7 @@ import typer
 
 from unrefuse.commands.options import (
     AllowPickle,
+    Dequantize,
     Device,
     Json,
     PreserveNorm,
@@ -32,6 +33,7 @@ def apply(
     device: Device = None,
     allow_pickle: AllowPickle = None,
     trust_remote_code: TrustRemoteCode = None,
+    dequantize: Dequantize = None,
     as_json: Json = False,
 ) -> None:
     """Write the edit of RUN into a copy of MODEL on disk, without loading the model."""
@@ -47,6 +49,7 @@ def apply(
         method="ablate" if preserve_norm else None,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        dequantize=dequantize,
     )
     written = apply_plan(run, config, link)
     if written["scale"] != 1:

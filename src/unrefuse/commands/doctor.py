@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from unrefuse.commands.options import Device, Dtype, Json, ModelName, Revision
+from unrefuse.commands.options import (
+    AllowPickle,
+    Device,
+    Dtype,
+    Json,
+    ModelName,
+    Revision,
+    TrustRemoteCode,
+)
 from unrefuse.commands.output import print_json, show, tell
 
 
@@ -17,6 +25,8 @@ def doctor(
     revision: Revision = None,
     dtype: Dtype = None,
     device: Device = None,
+    allow_pickle: AllowPickle = None,
+    trust_remote_code: TrustRemoteCode = None,
     as_json: Json = False,
 ) -> None:
     """Say what this machine has, what to install, and how MODEL fits. Exit 2 on a fault."""
@@ -25,7 +35,14 @@ def doctor(
 
     config = None
     if model is not None:
-        config = load_config(model=model, revision=revision, dtype=dtype, device=device)
+        config = load_config(
+            model=model,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
     found = examine(config, out)
     if as_json:
         print_json(found.to_json())

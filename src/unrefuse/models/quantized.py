@@ -1,7 +1,6 @@
 """Quantised checkpoints: refused, or dequantised once to a full copy in the user's cache."""
 
 import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from unrefuse.errors import UnrefuseError, first_line
+from unrefuse.models.files import read_object
 from unrefuse.models.header import Tensors
 from unrefuse.progress import stderr
 
@@ -30,7 +30,7 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 
     Raises UnrefuseError where there is no config, or none that can be read.
     """
-    config = _read(folder / "config.json")
+    config = read_object(folder / "config.json")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("quantization_config", "compression_config"):
             if isinstance(part.get(key), dict) and part[key]:
@@ -38,8 +38,13 @@ def quantization(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def check_full(folder: Path, tensors: Tensors) -> None:
+# What to do for a command that makes no full copy itself.
+BY_EDIT = "take the full copy that `unrefuse edit --dequantize` makes"
+
+
+def check_full(folder: Path, tensors: Tensors, undo: str = "add --dequantize") -> None:
     """Raises UnrefuseError for a quantised checkpoint: rounded weights can't take a small change.
+    `undo` is what to do where transformers can make them full again.
 
     It is told from its config, from the file that ModelOpt leaves, and from its tensors: without
     a word about it, rounded weights would be read without their scales.
@@ -48,9 +53,9 @@ def check_full(folder: Path, tensors: Tensors) -> None:
     if (folder / "config.json").is_file() and (config := quantization(folder)):
         found = str(config.get("quant_method", "of an unnamed kind"))
         if _undone(found, tensors):
-            do = "add --dequantize"
+            do = undo
     elif (folder / SIDECAR).is_file():
-        told = _read(folder / SIDECAR).get("quantization")
+        told = read_object(folder / SIDECAR).get("quantization")
         found = told.get("quant_algo") if isinstance(told, dict) else None
     if found := found or _rounded(tensors):
         raise UnrefuseError(
@@ -87,16 +92,6 @@ def _undone(kind: str, tensors: Tensors) -> bool:
         name.endswith(weight) and f"{name.removesuffix(weight)}{scale}" in stored
         for name in rounded
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no table")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
-    return found
 
 
 def full_weights(
