@@ -12,7 +12,7 @@ from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UnrefuseError, first_line
-from unrefuse.models.files import check_file, walk
+from unrefuse.models.files import check_file, read_object, walk
 from unrefuse.models.header import Stored, Tensors, read_header
 from unrefuse.models.quantized import check_full
 from unrefuse.progress import stderr
@@ -228,14 +228,9 @@ def _named(folder: Path) -> str | None:
 
 def _read_index(folder: Path, index: Path) -> dict[str, Path]:
     """The file of each tensor, by an index. Raises UnrefuseError."""
-    check_file(index)
-    try:
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = set(where.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UnrefuseError(f"{index} is damaged: {first_line(error)}") from None
-    if not files:
-        raise UnrefuseError(f"{index} is damaged: it names no files")
+    where = read_object(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise UnrefuseError(f"{index} is damaged: its weight_map names no files")
     ending = ".bin" if index.name == PICKLE_INDEX else ".safetensors"
     return {name: _inside(folder, file, index, ending) for name, file in where.items()}
 
