@@ -23,7 +23,8 @@ class Line:
     `set` is target, baseline or keep, or harmless or harmful of a matched pair, whose id is `pair`.
     `tokens` are those that come after its thoughts: the model's ids or, of a served model, numbers
     of words. `judge` gave the `grade`. `kl` is the sum of the divergence from the original over its
-    answer, in nats, and its tokens.
+    answer, in nats, and its tokens. `source` is the file or set that the prompt comes from ("":
+    written by a version that did not keep it).
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Line:
     grade: Grade
     judge: str
     kl: tuple[float, int] | None = None
+    source: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
