@@ -58,7 +58,7 @@ def config(model, out, **settings):
 
 
 def test_the_edit_of_a_full_copy_is_applied_to_the_quantised_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("unrefuse.models.quantized.user_cache_path", lambda name: tmp_path / "c")
+    monkeypatch.setattr("unrefuse.models.cache.user_cache_path", lambda name: tmp_path / "c")
     model, run = pico.save(tmp_path / "m"), tmp_path / "run"
     to_fp8(model)
     copy = find_checkpoint(config(model, None, dequantize=True))

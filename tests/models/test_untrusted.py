@@ -58,7 +58,10 @@ def says_in_one_line(folder, says, **options):
         ({"head_dim": 0}, "cannot load the model in "),
         ({"text_config": [1]}, "cannot load the model in "),
         ({"sliding_window": "4096"}, "cannot be run: "),
-        ({"rms_norm_eps": float("nan")}, "not all finite in float32: the model's weights, config or"),
+        (
+            {"rms_norm_eps": float("nan")},
+            "not all finite in float32: the model's weights, config or",
+        ),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

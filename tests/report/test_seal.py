@@ -26,7 +26,7 @@ def written(tmp_path_factory):
     made = replace(made, config=made.config.model_copy(update={"model_sha256": "a" * 64}))
     (folder / "model.safetensors").write_bytes(bytes(range(256)))
     (folder / "tuning" / "a\\b\n日本.json").write_text("{}")
-    write_card(made, folder)
+    write_card(made, folder, folder)
     write_json(made, folder / "run.json")
     write_sbom(made, folder)
     write_sums(folder)

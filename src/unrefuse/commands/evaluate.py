@@ -114,7 +114,9 @@ def evaluate(
     from unrefuse.report.evaluation import evaluation_tables
 
     if transcripts:
-        judged_by = parse_judge(judge or "builtin", judge_label, judge_input)
+        judged_by = parse_judge(
+            judge or "builtin", judge_label, judge_input, bool(trust_remote_code)
+        )
         found = regrade(transcripts, judged_by, out)
     else:
         options = Options(

@@ -23,10 +23,13 @@ WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".ggml", ".h5"),
     *(".msgpack", ".ot", ".tflite", ".onnx", ".onnx_data", ".onnx.data"),
 )
+# The same weights in a form that transformers does not load.
+SECOND_COPY = ["consolidated*", "original/*", "onnx/*"]
 BESIDE = 2**24  # bytes of what is saved beside the weights, about
 # At the top of a saved model, these tell of the edit that made it.
+CARD = "README.md"
 SUMS, SBOM = "SHA256SUMS", "sbom.cdx.json"
-OF_AN_EDIT = ("README.md", "run.json", "result.png", "tuning", SUMS, SBOM)
+OF_AN_EDIT = (CARD, "run.json", "result.png", "tuning", SUMS, SBOM)
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,18 @@ def find_folder(config: RunConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
+    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", CARD, "LICEN[CS]E*"]
     patterns += ["*.bin"] if config.allow_pickle else []
     patterns += ["*.py"] if config.trust_remote_code else []
     try:
-        return Path(snapshot_download(name, revision=config.revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                name,
+                revision=config.revision,
+                allow_patterns=patterns,
+                ignore_patterns=SECOND_COPY,
+            )
+        )
     except HFValidationError:
         raise UnrefuseError(f"no such folder, and no name of a hub model: {name}") from None
     except Exception as error:  # the hub client raises its own, httpx's and the system's kinds

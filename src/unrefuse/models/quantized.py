@@ -3,14 +3,13 @@
 import hashlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
-from unrefuse.errors import UnrefuseError, first_line
+from unrefuse.errors import UnrefuseError, told_as
+from unrefuse.models.cache import cached
 from unrefuse.models.files import read_object
 from unrefuse.models.header import Tensors
 from unrefuse.progress import stderr
@@ -114,7 +113,6 @@ def full_weights(
         check_full(folder, tensors)
         return folder
     import torch
-    from safetensors import SafetensorError
     from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
     from unrefuse.models.assemble import assemble
@@ -124,19 +122,18 @@ def full_weights(
     for file in tensors:
         stat = file.stat()
         digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-    full = (cache or user_cache_path("unrefuse")) / f"full-{digest.hexdigest()[:12]}"
-    if full.is_dir():
-        return full
-    stderr.print(f"dequantising to {full}")
-    full.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".full-", dir=full.parent))
+    dtype = hf_config.dtype or torch.bfloat16
     settings = {k: v for k, v in found.items() if k not in ("quant_method", "dequantize")}
-    try:
+
+    name = f"full-{digest.hexdigest()[:12]}"
+
+    def make(new: Path) -> None:
+        stderr.print(f"dequantising to {new.with_name(name)}")
         loaded, info = assemble(
             tensors,
             auto,
             hf_config,
-            hf_config.dtype or torch.bfloat16,
+            dtype,
             trust_remote_code,
             quantization_config=settings_class(dequantize=True, **settings),
         )
@@ -147,15 +144,22 @@ def full_weights(
             plain = type(loaded)(loaded.config)
         plain.load_state_dict(loaded.state_dict(), assign=True)
         plain.tie_weights()
-        plain.save_pretrained(temporary)
+        plain.save_pretrained(new)
         for file in others:
-            name = file.relative_to(folder)
-            if name.name not in ("config.json", SIDECAR) and not name.name.endswith(".index.json"):
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, temporary / name)
-        temporary.replace(full)
-    except (*(OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError),) as error:
-        raise UnrefuseError(f"cannot dequantise {folder}: {first_line(error)}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return full
+            path = file.relative_to(folder)
+            if path.name not in ("config.json", SIDECAR) and not path.name.endswith(".index.json"):
+                (new / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, new / path)
+
+    with told_as(f"cannot dequantise {folder}"):
+        return cached(name, _numbers(tensors) * dtype.itemsize, make, cache)
+
+
+def _numbers(tensors: Tensors) -> int:
+    """How many weights a quantised checkpoint of one of the KINDS has: of MXFP4, two a byte."""
+    return sum(
+        prod(tensor.shape) * (2 if name.endswith("_blocks") else 1)
+        for file in tensors.values()
+        for name, tensor in file.items()
+        if not name.endswith(SCALES)
+    )
