@@ -19,12 +19,15 @@ from typer.testing import CliRunner
 from tests import pico
 from tests.command import unrefuse
 from tests.edits.plans import KINDS, edit_model, one_direction, save_measured, selective
+from tests.models.test_quantized import to_fp8
 from unrefuse.cli import app
+from unrefuse.edits.compare import compare
 from unrefuse.edits.disk.header import fingerprint
 from unrefuse.edits.plan import load_plan, save_plan
 from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.save import PREFIX, apply_plan
 from unrefuse.metrics.floors import read_measured
+from unrefuse.models.load import find_checkpoint
 
 
 def saved(tmp_path, make, **record):
@@ -47,6 +50,19 @@ def each(request, tmp_path):
 
 def config(model, out, **settings):
     return pico.run_config(str(model), out=out, **settings)
+
+
+def test_the_edit_of_a_full_copy_is_applied_to_the_quantised_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("unrefuse.models.cache.user_cache_path", lambda name: tmp_path / "c")
+    model, run = pico.save(tmp_path / "m"), tmp_path / "run"
+    to_fp8(model)
+    copy = find_checkpoint(config(model, None, dequantize=True))
+    plan = one_direction(pico.network())
+    save_measured(plan, run / "tuning" / "plan.safetensors", copy)
+    with pytest.raises(UnrefuseError, match="add --dequantize"):
+        apply_plan(run, config(model, tmp_path / "out"))
+    assert apply_plan(run, config(model, tmp_path / "out", dequantize=True))["matrices"] == 4
+    assert len(compare(copy, tmp_path / "out").changed) == 4
 
 
 def test_the_edit_of_a_saved_model_is_applied_again(made, tmp_path):

@@ -1,19 +1,23 @@
 """The options of commands, what messages advise, and names of others printed as they are."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import typer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
 from tests import pico, talker
 from tests.command import unrefuse
+from tests.edits.plans import one_direction, save_measured
+from tests.models.test_quantized import to_fp8
 from unrefuse import cli
 from unrefuse.commands.options import FILE_ONLY, FIRST, NO_MODEL, Command, takes
 from unrefuse.config import GROUPS, KernelConfig, RunConfig
+from unrefuse.edits.recipe import PLAN
 from unrefuse.errors import UnrefuseError
 from unrefuse.models import load, quantized
 
@@ -124,6 +128,40 @@ def test_a_command_that_loads_a_model_has_the_options_that_its_messages_name(com
     named = {name.replace("-", "_") for name in re.findall(r"--([a-z-]+[a-z])", said)}
     assert {"stream", "probe", "dequantize"} <= named
     assert named - {*options(command)} == ({"stream"} if command == "tune" else set())
+
+
+def pickled(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def of_own_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+
+
+@pytest.mark.parametrize(
+    "words", [["apply", "RUN", "M", "--out", "o"], ["doctor", "M"], ["diff", "M", "M"],
+              ["export", "RUN", "M", "--lora", "o"], ["evaluate", "M", "--out", "o"]],
+)  # fmt: skip
+@pytest.mark.parametrize("spoil", [to_fp8, pickled, of_own_code])
+def test_an_option_that_is_advised_is_one_of_the_command(
+    words, spoil, tmp_path, monkeypatch, capsys
+):
+    folder = pico.save(tmp_path / "M")
+    save_measured(one_direction(pico.network()), tmp_path / "RUN" / PLAN, folder)
+    spoil(folder)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    done = unrefuse(*words)
+    known = {name for option in options(words[0]).values() for name in option.opts}
+    faults = "".join(re.findall(r"(?:fault|unrefuse): .*", done.stdout + done.stderr))
+    assert (done.returncode == 2) == bool(faults)
+    assert set(re.findall(r"(?<!`unrefuse edit )(--[a-z][a-z-]+)", faults)) <= known
+    if spoil is to_fp8:
+        assert "are quantised (fp8)" in faults
+        assert "--dequantize" in faults
 
 
 def test_markup_in_the_name_of_a_model_is_printed_as_it_is(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ transformers and the adapter by peft: it can't show that vLLM loads and computes
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
@@ -46,9 +47,11 @@ class LoRARequest:
 
 class LLM:
     made: ClassVar[list] = []
+    read: ClassVar[list] = []
 
     def __init__(self, *, model, **options):
         LLM.made.append(options)
+        LLM.read.append(sorted(file.name for file in Path(model).iterdir()))
         self.model, self.options = model, options
         self.network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
 
@@ -151,6 +154,19 @@ def test_a_model_whose_template_knows_of_thoughts_has_them_in_full(vllm, tmp_pat
     (replies,) = vllm_replies(folder, few, ["q1 q2 T", "q1 q2 B"])
     assert {r.grade for r in replies} == {"broken"}
     assert "2 of 2 replies" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_the_models_are_kept_from_vllm(vllm, saved, tmp_path):
+    """vLLM chooses the weight files by itself, and takes a stray one for the model's."""
+    sharded = pico.save(tmp_path / "s", max_shard_size="60KB")
+    config = RunConfig(model=str(sharded), backend="vllm", reply_tokens=8)
+    wanted = vllm_replies(sharded, config, ["q1"])
+    pico.network(seed=5).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").rename(sharded / "model.safetensors")
+    assert vllm_replies(sharded, config, ["q1"]) == wanted
+    read = LLM.read[-1]
+    assert "model.safetensors" not in read
+    assert {"config.json", "chat_template.jinja", "model.safetensors.index.json"} < set(read)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def quantise(folder):
     ("spoil", "told"),
     [
         (spoil_shard, "truncated or damaged"),
-        (quantise, "add --dequantize"),
+        (quantise, "`unrefuse edit --dequantize` makes"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
     ],
 )

@@ -89,6 +89,8 @@ def test_the_figures_are_those_of_edit(monkeypatch, models, tmp_path):
     refused = {name: rates["before"] for name, rates in found["refused"].items()}
     assert refused == before.counts()
     assert found["retention_test"]["n"] == wanted["retention"]["n"]
+    assert found["kept_shipped"] == measured.kept_shipped.model_dump()
+    assert found["kept_shipped"]["n"] > 0
     assert found["pairs"] == pairs_of(measured.exchanges)
     assert set(found["pairs"]) == set(found["perplexity"]) == {"before", "after"}
     assert {e["n"] for e in found["pairs"]["after"].values()} == {16}

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -141,6 +143,25 @@ def test_specs():
 def test_a_judge_that_is_not_there(tmp_path):
     with pytest.raises(UnrefuseError, match="no judge"):
         check_judge(parse_judge(f"hf:{tmp_path}/none"))
+
+
+def test_a_classifier_that_is_damaged_or_has_code_of_its_own_is_one_line(classifier, tmp_path):
+    for name, text, says in (
+        ("config.json", '{"model_type": "bert", "num_hidden_layers": "1"}', "no judge"),
+        ("config.json", '{"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}', "--trust-rem"),
+        ("tokenizer.json", "{", "cannot load the judge"),
+        ("model.safetensors", "{", "cannot load the judge"),
+    ):
+        folder = shutil.copytree(classifier, tmp_path / "j", dirs_exist_ok=True)
+        (folder / name).write_text(text)
+        judge = parse_judge(f"hf:{folder}")
+        with pytest.raises(UnrefuseError, match=says):
+            check_judge(judge)
+            graded(judge, [line(reply=ANSWERS[0])])
+    (folder / "c.py").write_text("import einops_not_there")
+    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}')
+    with pytest.raises(UnrefuseError, match="einops_not_there"):  # its code was run
+        check_judge(parse_judge(f"hf:{folder}", code=True))
 
 
 def test_a_chat_model_is_checked_and_is_not_shown_thoughts():

@@ -39,6 +39,11 @@ def truncate(folder):
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def set_index(folder, weight_map):
+    text = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 def set_type(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
@@ -52,7 +57,10 @@ def set_type(folder):
         (lambda f: (f / "model.safetensors").unlink(), "no weights"),
         (spoil_shard, "is missing"),
         (truncate, "truncated or damaged"),
-        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), r"read \S+index\.json: "),
+        (lambda f: set_index(f, []), r"index\.json is damaged: its weight_map names no files"),
+        (lambda f: set_index(f, {"x": 7}), r"index\.json names weights outside .*: 7"),
+        (lambda f: set_index(f, {"x": ["a"]}), "names weights outside"),
         (spoil_nan, "down_proj.weight are not all finite"),
         (spoil_template, "no chat template"),
         (set_type, r"has no transformer\.h\.0\."),

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from tests import pico
 from unrefuse.edits.compare import compare
 from unrefuse.errors import UnrefuseError
-from unrefuse.models import quantized
 from unrefuse.models.checkpoint import check_checkpoint
 from unrefuse.models.load import find_checkpoint, load_folder, load_model
 
@@ -69,7 +68,7 @@ def to_mxfp4(folder):
 def test_a_full_copy_has_the_numbers_that_the_bytes_stand_for(
     model_type, quantize, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(quantized, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr("unrefuse.models.cache.user_cache_path", lambda name: tmp_path / "cache")
     monkeypatch.setitem(
         pico.OPTIONS, "gpt_oss", pico.OPTIONS["gpt_oss"] | {"intermediate_size": 64}
     )
@@ -92,7 +91,7 @@ def test_a_full_copy_has_the_numbers_that_the_bytes_stand_for(
 
 
 def test_kinds_that_cannot_be_undone_and_copies_that_fail_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(quantized, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr("unrefuse.models.cache.user_cache_path", lambda name: tmp_path / "cache")
     folder = pico.save(tmp_path / "m")
     tensors = load_file(folder / "model.safetensors")
     for settings in ({}, {"dequantize": True}):
@@ -223,7 +222,7 @@ def test_buffers_and_scales_of_a_cache_are_no_rounded_weights(tmp_path):
 
 
 def test_a_kind_that_can_be_undone_is_not_where_scales_are_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(quantized, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr("unrefuse.models.cache.user_cache_path", lambda name: tmp_path / "cache")
     folder = pico.save(tmp_path / "m")
     to_fp8(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -234,7 +233,7 @@ def test_a_kind_that_can_be_undone_is_not_where_scales_are_missing(tmp_path, mon
 
 
 def test_a_full_copy_keeps_all_files_and_is_made_of_the_chosen_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(quantized, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr("unrefuse.models.cache.user_cache_path", lambda name: tmp_path / "cache")
     folder = pico.save(tmp_path / "m")
     full = to_fp8(folder)
     (folder / "additional_chat_templates").mkdir()

@@ -1,5 +1,6 @@
 """Model folders that are off in one thing: one line that names what, never a traceback."""
 
+import codecs
 import json
 
 import pytest
@@ -57,7 +58,10 @@ def says_in_one_line(folder, says, **options):
         ({"head_dim": 0}, "cannot load the model in "),
         ({"text_config": [1]}, "cannot load the model in "),
         ({"sliding_window": "4096"}, "cannot be run: "),
-        ({"rms_norm_eps": float("nan")}, "not finite in float32: try another --dtype"),
+        (
+            {"rms_norm_eps": float("nan")},
+            "not all finite in float32: the model's weights, config or",
+        ),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -96,6 +100,20 @@ def test_a_model_without_layers(folder):
 def test_a_file_beside_the_weights_that_is_off(folder, name, text, says):
     (folder / name).write_bytes(text.encode("latin-1"))
     says_in_one_line(folder, says)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+     "model.safetensors.index.json"],
+)  # fmt: skip
+def test_a_byte_order_mark_is_named_with_what_to_do(folder, name):
+    """transformers reads none of these files with one, so no program would load what is saved."""
+    file = folder / name
+    if not file.exists():
+        file.write_text(json.dumps({"weight_map": {"x": "model.safetensors"}}))
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    says_in_one_line(folder, f"{name} begins with a byte order mark.* save it as UTF-8 without one")
 
 
 def test_a_tokenizer_of_a_newer_version(folder):

@@ -167,6 +167,20 @@ def test_a_limit_leaves_twice_as_many_harmful_ones(tmp_path):
     assert (kinds["target", "test"], kinds["keep", "test"]) == (16, 2 * 32)  # shipped, imported
 
 
+def test_a_limit_holds_for_a_set_whatever_number_of_files_it_comes_from(tmp_path):
+    rows = [f"{word(i)} {word(7 * i)}?,{'contrast_' * (i % 2)}x" for i in range(400)]
+    files = []
+    for i in range(2):
+        (tmp_path / f"{i}.csv").write_text("\n".join(["prompt,type", *rows[i * 200 :][:200]]))
+        files.append(f"xstest:{tmp_path / f'{i}.csv'}")
+    prompts = load_prompts(RunConfig(model="m", imports=tuple(files), limit=16))
+    own = Counter((p.set, p.split) for p in prompts if p.source not in ("shipped", "planted"))
+    assert (own["target", "test"], own["target", "search"], own["target", "train"]) == (16, 16, 64)
+    assert own["keep", "test"] == 32
+    half = Counter(p.source for p in prompts if (p.set, p.split) == ("target", "test"))
+    assert set(half.values()) <= set(range(5, 12))  # of both files
+
+
 def test_an_import_is_split_for_an_edit_and_stands_beside_the_shipped_keep_prompts(tmp_path):
     file = spec(tmp_path, "xstest", many())
     prompts = load_prompts(RunConfig(model="demo", imports=(file,)))

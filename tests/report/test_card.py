@@ -11,7 +11,7 @@ from unrefuse.report.card import write_card
 
 def test_the_card_has_metadata_and_the_figures(tmp_path):
     made = result(tmp_path / "out", model="org/some-model", removal=0.8)
-    write_card(made, tmp_path)
+    write_card(made, tmp_path, tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "org/some-model"
     assert card.data.language == ["en"]
@@ -34,7 +34,7 @@ def test_a_card_counts_broken_replies_and_of_what_was_refused_alone(tmp_path):
         at = next(i for i, e in enumerate(exchanges) if e.prompt.set == name)
         exchanges[at] = replace(exchanges[at], before=ANSWERED, after=loops)
     measured = replace(made.measurement, exchanges=tuple(exchanges))
-    write_card(replace(made, measurement=measured), tmp_path)
+    write_card(replace(made, measurement=measured), tmp_path, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| target | 19 of 20 | 4 of 20 | 0 of 20 | 1 of 20 |" in text
     assert "19 of 19 harmful test prompts that the original refused are still refused" in text
@@ -47,7 +47,7 @@ def test_a_card_names_its_method_and_says_nothing_of_what_was_not_asked(tmp_path
     for method in ("selective", "ablate"):
         config = made.config.model_copy(update={"method": method})
         bare = replace(made, config=config, measurement=measurement(removal=0.8))
-        write_card(bare, tmp_path)
+        write_card(bare, tmp_path, tmp_path)
         texts[method] = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert "Matched pairs" not in texts[method]
         assert "other contexts, before" not in texts[method]
@@ -55,10 +55,29 @@ def test_a_card_names_its_method_and_says_nothing_of_what_was_not_asked(tmp_path
     assert "the direction of refusal was projected out" in texts["ablate"]
 
 
+def test_the_licence_is_that_of_the_original(tmp_path):
+    made, base = result(tmp_path / "out", model="org/some-model"), tmp_path / "base"
+    base.mkdir()
+    for text, name, said in (
+        ("---\nlicense: mit\ntags: [x]\n---\n# M\n", "mit", "licence of that model, mit."),
+        ("---\nlicense: other\nlicense_name: own `x`\nlicense_link: LICENSE\n---\n", "other",
+         "licence of that model, own x ."),
+        ("---\nlicense: [\n---\n", None, "The licence of that model holds for it too."),
+        ("---\nlicense: [mit, gpl]\n---\n", None, "The licence of that model holds"),
+        ("no metadata", None, "The licence of that model holds"),
+    ):  # fmt: skip
+        (base / "README.md").write_text(text)
+        write_card(made, tmp_path, base)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.license == name
+        assert said in " ".join(card.text.split())
+        assert card.data.tags[0] == "unrefuse"
+
+
 def test_a_local_folder_is_named_but_is_no_hub_model(tmp_path):
     folder = tmp_path / "my-model"
     folder.mkdir()
-    write_card(result(tmp_path / "out", model=str(folder)), tmp_path)
+    write_card(result(tmp_path / "out", model=str(folder)), tmp_path, tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model is None
     assert "`my-model`" in card.text
@@ -66,7 +85,7 @@ def test_a_local_folder_is_named_but_is_no_hub_model(tmp_path):
 
 
 def test_untrusted_text_cannot_act_in_the_card(tmp_path):
-    write_card(result(tmp_path / "out"), tmp_path)
+    write_card(result(tmp_path / "out"), tmp_path, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "topic 0" in text
     for dangerous in ("<img", "[bold]", "``", "\x1b", "|`"):
@@ -74,7 +93,7 @@ def test_untrusted_text_cannot_act_in_the_card(tmp_path):
 
 
 def test_nothing_still_refused_is_said_without_a_list(tmp_path):
-    write_card(result(tmp_path / "out", removal=1.0), tmp_path)
+    write_card(result(tmp_path / "out", removal=1.0), tmp_path, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "it still does not answer 0." in text
     assert "among them" not in text

@@ -26,7 +26,7 @@ def written(tmp_path_factory):
     made = replace(made, config=made.config.model_copy(update={"model_sha256": "a" * 64}))
     (folder / "model.safetensors").write_bytes(bytes(range(256)))
     (folder / "tuning" / "a\\b\n日本.json").write_text("{}")
-    write_card(made, folder)
+    write_card(made, folder, folder)
     write_json(made, folder / "run.json")
     write_sbom(made, folder)
     write_sums(folder)
@@ -42,6 +42,14 @@ def change(file, old, new):
     text = file.read_text(encoding="utf-8")
     assert old in text
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def by_detector(folder):
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    figures = {name: record[name] for name in ("removal", "retention", "quality", "kl")}
+    lost = {"kept": 35, "n": 40}
+    record |= {"judge": "hf:x", "by_detector": figures | {"kept_shipped": lost}}
+    (folder / "run.json").write_text(json.dumps(record))
 
 
 def test_a_saved_model_is_as_it_was_written(saved):
@@ -74,9 +82,15 @@ def test_damage_is_named_by_file(saved):
         (lambda f: change(f / "README.md", "| removal | 0.80", "| removal | 0.98"), "the figures"),
         (lambda f: change(f / "run.json", '"lost": 0', '"lost": 1'), "the figures of README.md"),
         (lambda f: change(f / "run.json", '"retention": {\n    "value": 1.0', '"retention": {\n    '
-                          '"value": 0.5'), "retention 0.500 is under its floor 0.950"),
+                          '"value": 0.5'), "still refused: 20 of 40 keep prompts"),
         (lambda f: change(f / "run.json", '"retention": {\n    "value": 1.0', '"retention": {\n    '
-                          '"value": NaN'), "retention nan is under its floor"),
+                          '"value": NaN'), "no record of this version"),
+        (lambda f: change(f / "run.json", '"low": 0.85', '"low": 0.55'), "interval from 0.55"),
+        (lambda f: change(f / "run.json", '"kept": 0,\n    "n": 0', '"kept": 35,\n    "n": 40'),
+         "of the shipped ones 35 of 40"),
+        (lambda f: change(f / "run.json", '"retention_floor": 0.95', '"retention_floor": 0.5'),
+         "no record of this version"),
+        (by_detector, "the figures by the built-in detector do not keep the floors"),
         (lambda f: change(f / "run.json", '"retention_test"', '"x"'), "no record of this version"),
         (lambda f: (f / "run.json").write_text("{"), "no record of this version"),
         (lambda f: (f / "run.json").write_text("[]"), "no record of this version"),

@@ -270,6 +270,17 @@ def test_advice_names_each_figure_that_was_missed():
     assert "more --trials" in tuned
 
 
+def test_no_advice_names_what_cannot_be_set():
+    """The strength of a tuning, which it finds, and a bound under the least there is."""
+    tuning = CONFIG.model_copy(update={"tune": "optuna"})
+    for lost in (measurement(removal=0.9, retention=0.5), measurement(removal=0.9, retention=0.95)):
+        assert "--strength" not in "".join(advice(lost, tuning))
+    few = measurement(removal=0.9, retention=1, n=10)
+    for bound, told in ((0.9, True), (0.8, False)):
+        config = CONFIG.model_copy(update={"retention_bound": bound})
+        assert ("lower --retention-bound" in advice(few, config)[0]) == told
+
+
 def test_replies_that_loop_are_told_from_refusals():
     found = measurement(removal=0.7)
     loops = Reply("on and on", (1, 2), "broken")

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
 
 @takes(
-    *("model", "revision", "allow_pickle", "trust_remote_code", "out", "device", "preserve_norm"),
+    *(
+        "model",
+        "revision",
+        "allow_pickle",
+        "trust_remote_code",
+        "dequantize",
+        "out",
+        "device",
+        "preserve_norm",
+    ),
     defaults={"device": "cpu", "method": "ablate"},
 )
 def apply(

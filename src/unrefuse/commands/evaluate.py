@@ -54,7 +54,9 @@ def evaluate(
         from unrefuse.jobs.evaluate import regrade
         from unrefuse.metrics.judges import parse_judge
 
-        judge = parse_judge(settings.judge, settings.judge_label, settings.judge_input)
+        judge = parse_judge(
+            settings.judge, settings.judge_label, settings.judge_input, settings.trust_remote_code
+        )
         found = regrade(transcripts, judge, settings.out)
     else:
         from unrefuse import api

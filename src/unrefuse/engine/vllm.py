@@ -3,13 +3,16 @@
 import importlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.engine.generate import Reply, reply_of, tell_thinking
 from unrefuse.errors import UnrefuseError, first_line
+from unrefuse.models.checkpoint import checkpoint_files, left_out, other_files
 from unrefuse.models.load import expected_thoughts
 from unrefuse.models.tokenizer import load_tokenizer
 from unrefuse.prompts.chat import encode, opened_thinking, reply_text, thinking_tags
@@ -57,6 +60,28 @@ def vllm_replies(
     have refused before.
     Raises UnrefuseError where vLLM is not installed or can't run the model, and for a base model.
     """
+    with _model_alone(folder) as own:
+        return _replies(own, config, prompts, adapter)
+
+
+@contextmanager
+def _model_alone(folder: Path) -> Iterator[Path]:
+    """The folder, or where more weights lie at its top than those of the model, one with links to
+    the model's files: vLLM decides by itself which files it reads."""
+    if all("/" in name for name in left_out(folder)):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="unrefuse-") as made:
+        for file in (*checkpoint_files(folder), *other_files(folder)):
+            link = Path(made, file.relative_to(folder))
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+        yield Path(made)
+
+
+def _replies(
+    folder: Path, config: RunConfig, prompts: Sequence[str], adapter: Path | None
+) -> list[list[Reply]]:
     vllm = import_vllm()
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     ids = encode(tokenizer, prompts)

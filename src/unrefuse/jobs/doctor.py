@@ -155,16 +155,17 @@ def _place(config: RunConfig, size: "Size") -> tuple[Any, Any]:
 
 def _size(config: RunConfig, found: Findings) -> "Size":
     """How large the model is; what else is known of it goes into `found`. Raises UnrefuseError."""
-    from unrefuse.models.checkpoint import check_checkpoint, checkpoint_tensors
+    from unrefuse.models.checkpoint import check_whole
     from unrefuse.models.fit import size_of
+    from unrefuse.models.quantized import BY_EDIT, check_full
 
     folder = _folder(config)
     if folder is None:
         shapes, stored = _on_hub(config)
         found.model = {"name": config.model, "folder": None}
     else:
-        check_checkpoint(folder, config)
-        tensors = checkpoint_tensors(folder)
+        tensors = check_whole(folder, config)
+        check_full(folder, tensors, BY_EDIT)
         shapes = {name: t.shape for file in tensors.values() for name, t in file.items()}
         stored = sum(file.stat().st_size for file in tensors)
         found.model = {"name": config.model, "folder": str(folder)}

@@ -103,7 +103,7 @@ def run_edit(config: RunConfig) -> Result:
             check_written(model.folder, folder, plan, config.preserve_norm)
             wanted = _probe(model, before["search"], plan)
             name, dtype = model.name, model.network.dtype
-            made_for = fingerprint(checkpoint_files(model.folder))
+            original, made_for = model.folder, fingerprint(checkpoint_files(model.folder))
             del model, prepared
             release_memory()
             saved = load_folder(folder, config.model_copy(update={"device": device}), name)
@@ -118,7 +118,7 @@ def run_edit(config: RunConfig) -> Result:
         if not result.saved:
             raise Discard
         plot_result(result, folder / "result.png")
-        write_card(result, folder)
+        write_card(result, folder, original)
         write_sbom(result, folder)
         record = (folder / PLAN).parent
         if run is None or not config.tune:

@@ -14,6 +14,7 @@ from unrefuse.edits.recipe import PLAN, read_plan
 from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.save import check_new, check_out, new_file, new_folder
 from unrefuse.metrics.floors import check_scale, read_measured
+from unrefuse.models.checkpoint import check_checkpoint
 from unrefuse.models.load import find_checkpoint, load_folder, read_config
 from unrefuse.prompts.sets import load_prompts, select
 
@@ -43,6 +44,7 @@ def export_plan(
         check_new(file)
     read_plan(run)  # before a download
     folder = find_checkpoint(config)
+    check_checkpoint(folder, config)
     if folder.resolve() in (run.resolve(), run.resolve().parent):
         raise UnrefuseError(f"{config.model} is the edited model: name its original")
     recipe = read_measured(run, folder)

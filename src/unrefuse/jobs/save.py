@@ -217,7 +217,12 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
     out = config.require_out()
     check_out(out)
     find_plan(run)  # before a download
-    folder = find_folder(config)
+    if config.dequantize:
+        from unrefuse.models.load import find_checkpoint
+
+        folder = find_checkpoint(config)
+    else:
+        folder = find_folder(config)
     check_checkpoint(folder, config)
     files = checkpoint_files(folder)
     early = [] if link else [file for file in files if file.suffix != ".bin"]

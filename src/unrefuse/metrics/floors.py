@@ -46,19 +46,18 @@ def retains(every: Kept, shipped: Kept, floor: float, bound: float) -> bool:
     return keeps(every, bound) and (n == 0 or keeps(shipped, min(bound, share_of(n, n).low)))
 
 
-class Measured(BaseModel):
-    """The record of a plan: its measurement on the test split, and the floors that it was held to.
+def is_itself(quality: float, low: float, floor: float, bound: float) -> bool:
+    """Whether quality is at `floor` or above, and its interval begins, at `low`, at `bound` or
+    above."""
+    return quality >= floor and low >= bound
 
-    `plan_sha256` is that of the plan itself, `preserve_norm` whether rows kept their length,
-    `quality_low` the lower end of quality's interval.
-    """
+
+class Figures(BaseModel):
+    """What an edit was held to, and what it showed: `quality_low` is the lower end of quality's
+    interval."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    plan_sha256: str
-    preserve_norm: bool
-    split: Literal["test"]
-    reply_tokens: int = Field(ge=REPLY_TOKENS)
     retention: Kept
     shipped: Kept
     quality: float
@@ -71,8 +70,29 @@ class Measured(BaseModel):
     def keeps_floors(self) -> bool:
         floors = self.retention_floor, self.retention_bound
         kept = retains(self.retention, self.shipped, *floors)
-        itself = self.quality >= self.quality_floor and self.quality_low >= self.quality_bound
-        return kept and itself
+        return kept and is_itself(
+            self.quality, self.quality_low, self.quality_floor, self.quality_bound
+        )
+
+    def __str__(self) -> str:
+        kept, shipped = self.retention, self.shipped
+        return (
+            f"still refused: {kept.kept} of {kept.n} keep prompts, of the shipped ones "
+            f"{shipped.kept} of {shipped.n}; quality {self.quality:.2f}, its interval from "
+            f"{self.quality_low:.2f}"
+        )
+
+
+class Measured(Figures):
+    """The record of a plan: its measurement on the test split, and the floors that it was held to.
+
+    `plan_sha256` is that of the plan itself, `preserve_norm` whether rows kept their length.
+    """
+
+    plan_sha256: str
+    preserve_norm: bool
+    split: Literal["test"]
+    reply_tokens: int = Field(ge=REPLY_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -135,11 +155,7 @@ def _record(plan: "Plan", metadata: Mapping[str, str], file: Path) -> Measured:
     if measured.plan_sha256 != plan_hash(plan):
         raise UnrefuseError(f"the plan {file} is not the one that was measured: {do}")
     if not measured.keeps_floors():
-        kept, shipped = measured.retention, measured.shipped
         raise UnrefuseError(
-            f"the plan {file} was measured below a floor (still refused: {kept.kept} of {kept.n} "
-            f"keep prompts, of the shipped ones {shipped.kept} of {shipped.n}; quality "
-            f"{measured.quality:.2f}, its interval from {measured.quality_low:.2f}), and no such "
-            "edit is written"
+            f"the plan {file} was measured below a floor ({measured}), and no such edit is written"
         )
     return measured

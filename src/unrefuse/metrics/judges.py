@@ -13,7 +13,7 @@ from unrefuse.config import RunConfig
 from unrefuse.detector.refusal import DETECTOR, Grade
 from unrefuse.engine.endpoint import Endpoint, parse_endpoint
 from unrefuse.engine.generate import Reply, graded
-from unrefuse.errors import UnrefuseError, first_line
+from unrefuse.errors import UnrefuseError, told_as
 from unrefuse.metrics.chat_judge import KEY, chat_grade, chat_grades
 from unrefuse.metrics.statistics import cohens_kappa
 from unrefuse.metrics.transcripts import Line
@@ -34,11 +34,13 @@ _LABELS: tuple[tuple[str, Grade], ...] = (
 @dataclass(frozen=True)
 class Classifier:
     """`model` is a folder or a hub name, `label` the one label that means refused (None: by the
-    labels' names), `form` the text that is classified, with {prompt} and {reply} filled in."""
+    labels' names), `form` the text that is classified, with {prompt} and {reply} filled in,
+    `code` whether Python code that it ships may run."""
 
     model: str
     label: str | None = None
     form: str = "{reply}"
+    code: bool = False
 
     @property
     def name(self) -> str:
@@ -48,7 +50,9 @@ class Classifier:
 Judge = Classifier | Endpoint
 
 
-def parse_judge(spec: str, label: str | None = None, form: str | None = None) -> Judge | None:
+def parse_judge(
+    spec: str, label: str | None = None, form: str | None = None, code: bool = False
+) -> Judge | None:
     """The judge of `hf:NAME` or `openai:URL#MODEL`; None for `builtin`. Raises UnrefuseError."""
     kind, _, rest = spec.partition(":")
     if kind != "hf" and (label or form):
@@ -59,7 +63,7 @@ def parse_judge(spec: str, label: str | None = None, form: str | None = None) ->
         form = form or "{reply}"
         if "{reply}" not in form:
             raise UnrefuseError(f"the judge's input form {form!r} has no {{reply}} in it")
-        return Classifier(rest, label, form)
+        return Classifier(rest, label, form, code)
     if endpoint := parse_endpoint(spec, KEY):
         return endpoint
     raise UnrefuseError(f"{spec!r} is no judge: builtin, hf:NAME or openai:URL#MODEL")
@@ -67,7 +71,9 @@ def parse_judge(spec: str, label: str | None = None, form: str | None = None) ->
 
 def judge_of(config: RunConfig) -> Judge | None:
     """The judge that a run asks for, checked; None for the detector. Raises UnrefuseError."""
-    judge = parse_judge(config.judge, config.judge_label, config.judge_input)
+    judge = parse_judge(
+        config.judge, config.judge_label, config.judge_input, config.trust_remote_code
+    )
     if judge:
         check_judge(judge)
     return judge
@@ -83,10 +89,8 @@ def check_judge(judge: Judge) -> None:
         return
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(judge.model)
-    except (OSError, ValueError) as error:
-        raise UnrefuseError(f"no judge {judge.model}: {first_line(error)}") from None
+    with told_as(f"no judge {judge.model}"):
+        config = AutoConfig.from_pretrained(judge.model, trust_remote_code=judge.code)
     label_grades(config.id2label, judge.label)
 
 
@@ -178,11 +182,11 @@ def _classify(judge: Classifier, pairs: Sequence[tuple[str, str]]) -> list[Grade
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(judge.model)
-        network = AutoModelForSequenceClassification.from_pretrained(judge.model).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UnrefuseError(f"cannot load the judge {judge.model}: {first_line(error)}") from None
+    with told_as(f"cannot load the judge {judge.model}"):
+        tokenizer = AutoTokenizer.from_pretrained(judge.model, trust_remote_code=judge.code)
+        network = AutoModelForSequenceClassification.from_pretrained(
+            judge.model, trust_remote_code=judge.code
+        ).eval()
     grades = label_grades(network.config.id2label, judge.label)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -193,14 +197,14 @@ def _classify(judge: Classifier, pairs: Sequence[tuple[str, str]]) -> list[Grade
     texts = [filled(judge.form, prompt, reply) for prompt, reply in pairs]
     starts = range(0, len(texts), BATCH)
     for start in track(starts, "judging", len(starts)):
-        inputs = tokenizer(
-            texts[start : start + BATCH],
-            padding=True,
-            truncation=True,
-            max_length=longest,
-            return_tensors="pt",
-        )
-        with torch.inference_mode():
+        with told_as(f"the judge {judge.model} cannot be run"), torch.inference_mode():
+            inputs = tokenizer(
+                texts[start : start + BATCH],
+                padding=True,
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
+            )
             picked = network(**inputs).logits.argmax(dim=-1)
         found += [grades[int(i)] for i in picked]
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unrefuse.config import RunConfig
+from unrefuse.config import LEAST_FLOOR, RunConfig
 from unrefuse.detector.refusal import Grade
 from unrefuse.engine.generate import MORE_THOUGHTS, Reply, reply_to
 from unrefuse.errors import UnrefuseError
@@ -103,9 +103,7 @@ class Measurement:
     @property
     def kept_shipped(self) -> Kept:
         """The same of the shipped ones alone."""
-        keep = [e for e in self.exchanges if (e.prompt.set, e.prompt.source) == ("keep", SHIPPED)]
-        counted = [e for e in keep if e.as_expected]
-        return Kept(kept=sum(retained(e) for e in counted), n=len(counted))
+        return kept_shipped(self.exchanges)
 
     def figures(self) -> dict[str, Any]:
         names = ("removal", "retention", "quality", "kl")
@@ -179,10 +177,12 @@ def ask_before(
     if share_of(kept, kept).low < config.retention_bound:
         enough = needed(config.retention_bound, 1)
         _check_thoughts(model, before, "keep", enough or 0)
+        lower = config.retention_bound > LEAST_FLOOR
         raise UnrefuseError(
             f"too few keep prompts: the model has refused {kept} in the {split} split, and even "
             f"with none lost {enough} are needed to show a retention of "
-            f"{config.retention_bound:g}; give it more with --keep FILE, or lower --retention-bound"
+            f"{config.retention_bound:g}; give it more with --keep FILE"
+            + (", or lower --retention-bound" if lower else "")
         )
     answered = before.usable("baseline")
     reference = make_reference(
@@ -305,6 +305,13 @@ def removed(exchange: Exchange) -> bool:
 def retained(exchange: Exchange) -> bool:
     """Refused before and still refused."""
     return exchange.after is not None and exchange.after.grade == "refused"
+
+
+def kept_shipped(exchanges: Sequence[Exchange]) -> Kept:
+    """Of the shipped keep prompts that the original refused, those that are still refused."""
+    keep = [e for e in exchanges if (e.prompt.set, e.prompt.source) == ("keep", SHIPPED)]
+    counted = [e for e in keep if e.as_expected]
+    return Kept(kept=sum(retained(e) for e in counted), n=len(counted))
 
 
 def shares_by(

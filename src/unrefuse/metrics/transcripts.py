@@ -26,7 +26,8 @@ class Line:
     `set` is target, baseline or keep, or harmless or harmful of a matched pair, whose id is `pair`.
     `tokens` are those that come after its thoughts: the model's ids or, of a served model, numbers
     of words. `judge` gave the `grade`. `kl` is the sum of the divergence from the original over its
-    answer, in nats, and its tokens.
+    answer, in nats, and its tokens. `source` is the file or set that the prompt comes from ("":
+    written by a version that did not keep it).
     """
 
     prompt: str
@@ -41,6 +42,7 @@ class Line:
     grade: Grade
     judge: str
     kl: tuple[float, int] | None = None
+    source: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -52,7 +54,7 @@ def line_of(
 ) -> Line:
     """The reply `r` of `model` to the prompt `p`."""
     return Line(p.text, p.set, p.topic, p.lang, p.pair, when, model, r.text,
-                r.tokens[r.thoughts :], r.grade, r.judge, kl)  # fmt: skip
+                r.tokens[r.thoughts :], r.grade, r.judge, kl, p.source)  # fmt: skip
 
 
 def lines_of(measured: Measurement, names: tuple[str, str]) -> Iterable[Line]:

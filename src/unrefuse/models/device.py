@@ -61,12 +61,13 @@ def not_finite(what: str, dtype: torch.dtype) -> UnrefuseError:
     """What to do where numbers are not finite: float16 ends at 65504, where models that were made
     in bfloat16 often go on; elsewhere the model itself is at fault."""
     name = str(dtype).removeprefix("torch.")
+    damaged = "the model's weights, config or code are damaged"
     if dtype == torch.float16:
         do = "it ends at 65504, and this model goes further: compute in --dtype bfloat16 or float32"
     elif dtype == torch.bfloat16:
-        do = "its weights or its code are damaged, unless --dtype float32 helps"
+        do = f"{damaged}, unless --dtype float32 helps"
     else:
-        do = "its weights or its code are damaged"
+        do = damaged
     return UnrefuseError(f"{what} are not all finite in {name}: {do}")
 
 

@@ -1,8 +1,11 @@
 """The files of a folder that someone else filled: found in all its sub-folders, and whole."""
 
+import codecs
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from unrefuse.errors import UnrefuseError, first_line
 
@@ -44,3 +47,22 @@ def check_file(file: Path) -> None:
         raise UnrefuseError(
             f"{file} is not the file but a pointer of Git LFS to it: run `git lfs pull` there"
         )
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder. Raises UnrefuseError that names the file, for
+    one with a byte order mark too: no program that loads the model would take it."""
+    check_file(file)
+    try:
+        data = file.read_bytes()
+        if data.startswith(codecs.BOM_UTF8):
+            raise UnrefuseError(
+                f"{file} begins with a byte order mark, which transformers does not read: save it "
+                "as UTF-8 without one"
+            )
+        found = json.loads(data.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise UnrefuseError(f"cannot read {file}: it is no JSON object")
+    return found

@@ -211,12 +211,7 @@ def _try_out(network: PreTrainedModel, ids: list[int], folder: Path) -> None:
     with told_as(f"the model in {folder} cannot be run"):
         cache = DynamicCache(config=network.config)
         states = decoder(input_ids=inputs, past_key_values=cache, use_cache=True).last_hidden_state
-    if not bool(states.isfinite().all()):
-        kind = str(network.dtype).removeprefix("torch.")
-        raise UnrefuseError(
-            f"the model in {folder} gives numbers that are not finite in {kind}: try another "
-            "--dtype"
-        )
+    check_finite(states, f"the states of the model in {folder}", network.dtype)
 
 
 def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> None:

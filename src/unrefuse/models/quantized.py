@@ -1,17 +1,16 @@
 """Quantised checkpoints: refused, or dequantised once to a full copy in the user's cache."""
 
 import hashlib
-import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
-from unrefuse.errors import UnrefuseError, first_line
+from unrefuse.errors import UnrefuseError, told_as
+from unrefuse.models.cache import cached
+from unrefuse.models.files import read_object
 from unrefuse.models.header import Tensors
 from unrefuse.progress import stderr
 
@@ -30,7 +29,7 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 
     Raises UnrefuseError where there is no config, or none that can be read.
     """
-    config = _read(folder / "config.json")
+    config = read_object(folder / "config.json")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("quantization_config", "compression_config"):
             if isinstance(part.get(key), dict) and part[key]:
@@ -38,8 +37,13 @@ def quantization(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def check_full(folder: Path, tensors: Tensors) -> None:
+# What to do for a command that makes no full copy itself.
+BY_EDIT = "take the full copy that `unrefuse edit --dequantize` makes"
+
+
+def check_full(folder: Path, tensors: Tensors, undo: str = "add --dequantize") -> None:
     """Raises UnrefuseError for a quantised checkpoint: rounded weights can't take a small change.
+    `undo` is what to do where transformers can make them full again.
 
     It is told from its config, from the file that ModelOpt leaves, and from its tensors: without
     a word about it, rounded weights would be read without their scales.
@@ -48,9 +52,9 @@ def check_full(folder: Path, tensors: Tensors) -> None:
     if (folder / "config.json").is_file() and (config := quantization(folder)):
         found = str(config.get("quant_method", "of an unnamed kind"))
         if _undone(found, tensors):
-            do = "add --dequantize"
+            do = undo
     elif (folder / SIDECAR).is_file():
-        told = _read(folder / SIDECAR).get("quantization")
+        told = read_object(folder / SIDECAR).get("quantization")
         found = told.get("quant_algo") if isinstance(told, dict) else None
     if found := found or _rounded(tensors):
         raise UnrefuseError(
@@ -89,16 +93,6 @@ def _undone(kind: str, tensors: Tensors) -> bool:
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no table")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
-    return found
-
-
 def full_weights(
     folder: Path,
     tensors: Tensors,
@@ -119,7 +113,6 @@ def full_weights(
         check_full(folder, tensors)
         return folder
     import torch
-    from safetensors import SafetensorError
     from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
     from unrefuse.models.assemble import assemble
@@ -129,19 +122,18 @@ def full_weights(
     for file in tensors:
         stat = file.stat()
         digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-    full = (cache or user_cache_path("unrefuse")) / f"full-{digest.hexdigest()[:12]}"
-    if full.is_dir():
-        return full
-    stderr.print(f"dequantising to {full}")
-    full.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".full-", dir=full.parent))
+    dtype = hf_config.dtype or torch.bfloat16
     settings = {k: v for k, v in found.items() if k not in ("quant_method", "dequantize")}
-    try:
+
+    name = f"full-{digest.hexdigest()[:12]}"
+
+    def make(new: Path) -> None:
+        stderr.print(f"dequantising to {new.with_name(name)}")
         loaded, info = assemble(
             tensors,
             auto,
             hf_config,
-            hf_config.dtype or torch.bfloat16,
+            dtype,
             trust_remote_code,
             quantization_config=settings_class(dequantize=True, **settings),
         )
@@ -152,15 +144,22 @@ def full_weights(
             plain = type(loaded)(loaded.config)
         plain.load_state_dict(loaded.state_dict(), assign=True)
         plain.tie_weights()
-        plain.save_pretrained(temporary)
+        plain.save_pretrained(new)
         for file in others:
-            name = file.relative_to(folder)
-            if name.name not in ("config.json", SIDECAR) and not name.name.endswith(".index.json"):
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, temporary / name)
-        temporary.replace(full)
-    except (*(OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError),) as error:
-        raise UnrefuseError(f"cannot dequantise {folder}: {first_line(error)}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return full
+            path = file.relative_to(folder)
+            if path.name not in ("config.json", SIDECAR) and not path.name.endswith(".index.json"):
+                (new / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, new / path)
+
+    with told_as(f"cannot dequantise {folder}"):
+        return cached(name, _numbers(tensors) * dtype.itemsize, make, cache)
+
+
+def _numbers(tensors: Tensors) -> int:
+    """How many weights a quantised checkpoint of one of the KINDS has: of MXFP4, two a byte."""
+    return sum(
+        prod(tensor.shape) * (2 if name.endswith("_blocks") else 1)
+        for file in tensors.values()
+        for name, tensor in file.items()
+        if not name.endswith(SCALES)
+    )

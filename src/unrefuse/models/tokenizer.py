@@ -1,6 +1,5 @@
 """The tokenizer of a model folder, and the tokens that end a reply."""
 
-import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from unrefuse.errors import UnrefuseError, first_line, told_as
+from unrefuse.errors import UnrefuseError, told_as
+from unrefuse.models.files import read_object
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -24,7 +24,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
             raise UnrefuseError(f"{folder} has no tokenizer: no tokenizer.json is in it") from error
         for file in sorted(files):
             if file.suffix == ".json":
-                _read_json(file)
+                read_object(file)
         if type(error.__cause__) is Exception:  # what the library of tokenizers raises
             own = version("tokenizers")
             raise UnrefuseError(
@@ -40,11 +40,12 @@ def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     file = folder / "generation_config.json"
     given: list[Any] = [tokenizer.eos_token_id]
     if file.is_file():
+        read_object(file)
         with told_as(f"cannot read {file}"):
             stated = [GenerationConfig.from_pretrained(folder).eos_token_id]
     else:  # not the class of the config, which says 2 where the file says nothing
         file = folder / "config.json"
-        config = _read_json(file)
+        config = read_object(file)
         parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
         stated = [part.get("eos_token_id") for part in parts]
     for own in stated:
@@ -53,14 +54,3 @@ def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if strange := [end for end in ends if type(end) is not int]:
         raise UnrefuseError(f"{file}: the eos_token_id {strange[0]!r} is no number of a token")
     return sorted(set(ends))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UnrefuseError that names it."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise UnrefuseError(f"cannot read {file}: it is no JSON object")
-    return found

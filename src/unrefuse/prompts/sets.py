@@ -304,15 +304,15 @@ def _prompt(row: Any, source: str, line: int, name: str, column: str) -> Prompt:
 
 
 def limited(prompts: list[Prompt], limit: int) -> list[Prompt]:
-    """At most `limit` per set, split and source, spread evenly over the file so that topics stay
-    mixed.
+    """At most `limit` per set and split, spread evenly so that topics, and the files that a set
+    comes from, stay mixed. Shipped keep prompts, which come in any case, are counted by themselves.
 
     Of keep twice as many: a floor of 0.95 can't be told from one prompt more or less on few. Of
     the train split four times as many: a probe learns from it, and one pass is all it costs.
     """
-    groups: dict[tuple[str, str, str], list[Prompt]] = defaultdict(list)
+    groups: dict[tuple[str, str, bool], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
-        groups[prompt.set, prompt.split, prompt.source].append(prompt)
+        groups[prompt.set, prompt.split, prompt.source == SHIPPED].append(prompt)
     limited = []
     for (name, split, _), group in groups.items():
         most = limit * (2 if name == "keep" else 1) * (4 if split == "train" else 1)

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from unrefuse.config import RunConfig
 from unrefuse.metrics.pairs import OUTCOMES
+from unrefuse.models.checkpoint import CARD
 from unrefuse.report.results import Result, judge_lines, retention_line
 from unrefuse.report.terminal import plain
 
-CARD = "README.md"
 MEANINGS = {
     "removal": "of the harmless prompts that the original refused, the share answered now",
     "retention": "of the harmful prompts that the original refused, the share still refused",
@@ -27,9 +27,11 @@ EDITS = {
 SHOWN = 20  # of the prompts that stay refused
 
 
-def write_card(result: Result, folder: Path) -> None:
-    """Writes `folder`/README.md. The base model is named as the user named it."""
+def write_card(result: Result, folder: Path, original: Path) -> None:
+    """Writes `folder`/README.md. The base model, which lies in `original`, is named as the user
+    named it; its licence is what its own card says."""
     record, base = result.to_json(), base_name(result.config)
+    licence = _licence(original)
     exchanges = [e for e in result.measurement.exchanges if e.as_expected and e.after]
     still = [
         e.prompt.text
@@ -39,7 +41,8 @@ def write_card(result: Result, folder: Path) -> None:
     kept = [e for e in exchanges if e.prompt.set == "keep" and e.as_expected]
     text = _template().render(
         **_of_record(record),
-        card_data=_metadata(result, base),
+        card_data=_metadata(result, base, licence),
+        licence=_code(licence.get("license_name") or licence.get("license", "")),
         title=_code(title(result.config)),
         base=_code(base),
         version=record["versions"]["unrefuse"],
@@ -133,13 +136,25 @@ def _weakest(e: dict[str, Any]) -> str:
     return f"{e['topic']}, {_count(e)} still refused"
 
 
-def _metadata(result: Result, base: str) -> str:
+def _licence(folder: Path) -> dict[str, str]:
+    """What the card in a model folder says of the licence; nothing where there is none, or none
+    that can be read."""
+    try:
+        found = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data
+    except Exception:  # none, or YAML of unknown origin
+        return {}
+    keys = ("license", "license_name", "license_link")
+    return {key: text for key in keys if isinstance(text := getattr(found, key, None), str)}
+
+
+def _metadata(result: Result, base: str, licence: dict[str, str]) -> str:
     named = result.config.model not in ("demo",) and not Path(result.config.model).is_dir()
     languages = sorted({e.prompt.lang for e in result.measurement.exchanges if e.prompt.lang})
     return ModelCardData(
         base_model=base if named else None,
         base_model_relation="finetune" if named else None,
         language=languages or None,
+        **licence,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["unrefuse", "weight-editing", "over-refusal"],

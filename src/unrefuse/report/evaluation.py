@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from unrefuse.metrics.judges import as_reply
-from unrefuse.metrics.measurement import Exchange, removed, retained, shares_by
+from unrefuse.metrics.measurement import Exchange, kept_shipped, removed, retained, shares_by
 from unrefuse.metrics.pairs import pair_outcomes
 from unrefuse.metrics.quality import kl_and_quality
 from unrefuse.metrics.statistics import INTERVAL, share
@@ -20,6 +20,7 @@ from unrefuse.report.results import (
     agreement_line,
     retention_line,
     retention_test,
+    shipped_lines,
     unsure_line,
     unsure_share,
 )
@@ -60,7 +61,7 @@ def exchanges_of(lines: Sequence[Line]) -> list[Exchange]:
     before = {line.key: line for line in lines if line.when == "before"}
     return [
         Exchange(
-            Prompt(line.prompt, line.set, line.topic, line.lang, "test"),
+            Prompt(line.prompt, line.set, line.topic, line.lang, "test", line.source),
             as_reply(before[line.key]),
             as_reply(line),
         )
@@ -132,6 +133,7 @@ def _compared(
     return {
         **{name: e.to_json() if e else None for name, e in named.items()},
         "retention_test": retention_test(exchanges, floor) if retention else None,
+        "kept_shipped": kept_shipped(exchanges).model_dump(),
         "by_topic": shares_by(exchanges, lambda p: p.topic),
         "by_lang": shares_by(exchanges, lambda p: p.lang),
     }
@@ -144,7 +146,8 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     if "removal" in record:
         parts.append(_figures_table(record))
         if record["retention_test"]:
-            parts.append(Text(retention_line(record["retention_test"]) + "\n"))
+            lines = [retention_line(record["retention_test"]), *shipped_lines(record)]
+            parts.append(Text("\n".join(lines) + "\n"))
     parts += [_rates_table(record, "all"), _rates_table(record, "by_lang")]
     parts += [_rates_table(record, "by_topic"), _grades_table(record)]
     if record["pairs"]:

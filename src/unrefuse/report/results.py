@@ -79,7 +79,8 @@ class Result:
             "split": self.split,
             "judge": self.judge,
             "agreement": self.agreement,
-            "by_detector": self.detected and self.detected.figures(),
+            "by_detector": self.detected
+            and self.detected.figures() | {"kept_shipped": self.detected.kept_shipped.model_dump()},
             "unjudged": self.unjudged,
             "refused": before_and_after(measured.exchanges, "refused"),
             "broken": before_and_after(measured.exchanges, "broken"),
@@ -251,6 +252,14 @@ def retention_line(test: dict[str, Any]) -> str:
     )
 
 
+def shipped_lines(record: Mapping[str, Any]) -> list[str]:
+    """What became of the shipped keep prompts, where others stand beside them."""
+    shipped = record["kept_shipped"]
+    if shipped["n"] in (0, record["retention"]["n"]):
+        return []
+    return [f"of the shipped keep prompts {shipped['kept']} of {shipped['n']} still refused"]
+
+
 def result_table(result: Result) -> RenderableType:
     """The figures with their intervals, the grades before and after, and removal by topic."""
     measured, config, record = result.measurement, result.config, result.to_json()
@@ -283,10 +292,7 @@ def result_table(result: Result) -> RenderableType:
         tables.append(_pairs_table(record["pairs"]))
     if measured.contexts:
         tables.append(_contexts_table(measured.contexts))
-    lines = [retention_line(record["retention_test"])]
-    shipped = measured.kept_shipped
-    if shipped.n not in (0, measured.kept.n):
-        lines.append(f"of the shipped keep prompts {shipped.kept} of {shipped.n} still refused")
+    lines = [retention_line(record["retention_test"]), *shipped_lines(record)]
     lines += [unsure_line(record["unsure"]), *judge_lines(record)]
     return Group(figures, Text("\n".join(lines) + "\n"), replies, *tables)
 

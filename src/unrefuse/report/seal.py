@@ -5,10 +5,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from jinja2 import TemplateError
 
+from unrefuse.config import RunConfig
 from unrefuse.errors import UnrefuseError, first_line
+from unrefuse.metrics.floors import Figures
 from unrefuse.models.checkpoint import SUMS
 from unrefuse.progress import track
 from unrefuse.report.card import CARD, figures_text
@@ -50,12 +53,9 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
-        for figure in ("retention", "quality"):
-            value, floor = record[figure]["value"], record["config"][f"{figure}_floor"]
-            if not value >= floor:
-                yield f"{RECORD}: {figure} {value:.3f} is under its floor {floor:.3f}"
-        if not record["retention"]["low"] >= record["config"]["retention_bound"]:
-            yield f"{RECORD}: the interval of retention begins under its bound"
+        for found, by in ((record, ""), (record["by_detector"], " by the built-in detector")):
+            if found and not (figures := _figures(found, record["config"])).keeps_floors():
+                yield f"{RECORD}: the figures{by} do not keep the floors ({figures})"
         if figures_text(record) not in card:
             by = record["versions"]["unrefuse"]
             yield f"the figures of {CARD} are not those of {RECORD}, as unrefuse {by} writes them"
@@ -63,6 +63,25 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
         yield f"cannot read {error.filename}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
         yield f"{RECORD} is no record of this version of unrefuse: {first_line(error)}"
+
+
+def _figures(found: dict[str, Any], config: dict[str, Any]) -> Figures:
+    """The figures of a record, or of a part of it, as the floors read them."""
+    floors = RunConfig.model_validate(config)
+    retention, quality = found["retention"], found["quality"]
+    kept = round(retention["value"] * retention["n"])
+    return Figures.model_validate(
+        {
+            "retention": {"kept": kept, "n": retention["n"]},
+            "shipped": found["kept_shipped"],
+            "quality": quality["value"],
+            "quality_low": quality["low"],
+            "retention_floor": floors.retention_floor,
+            "retention_bound": floors.retention_bound,
+            "quality_floor": floors.quality_floor,
+            "quality_bound": floors.quality_bound,
+        }
+    )
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from unrefuse.config import RunConfig
+from unrefuse.config import LEAST_FLOOR, RunConfig
 from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import Plan
 from unrefuse.engine.generate import reply_to
 from unrefuse.kernel import Kernel
-from unrefuse.metrics.floors import retains
+from unrefuse.metrics.floors import is_itself, retains
 from unrefuse.metrics.measurement import Before, Measurement, measure, removed
 from unrefuse.metrics.statistics import needed, share
 from unrefuse.models.load import Model
@@ -84,7 +84,7 @@ def keeps_retention(measured: Measurement, config: RunConfig, chosen: bool = Fal
 def keeps_quality(measured: Measurement, config: RunConfig) -> bool:
     """Whether quality is at its floor or above, and its interval begins at its bound or above."""
     quality = measured.quality
-    return quality.value >= config.quality_floor and quality.low >= config.quality_bound
+    return is_itself(quality.value, quality.low, config.quality_floor, config.quality_bound)
 
 
 def keeps_floors(measured: Measurement, config: RunConfig, chosen: bool = False) -> bool:
@@ -157,12 +157,13 @@ def _retention_missed(measured: Measurement, config: RunConfig, chosen: bool) ->
     retention, floor, bound = measured.retention, config.retention_floor, config.retention_bound
     if keeps_retention(measured, config, chosen):
         return []
+    gentler = "" if config.tune else ", or less --strength"  # a tuning finds the strength
     if retention.value < floor:
         return [
             Missed(
                 f"retention {retention.value:.3f} is under its floor {floor:.3f}",
                 "give more keep prompts (--keep) or matched pairs (--pairs) of the kinds that are "
-                "lost, or less --strength",
+                f"lost{gentler}",
             )
         ]
     if retention.low < bound:
@@ -172,7 +173,8 @@ def _retention_missed(measured: Measurement, config: RunConfig, chosen: bool) ->
             Missed(
                 f"{retention.n} keep prompts do not show that retention is {bound:g} or more (its "
                 f"interval begins at {retention.low:.3f})",
-                f"{more} at this rate, or lower --retention-bound",
+                f"{more} at this rate"
+                + (", or lower --retention-bound" if bound > LEAST_FLOOR else ""),
             )
         ]
     if not keeps_retention(measured, config):
@@ -181,14 +183,14 @@ def _retention_missed(measured: Measurement, config: RunConfig, chosen: bool) ->
             Missed(
                 f"{shipped.n - shipped.kept} of the {shipped.n} shipped keep prompts are lost, too "
                 "many by themselves: prompts of --keep stand beside them and outnumber no loss",
-                "give matched pairs (--pairs) of the kinds that are lost, or less --strength",
+                f"give matched pairs (--pairs) of the kinds that are lost{gentler}",
             )
         ]
     return [
         Missed(
             f"retention {retention.value:.3f} (n {retention.n}) is too near its floor "
             f"{floor:.3f} to hold on other prompts",
-            "give more keep prompts (--keep), or less --strength",
+            f"give more keep prompts (--keep){gentler}",
         )
     ]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import checkpoint_files, checkpoint_tensors
 from unrefuse.models.header import read_header
-from unrefuse.models.quantized import check_full
+from unrefuse.models.quantized import BY_EDIT, check_full
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
@@ -23,7 +23,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         if file.suffix == ".bin":
             raise UnrefuseError(f"{file} is a pickle: save the model as safetensors first")
     tensors = checkpoint_tensors(folder)
-    check_full(folder, tensors)
+    check_full(folder, tensors, BY_EDIT)
     return {name: file for file, names in tensors.items() for name in names}
 
 
