@@ -5,7 +5,20 @@ import traceback
 
 import typer
 
-from unrefuse.commands import analyze, apply, diff, doctor, edit, evaluate, export, prompts, verify
+from unrefuse.commands import (
+    analyze,
+    apply,
+    diagnose,
+    diff,
+    doctor,
+    edit,
+    evaluate,
+    export,
+    prompts,
+    publish,
+    reproduce,
+    verify,
+)
 from unrefuse.commands.output import adapt_streams, say
 
 DEFECT, INTERRUPTED = 70, 130
@@ -19,7 +32,8 @@ app = typer.Typer(
 )
 for command in (
     *(edit.edit, edit.tune, evaluate.evaluate, analyze.analyze, analyze.kernel),
-    *(apply.apply, export.export, export.revert, diff.diff, verify.verify, doctor.doctor),
+    *(diagnose.diagnose, apply.apply, export.export, export.revert, diff.diff, verify.verify),
+    *(doctor.doctor, publish.publish, reproduce.reproduce),
 ):
     app.command()(command)
 app.add_typer(prompts.app, name="prompts")

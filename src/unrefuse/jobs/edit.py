@@ -21,6 +21,7 @@ from unrefuse.edits.recipe import PLAN
 from unrefuse.engine.forward import together
 from unrefuse.engine.generate import last_logits
 from unrefuse.errors import UnrefuseError
+from unrefuse.jobs.runs import TUNING, keep_unsaved
 from unrefuse.jobs.save import Discard, check_out, check_writable, copy_size, new_folder
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.metrics.judges import Judge, judge_of
@@ -85,19 +86,20 @@ def run_edit(config: RunConfig) -> Result:
         raise UnrefuseError("where to? name a folder: --out DIR")
     out = check_out(config.out)
     judge = judge_of(config)
-    run = out.with_name(f"{out.name}.tuning") if config.tune else None
+    run = out.with_name(f"{out.name}{TUNING}") if config.tune else None
     device = config.device  # "auto" may be another card, or several, at the end
     prepared = prepare(config, SPLITS, run, saves=True)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
     before = prepared.before
     best, result = search(prepared)
     if best is None:
+        keep_unsaved(result, out, run)
         return result
     plan = best.plan
     with new_folder(out, copy_size(model.folder)) as folder:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
-            check_written(model.folder, folder, plan, config.preserve_norm)
+            lost = check_written(model.folder, folder, plan, config.preserve_norm)
             wanted = _probe(model, before["search"], plan)
             name, dtype = model.name, model.network.dtype
             made_for = fingerprint(checkpoint_files(model.folder))
@@ -111,7 +113,7 @@ def run_edit(config: RunConfig) -> Result:
                 check_logits(wanted, _probe(saved, before["search"], ()), coarser)
         with clock(seconds, "test"):
             measured = measure(saved, before["test"], config, everything=True)
-        result = _tested(result, measured, judge)
+        result = _tested(replace(result, lost_in_rounding=tuple(lost)), measured, judge)
         if not result.saved:
             raise Discard
         plot_result(result, folder / "result.png")
@@ -126,7 +128,9 @@ def run_edit(config: RunConfig) -> Result:
             save_tuned(best, result, run, made_for)
             keep_record(run, record)
         write_sums(folder)
-    if run is not None and result.saved:  # else the record stays: it can be gone on with
+    if not result.saved:  # then the folder of a tuning stays, too: it can be gone on with
+        keep_unsaved(result, out, run)
+    elif run is not None:
         shutil.rmtree(run)
     return result
 
@@ -148,6 +152,7 @@ def run_tune(config: RunConfig) -> Result:
     prepared = prepare(config, SPLITS, out)
     best, result = search(prepared)
     if best is None:
+        keep_unsaved(result, out, out)
         return result
     with clock(prepared.seconds, "test"), hooked(prepared.model.network, best.plan):
         measured = measure(prepared.model, prepared.before["test"], prepared.config, True)
@@ -156,6 +161,8 @@ def run_tune(config: RunConfig) -> Result:
         save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
         plot_result(result, out / "result.png")
         write_json(result, out / RECORD)
+    else:
+        keep_unsaved(result, out, out)
     return result
 
 
