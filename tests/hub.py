@@ -22,13 +22,14 @@ def serving(monkeypatch, fail=lambda method, path: None):
     `fail` maps a method and a path to a status in place of an answer, or to "drop": the line is
     cut. The client's waits between tries are left out.
     """
-    hub = SimpleNamespace(repos={}, calls=[], blobs={}, fail=fail, tokens=set())
+    hub = SimpleNamespace(repos={}, calls=[], blobs={}, fail=fail, tokens={})
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self, method):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             hub.calls.append((method, self.path))
-            hub.tokens.add((self.headers.get("authorization") or "").removeprefix("Bearer "))
+            token = (self.headers.get("authorization") or "").removeprefix("Bearer ")
+            hub.tokens.setdefault(self.path.split("/")[1], set()).add(token)
             wrong = hub.fail(method, self.path)
             if wrong == "drop":
                 self.close_connection = True
@@ -48,7 +49,7 @@ def serving(monkeypatch, fail=lambda method, path: None):
                 asked = json.loads(body)
                 name = f"{asked['organization'] or 'me'}/{asked['name']}"
                 if name in hub.repos:
-                    return 409, {"error": "You already created this model repo"}
+                    return 409, {"error": "You already created this", "url": f"{hub.url}/{name}"}
                 private = asked.get("visibility") == "private"
                 hub.repos[name] = SimpleNamespace(private=private, files={})
                 return 200, {"url": f"{hub.url}/{name}"}

@@ -10,7 +10,6 @@ from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.models.checkpoint import checkpoint_files
 from unrefuse.report.card import write_card
 from unrefuse.report.results import write_json
-from unrefuse.report.sbom import write_sbom
 from unrefuse.report.seal import write_sums
 from unrefuse.report.tuned import save_tuned
 from unrefuse.search.stage import Stage
@@ -29,7 +28,6 @@ def save(folder, **figures):
     (out / "result.png").write_bytes(b"\x89PNG")
     write_card(made, out)
     write_json(made, out / "run.json")
-    write_sbom(made, out)
     save_tuned(stage, made, out / "tuning", fingerprint(checkpoint_files(model)))
     write_sums(out)
     return model, out

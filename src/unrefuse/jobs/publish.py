@@ -155,7 +155,9 @@ def upload(found: Publication, public: bool = False) -> dict[str, Any]:
     repository that is public without being asked to be, and for one that holds other files.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.utils.logging import set_verbosity_error
 
+    set_verbosity_error()  # its warnings of another try hold addresses with their signatures
     with _told(found.repo, "nothing was uploaded"):
         if not get_token():
             raise UnrefuseError(f"no token for the hub: {LOGIN}")
