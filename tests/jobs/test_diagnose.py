@@ -12,7 +12,7 @@ from unrefuse import RunConfig
 from unrefuse.cli import app
 from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.diagnose import apply, diagnose
-from unrefuse.jobs.runs import find_run, keep_unsaved
+from unrefuse.jobs.runs import find_run
 from unrefuse.jsontext import json_text
 from unrefuse.report.steps import Step
 
@@ -43,13 +43,11 @@ def told(*words):
 
 
 def test_a_run_that_saved_nothing_is_found_by_the_name_it_was_to_have(tmp_path):
-    out = tmp_path / "a b"
-    keep_unsaved(unsaved(), out, None)
-    assert [f.name for f in tmp_path.iterdir()] == ["a b.run.json"]
-    for name in (out, tmp_path / "a b.run.json"):
+    run = write(tmp_path / "a b.run", unsaved().to_json())
+    for name in (tmp_path / "a b", run, run / "run.json"):
         done = told("diagnose", name)
         assert done.exit_code == 0, done.output
-        command = f"unrefuse edit --config '{tmp_path}/a b.run.json' --peak 0.55 --width 0.18"
+        command = f"unrefuse edit --config '{run}/run.json' --peak 0.55 --width 0.18"
         assert f"$ {command} --out '{tmp_path}/a b-2'" in done.output
     other = tmp_path / "printed.json"
     other.write_text(json_text(unsaved().to_json()))
@@ -69,7 +67,7 @@ def test_the_folder_of_a_tuning_has_the_record_or_goes_on(tmp_path):
         assert diagnose(name).commands(finding) == [
             f"unrefuse edit --config {run}/settings.json --resume --out {tmp_path}/x"
         ]
-    keep_unsaved(unsaved(tune="optuna", trials=3), tmp_path / "x", run)
+    write(run, unsaved(tune="optuna", trials=3).to_json())
     found = diagnose(tmp_path / "x")
     assert found.commands(found.findings[0]) == [
         f"unrefuse edit --config {run}/run.json --trials 6 --out {tmp_path}/x-2"
@@ -77,7 +75,7 @@ def test_the_folder_of_a_tuning_has_the_record_or_goes_on(tmp_path):
     only = tmp_path / "y"
     only.mkdir()
     (only / "settings.json").write_text(json.dumps(SETTINGS | {"tune": "grid"}))
-    keep_unsaved(unsaved(tune="grid"), only, only)
+    write(only, unsaved(tune="grid").to_json())
     found = diagnose(only)
     assert found.commands(found.findings[0]) == [
         f"unrefuse tune --config {only}/run.json --search optuna --out {tmp_path}/y-2"

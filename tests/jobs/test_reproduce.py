@@ -15,6 +15,7 @@ from unrefuse.cli import app
 from unrefuse.jobs import reproduce as job
 from unrefuse.jobs.publish import plan_publication
 from unrefuse.jobs.reproduce import Reproduction, reproduce
+from unrefuse.jsontext import json_text
 from unrefuse.report.seal import find_faults, write_sums
 
 
@@ -33,8 +34,8 @@ def runs(tmp_path_factory):
     settings = {"model": str(model), "limit": 40, "out": folder / "first", **files}
     first = run_edit(RunConfig(**settings, strength=0.01))
     assert not first.saved
-    assert not (folder / "first").exists()
-    done = CliRunner().invoke(app, ["diagnose", str(folder / "first"), "--apply", "--json"])
+    (folder / "first.json").write_text(json_text(first.to_json()))
+    done = CliRunner().invoke(app, ["diagnose", str(folder / "first.json"), "--apply", "--json"])
     assert done.exit_code == 0, done.output
     return model, folder / "first-2", json.loads(done.stdout)
 
@@ -59,7 +60,7 @@ def test_apply_runs_the_first_command_and_saves_under_the_same_floors(runs):
     _, edited, told = runs
     assert told["findings"][0]["name"] == "low removal"
     assert told["findings"][0]["commands"] == [
-        f"unrefuse edit --config {edited.parent}/first.run.json --strength 0.5 --out {edited}"
+        f"unrefuse edit --config {edited.parent}/first.json --strength 0.5 --out {edited}"
     ]
     assert told["result"]["saved"]
     assert told["result"]["retention"]["value"] >= 0.95

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from unrefuse.commands.options import Json
-from unrefuse.commands.output import print_json, tell
+from unrefuse.commands.output import print_json, say, show, tell
 
 
 def diagnose(
@@ -30,14 +30,19 @@ def diagnose(
     if not as_json:
         _print(found)
     result = run_next(found) if apply else None
-    if result is not None:
-        from unrefuse.commands.edit import report
+    if as_json:
+        print_json(found.to_json() | {"result": result and result.to_json()})
+    elif result:
+        from unrefuse.report.results import result_table
 
-        report(result, str(found.out), as_json, found.to_json())
-    elif as_json:
-        print_json(found.to_json())
+        show(result_table(result))
+        tell(f"saved: {found.out}" if result.saved else "nothing was saved")
     elif apply:
         tell("no finding has a command to run")
+    for reason in result.reasons if result else ():
+        say(reason)
+    if result and not result.saved:
+        raise typer.Exit(1)
 
 
 def _print(found: Any) -> None:

@@ -1,6 +1,5 @@
 """`unrefuse edit` and `unrefuse tune`: the main job."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,7 +112,7 @@ def edit(
 
     result = run_edit(settings)
     where = f"{settings.out} (card: {settings.out}/README.md, record: {settings.out}/run.json)"
-    report(result, where, as_json)
+    _report(result, where, as_json)
 
 
 def tune(
@@ -168,18 +167,16 @@ def tune(
     from unrefuse.jobs.edit import run_tune
 
     result = run_tune(settings)
-    report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
+    _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
 
 
-def report(result: Any, where: str, as_json: bool, beside: dict[str, Any] | None = None) -> None:
-    """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed. With
-    `beside`, the JSON object is that one, with the result under `result`."""
+def _report(result: Any, where: str, as_json: bool) -> None:
+    """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed."""
     from unrefuse.report.results import example_text, result_table
     from unrefuse.report.terminal import layer_bars
 
     if as_json:
-        record = result.to_json()
-        print_json(record if beside is None else beside | {"result": record})
+        print_json(result.to_json())
     else:
         show(result_table(result))
         tell(f"\nkernel: {result.kernel.source}, multiplier {result.multiplier:g}")
@@ -190,8 +187,8 @@ def report(result: Any, where: str, as_json: bool, beside: dict[str, Any] | None
         say(reason)
     if not result.saved:
         say(
-            f"nothing was saved: the goal is not met on the {result.split} split; "
-            f"`{shlex.join(['unrefuse', 'diagnose', str(result.config.out)])}` says what to try"
+            f"nothing was saved: the goal is not met on the {result.split} split; `unrefuse "
+            "diagnose` of its record says what to try"
         )
     if result.unjudged:
         say(f"unrefuse: {result.unjudged}; all figures are those of the built-in detector alone")

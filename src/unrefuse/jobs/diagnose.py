@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from unrefuse.config import load_config
 from unrefuse.errors import UnrefuseError
-from unrefuse.jobs.runs import TUNING, Found, find_run
+from unrefuse.jobs.runs import BESIDE, Found, find_run
 from unrefuse.metrics.record import read_trials
 from unrefuse.report.findings import Seen, Tried
 from unrefuse.report.recorded import RunRecord, Trial, read_record, trusting
@@ -33,7 +34,7 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "run": str(self.found.folder),
+            "run": str(self.found.out),
             "record": str(self.found.file),
             "saved": bool(self.record and self.record.saved),
             "findings": [
@@ -57,13 +58,9 @@ def diagnose(path: Path, out: Path | None = None) -> Diagnosis:
     found = find_run(path)
     config = load_config(found.file)
     record = read_record(found.file) if found.ended else None
-    trials = _trials(found)
-    goal = out or _next(found.folder)
-    tunes = found.only_tunes
-    unended = found.folder
-    if not tunes:
-        unended = unended.with_name(unended.name.removesuffix(TUNING) or unended.name)
-    seen = Seen(config, record, trials, tunes, unended, goal)
+    trials = [trial for folder in found.trials for trial in _trials(folder)]
+    goal = out or _next(found.out)
+    seen = Seen(config, record, trials, found.only_tunes, found.out, goal)
     return Diagnosis(found, record, goal, seen.findings())
 
 
@@ -99,15 +96,15 @@ def apply(diagnosis: Diagnosis) -> Result | None:
     return result
 
 
-def _trials(found: Found) -> list[Tried]:
+def _trials(folder: Path) -> list[Tried]:
     """Raises UnrefuseError for a damaged one."""
     trials = []
-    for row in read_trials(found.trials):
+    for row in read_trials(folder):
         try:
             trial = Trial.model_validate(row)
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise UnrefuseError(f"{found.trials}: a trial is damaged at {where}") from None
+            raise UnrefuseError(f"{folder}: a trial is damaged at {where}") from None
         score = Score(**trial.score.model_dump())
         trials.append(Tried(trial.trial, trial.parameters, score))
     return trials
@@ -115,12 +112,9 @@ def _trials(found: Found) -> list[Tried]:
 
 def _next(folder: Path) -> Path:
     """Where the next run goes: beside this one, under a name that is not there."""
-    if folder.name in ("", ".."):
-        folder = folder.resolve()
-    name = folder.name.removesuffix(TUNING) or "run"
+    numbers = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
     return next(
         out
-        for number in range(2, 10_000)
-        if not ((out := folder.with_name(f"{name}-{number}")).exists())
-        and not out.with_name(f"{out.name}{TUNING}").exists()
+        for out in numbers
+        if not any(out.with_name(f"{out.name}{end}").exists() for end in ("", *BESIDE))
     )

@@ -21,7 +21,6 @@ from unrefuse.edits.recipe import PLAN
 from unrefuse.engine.forward import together
 from unrefuse.engine.generate import last_logits
 from unrefuse.errors import UnrefuseError
-from unrefuse.jobs.runs import TUNING, keep_unsaved
 from unrefuse.jobs.save import Discard, check_out, check_writable, copy_size, new_folder
 from unrefuse.kernel import Kernel, choose_kernel
 from unrefuse.metrics.judges import Judge, judge_of
@@ -86,14 +85,13 @@ def run_edit(config: RunConfig) -> Result:
         raise UnrefuseError("where to? name a folder: --out DIR")
     out = check_out(config.out)
     judge = judge_of(config)
-    run = out.with_name(f"{out.name}{TUNING}") if config.tune else None
+    run = out.with_name(f"{out.name}.tuning") if config.tune else None
     device = config.device  # "auto" may be another card, or several, at the end
     prepared = prepare(config, SPLITS, run, saves=True)
     config, model, seconds = prepared.config, prepared.model, prepared.seconds
     before = prepared.before
     best, result = search(prepared)
     if best is None:
-        keep_unsaved(result, out, run)
         return result
     plan = best.plan
     with new_folder(out, copy_size(model.folder)) as folder:
@@ -128,9 +126,7 @@ def run_edit(config: RunConfig) -> Result:
             save_tuned(best, result, run, made_for)
             keep_record(run, record)
         write_sums(folder)
-    if not result.saved:  # then the folder of a tuning stays, too: it can be gone on with
-        keep_unsaved(result, out, run)
-    elif run is not None:
+    if run is not None and result.saved:  # else the record stays: it can be gone on with
         shutil.rmtree(run)
     return result
 
@@ -152,7 +148,6 @@ def run_tune(config: RunConfig) -> Result:
     prepared = prepare(config, SPLITS, out)
     best, result = search(prepared)
     if best is None:
-        keep_unsaved(result, out, out)
         return result
     with clock(prepared.seconds, "test"), hooked(prepared.model.network, best.plan):
         measured = measure(prepared.model, prepared.before["test"], prepared.config, True)
@@ -161,8 +156,6 @@ def run_tune(config: RunConfig) -> Result:
         save_tuned(best, result, out, fingerprint(checkpoint_files(prepared.model.folder)))
         plot_result(result, out / "result.png")
         write_json(result, out / RECORD)
-    else:
-        keep_unsaved(result, out, out)
     return result
 
 

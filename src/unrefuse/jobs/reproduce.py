@@ -19,7 +19,7 @@ from unrefuse.models.checkpoint import SUMS, checkpoint_files, checkpoint_hash, 
 from unrefuse.models.device import choose_device
 from unrefuse.progress import stderr
 from unrefuse.report.recorded import RunRecord, read_record, trusting
-from unrefuse.report.results import LIBRARIES, Result
+from unrefuse.report.results import LIBRARIES, RECORD, Result
 from unrefuse.report.seal import recorded_sums
 
 SAME_GRADES = 0.95  # of the replies, where behaviour is said to match
@@ -87,7 +87,8 @@ def reproduce(
     record = read_record(found.file)
     if not record.saved:
         raise UnrefuseError(f"{run} saved nothing, so there is nothing to reproduce")
-    plan, _ = read_plan(found.folder)
+    folder = found.file.parent
+    plan, _ = read_plan(folder)
     config = _config(found, model, trust or {})
     versions = _versions(record)
     for name, (old, new) in versions.items():
@@ -99,7 +100,7 @@ def reproduce(
         same = Reproduction(
             result.saved,
             result.saved and _same_plan(plan, goal),
-            None if found.only_tunes or not result.saved else _same_weights(found.folder, goal),
+            None if found.only_tunes or not result.saved else _same_weights(folder, goal),
             _compared(record, result),
             versions,
         )
@@ -112,8 +113,8 @@ def _find(run: str) -> Found:
     """The record in a folder here, or on the hub: then without its weights."""
     if Path(run).exists():
         found = find_run(Path(run))
-        if not found.ended:
-            raise UnrefuseError(f"{run} has not ended: `unrefuse diagnose {run}` says how to go on")
+        if not found.ended or found.file.name != RECORD:
+            raise UnrefuseError(f"{run} is no run that has ended: name the folder that it wrote")
         return found
     from huggingface_hub import snapshot_download
 
@@ -188,7 +189,7 @@ def _with_behaviour(
     """The two models asked the same test prompts. A run without its weights gets them by its plan,
     from the original."""
     folders = []
-    for name, own in (("old", found.folder), ("new", goal)):
+    for name, own in (("old", found.file.parent), ("new", goal)):
         if not (own / "config.json").is_file():
             edited = made / name
             apply_plan(own, config.model_copy(update={"out": edited}))

@@ -1,74 +1,52 @@
-"""The record of a run, kept though nothing was saved, and found again by the name of the run."""
+"""A run found again by its name: what it saved, or what it left where it saved nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from unrefuse.errors import UnrefuseError
-from unrefuse.jobs.save import new_file
 from unrefuse.metrics.record import SETTINGS
-from unrefuse.progress import stderr
-from unrefuse.report.results import RECORD, Result, write_json
+from unrefuse.report.results import RECORD
 
-TUNING = ".tuning"  # after OUT: the folder of its tuning, until OUT is saved
+BESIDE = (".run", ".tuning")  # after OUT: what an edit keeps there until it has saved something
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where a run lies: its folder, the file that `--config` takes, and the folder of its trials.
+    """Where a run lies: the folder that it was to write, the file that `--config` takes, and the
+    folders that may hold its trials. `ended` is False where it has no record yet: `file` then is
+    its settings."""
 
-    `ended` is False for a tuning that has no record yet: `file` then is its settings.
-    """
-
-    folder: Path
+    out: Path
     file: Path
-    trials: Path
+    trials: tuple[Path, ...]
     ended: bool = True
 
     @property
     def only_tunes(self) -> bool:
         """Whether it is a run of `unrefuse tune`, which saves no model."""
-        own = self.trials == self.folder and (self.trials / SETTINGS).is_file()
-        return own and not self.folder.name.endswith(TUNING)
-
-
-def keep_unsaved(result: Result, out: Path, run: Path | None) -> None:
-    """Writes the record of a run that saved nothing: into the folder of its tuning `run`, else as
-    OUT.run.json. Only tells where that can't be written: the run itself is done."""
-    file = run / RECORD if run else _beside(out)
-    try:
-        with new_file(file, replace=True) as new:
-            write_json(result, new)
-    except UnrefuseError as error:
-        stderr.print(f"the record of the run is lost: {error}")
+        return self.out == self.file.parent and (self.out / SETTINGS).is_file()
 
 
 def find_run(path: Path) -> Found:
-    """The run at `path`: a folder of `edit` or `tune`, the OUT of an edit that saved nothing, or a
-    file that holds the object of `--json`. Raises UnrefuseError where there is none."""
-    tuning = path.with_name(f"{path.name}{TUNING}") if path.name else path
+    """The run at `path`: a folder of `edit` or `tune`, the OUT of one that saved nothing or was
+    stopped, or a file that holds the object of `--json`. Raises UnrefuseError where there is
+    none."""
     try:
-        if path.is_file() and path.name != RECORD:
-            name = path.name.removesuffix(path.suffix).removesuffix(".run")
-            folder = path.with_name(name or path.name)
-            return Found(folder, path, folder)
         if path.is_file():
+            if path.name != RECORD:
+                return Found(path.with_suffix(""), path, ())
             path = path.parent
-        for folder in (path, tuning):
-            inside = folder / "tuning"
-            trials = inside if inside.is_dir() else folder
-            if (folder / RECORD).is_file():
-                return Found(folder, folder / RECORD, trials)
-            if (folder / SETTINGS).is_file():
-                return Found(folder, folder / SETTINGS, trials, ended=False)
-        if path.name and _beside(path).is_file():
-            return Found(path, _beside(path), path)
+        path = path if path.name not in ("", "..") else path.resolve()
+        out = path
+        for end in BESIDE:
+            out = out.with_name(out.name.removesuffix(end) or out.name)
+        for folder in (path, *(out.with_name(f"{out.name}{end}") for end in BESIDE)):
+            for name, ended in ((RECORD, True), (SETTINGS, False)):
+                if (folder / name).is_file():
+                    return Found(out, folder / name, (folder, folder / "tuning"), ended)
     except (OSError, ValueError) as error:
         raise UnrefuseError(f"cannot read {path}: {error}") from None
     raise UnrefuseError(
         f"there is no run in {path}: name a folder that `unrefuse edit` or `unrefuse tune` was to "
         "write, or a file with what --json printed"
     )
-
-
-def _beside(out: Path) -> Path:
-    return out.with_name(f"{out.name}.{RECORD}")

@@ -261,15 +261,16 @@ class Seen:
         )
 
     def _not_ended(self) -> Finding:
-        wanted = 25 if self.config.tune == "grid" else self.config.trials
+        wanted = self.config.trials if self.config.tune == "optuna" else 25
         step = Step("tune" if self.tunes else "edit", {"resume": True, "out": str(self.unended)})
-        best = self._best_trial()
+        told = f"{len(self.trials)} of {wanted} trials are there, and no result"
+        if not self.config.tune:
+            told = "what it has asked is there, and no result"
         return Finding(
             "the run has not ended",
-            f"{len(self.trials)} of {wanted} trials are there, and no result"
-            + (f"; {best}" if best else ""),
+            told + (f"; {best}" if (best := self._best_trial()) else ""),
             "go on with it, as far as it came",
-            {"trials": len(self.trials), "of": wanted},
+            {"trials": len(self.trials)},
             (step,),
         )
 
