@@ -11,6 +11,7 @@ from unrefuse.commands import (
     analyze,
     apply,
     chat,
+    diagnose,
     diff,
     doctor,
     edit,
@@ -18,6 +19,8 @@ from unrefuse.commands import (
     export,
     output,
     prompts,
+    publish,
+    reproduce,
     verify,
 )
 from unrefuse.commands.app import app as page
@@ -30,6 +33,7 @@ app = typer.Typer(name="unrefuse", no_args_is_help=True, pretty_exceptions_enabl
 for command in (
     *(edit.edit, edit.tune, chat.chat, page, evaluate.evaluate, analyze.analyze, analyze.kernel),
     *(apply.apply, export.export, export.revert, diff.diff, verify.verify, doctor.doctor),
+    *(diagnose.diagnose, reproduce.reproduce, publish.publish),
 ):
     app.command(cls=Command)(command)
 app.add_typer(prompts.app, name="prompts")

@@ -256,14 +256,34 @@ def load_config(
     """The configuration of `file` (TOML, JSON or a run.json), over `defaults`, under `overrides`.
 
     `kernel` in `overrides` is a mapping that is merged over the file's. Overrides of None do not
-    count. Raises UnrefuseError, in one line, for a file that cannot be read and for bad values.
+    count; the others take the place of what contradicts them in the file. Raises UnrefuseError, in
+    one line, for a file that cannot be read and for bad values.
     """
     values = {**defaults, **(_read(file) if file else {})}
-    kernel = dict(values.get("kernel") or {}) | _given(overrides.pop("kernel", {}))
-    values |= _given(overrides)
-    if kernel:
-        values["kernel"] = kernel
-    return make_config(values)
+    named, over = _given(overrides.pop("kernel", {})), _given(overrides)
+    values = {key: value for key, value in values.items() if not _displaced(key, named, over)}
+    kernel = values.get("kernel") or {}
+    if isinstance(kernel, dict):  # else it is told as any bad value
+        kept = {key: value for key, value in kernel.items() if not _displaced(key, named, over)}
+        if kept | named:
+            values["kernel"] = kept | named
+    return make_config(values | over)
+
+
+# A setting of a file gives way where one of these is named over it.
+DISPLACES = {
+    "profile": ("style", "file"),
+    "style": ("profile", "file"),
+    "peak": ("file",),
+    "width": ("file",),
+    "file": ("profile", "style", "peak", "width", "tune"),
+    "tune": ("file", "strength"),
+    "strength": ("tune",),
+}
+
+
+def _displaced(key: str, *named: dict[str, Any]) -> bool:
+    return any(key in DISPLACES.get(name, ()) for given in named for name in given)
 
 
 def validated(config: RunConfig) -> RunConfig:

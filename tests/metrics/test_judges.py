@@ -155,9 +155,8 @@ def test_a_classifier_that_is_damaged_or_has_code_of_its_own_is_one_line(classif
         folder = shutil.copytree(classifier, tmp_path / "j", dirs_exist_ok=True)
         (folder / name).write_text(text)
         judge = parse_judge(f"hf:{folder}")
-        with pytest.raises(UnrefuseError, match=says):
-            check_judge(judge)
-            graded(judge, [line(reply=ANSWERS[0])])
+        with pytest.raises(UnrefuseError, match=says):  # by one or the other, before it grades
+            _ = check_judge(judge), graded(judge, [line(reply=ANSWERS[0])])
     (folder / "c.py").write_text("import einops_not_there")
     (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}')
     with pytest.raises(UnrefuseError, match="einops_not_there"):  # its code was run

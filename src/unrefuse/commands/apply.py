@@ -13,16 +13,8 @@ if TYPE_CHECKING:
 
 
 @takes(
-    *(
-        "model",
-        "revision",
-        "allow_pickle",
-        "trust_remote_code",
-        "dequantize",
-        "out",
-        "device",
-        "preserve_norm",
-    ),
+    *("model", "out", "device", "preserve_norm"),
+    without=("probe",),
     defaults={"device": "cpu", "method": "ablate"},
 )
 def apply(

@@ -68,7 +68,10 @@ def _report(result: "Result", where: str, as_json: bool) -> None:
         if page := _page(result.config.require_out()):
             tell(f"report      {page}")
     if not result.saved:
-        say(f"nothing was saved: the goal is not met on the {result.split} split")
+        say(
+            f"nothing was saved: the goal is not met on the {result.split} split; `unrefuse "
+            "diagnose` of its record says what to try"
+        )
     if result.unjudged:
         say(f"unrefuse: {result.unjudged}; all figures are those of the built-in detector alone")
     if result.unjudged or not result.saved:

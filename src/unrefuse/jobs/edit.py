@@ -100,7 +100,7 @@ def run_edit(config: RunConfig) -> Result:
     with new_folder(out, copy_size(model.folder)) as folder:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
-            check_written(model.folder, folder, plan, config.preserve_norm)
+            lost = check_written(model.folder, folder, plan, config.preserve_norm)
             wanted = _probe(model, before["search"], plan)
             name, dtype = model.name, model.network.dtype
             original, made_for = model.folder, fingerprint(checkpoint_files(model.folder))
@@ -114,7 +114,7 @@ def run_edit(config: RunConfig) -> Result:
                 check_logits(wanted, _probe(saved, before["search"], ()), coarser)
         with clock(seconds, "test"):
             measured = measure(saved, before["test"], config, everything=True)
-        result = _tested(result, measured, judge)
+        result = _tested(replace(result, lost_in_rounding=tuple(lost)), measured, judge)
         if not result.saved:
             raise Discard
         plot_result(result, folder / "result.png")

@@ -114,10 +114,9 @@ def read_measured(run: Path, model: Path, preserve_norm: bool | None = False) ->
     Raises UnrefuseError for a plan that cannot be read, or was made for other weights; and where
     its record does not say that just this plan, in just this form, was measured above the floors.
     """
-    file = find_plan(run)
-    plan, metadata = read_plan(file)
-    check_made_for(metadata, model, file)
-    measured = _record(plan, metadata, file)
+    recipe = read_recorded(run)
+    file, measured = find_plan(run), recipe.measured
+    check_made_for(recipe.metadata, model, file)
     if preserve_norm not in (None, measured.preserve_norm):
         raise UnrefuseError(
             f"the edit of {file} was measured with rows that keep their length, which no adapter "
@@ -126,6 +125,15 @@ def read_measured(run: Path, model: Path, preserve_norm: bool | None = False) ->
             else f"the edit of {file} was not measured with rows that keep their length: `unrefuse "
             "edit --method ablate --preserve-norm` measures and writes it so"
         )
+    return recipe
+
+
+def read_recorded(run: Path) -> Recipe:
+    """The plan at `run`, whose record says that it was measured above its floors; for which weights
+    is not asked. Raises UnrefuseError for one that cannot be read or was not."""
+    file = find_plan(run)
+    plan, metadata = read_plan(file)
+    measured = _record(plan, metadata, file)
     try:
         scale = float(metadata.get("scale", 1))
     except ValueError:

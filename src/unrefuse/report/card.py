@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from unrefuse.config import RunConfig
@@ -41,21 +41,21 @@ def write_card(result: Result, folder: Path, original: Path) -> None:
     kept = [e for e in exchanges if e.prompt.set == "keep" and e.as_expected]
     text = _template().render(
         **_of_record(record),
-        card_data=_metadata(result, base, licence),
-        licence=_code(licence.get("license_name") or licence.get("license", "")),
-        title=_code(title(result.config)),
-        base=_code(base),
+        card_data=_metadata(result, base, licence, record),
+        licence=in_code(licence.get("license_name") or licence.get("license", "")),
+        title=in_code(title(result.config)),
+        base=in_code(base),
         version=record["versions"]["unrefuse"],
         edit=EDITS[result.config.method],
         norm=", whose rows kept their length" if result.config.preserve_norm else "",
         layers=len(result.kernel.weights),
         layers_edited=sum(weight > 0 for weight in result.kernel.weights),
-        kernel=_code(result.kernel.source),
+        kernel=in_code(result.kernel.source),
         multiplier=f"{result.multiplier:g}",
         kept=sum(e.after is not None and e.after.grade == "refused" for e in kept),
         kept_of=len(kept),
         still_total=len(still),
-        still=[_code(text) for text in still[:SHOWN]],
+        still=[in_code(text) for text in still[:SHOWN]],
         reply_tokens=result.config.reply_tokens,
     )
     (folder / CARD).write_text(text, encoding="utf-8")
@@ -65,6 +65,20 @@ def figures_text(record: dict[str, Any]) -> str:
     """The section of the card that has the figures, from the object of run.json alone."""
     template = _template()
     return "".join(template.blocks["figures"](template.new_context(_of_record(record))))
+
+
+def results_of(record: dict[str, Any]) -> dict[str, float]:
+    """The figures of a record that go into a card's metadata, for the hub to show."""
+    return {name: round(float(record[name]["value"]), 4) for name in MEANINGS}
+
+
+def evaluation_results(card: str) -> dict[str, float]:
+    """The same from the text of a card; none where it has no metadata that can be read."""
+    try:
+        found = ModelCard(card).data.get("eval_results", [])
+        return {result.metric_type: float(result.metric_value) for result in found}
+    except Exception:  # of PyYAML and of the hub client's classes, whatever is in the card
+        return {}
 
 
 def base_name(config: RunConfig) -> str:
@@ -79,14 +93,18 @@ def title(config: RunConfig) -> str:
     return (config.out and config.out.resolve().name) or base_name(config)
 
 
-def _template() -> Template:
-    environment = Environment(
+def environment() -> Environment:
+    """Where the templates of cards are."""
+    return Environment(
         loader=PackageLoader("unrefuse.report"),
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701 (Markdown; untrusted text goes through `_code`)
+        autoescape=False,  # noqa: S701 (Markdown; untrusted text goes through `in_code`)
         keep_trailing_newline=True,
     )
-    return environment.get_template("card.md.jinja")
+
+
+def _template() -> Template:
+    return environment().get_template("card.md.jinja")
 
 
 def _of_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +121,7 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
             }
             for name in record["refused"]
         ],
-        "weakest": record["weakest"] and _code(_weakest(record["weakest"])),
+        "weakest": record["weakest"] and in_code(_weakest(record["weakest"])),
         "pairs": [
             {"name": name.replace("_", "-"), **{w: _count(e[name]) for w, e in pairs.items()}}
             for name in (*OUTCOMES.values(), "broken")
@@ -120,7 +138,7 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
             }
             for name, sets in record["contexts"].items()
         ],
-        "judged": [_code(line) for line in judge_lines(record)],
+        "judged": [in_code(line) for line in judge_lines(record)],
         "parts": [
             ("By topic", _parts(record["by_topic"])),
             ("By language", _parts(record["by_lang"])),
@@ -147,7 +165,7 @@ def _licence(folder: Path) -> dict[str, str]:
     return {key: text for key in keys if isinstance(text := getattr(found, key, None), str)}
 
 
-def _metadata(result: Result, base: str, licence: dict[str, str]) -> str:
+def _metadata(result: Result, base: str, licence: dict[str, Any], record: dict[str, Any]) -> str:
     named = result.config.model not in ("demo",) and not Path(result.config.model).is_dir()
     languages = sorted({e.prompt.lang for e in result.measurement.exchanges if e.prompt.lang})
     return ModelCardData(
@@ -158,7 +176,23 @@ def _metadata(result: Result, base: str, licence: dict[str, str]) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["unrefuse", "weight-editing", "over-refusal"],
+        model_name=title(result.config),
+        eval_results=[eval_result(n, v, record[n]) for n, v in results_of(record).items()],
     ).to_yaml()
+
+
+def eval_result(name: str, value: float, e: dict[str, Any]) -> EvalResult:
+    """A figure as the hub shows it, with its interval and n."""
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type="unrefuse",
+        dataset_name="unrefuse, held-out prompts",
+        dataset_split="test",
+        metric_type=name,
+        metric_name=f"{name}: {MEANINGS[name]}",
+        metric_value=value,
+        metric_args={key: round(e[key], 4) for key in ("n", "low", "high") if key in e},
+    )
 
 
 def _row(name: str, e: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +208,7 @@ def _parts(shares: dict[str, Any]) -> list[dict[str, str]]:
     values = sorted(shares["removal"].keys() | shares["retention"].keys())
     return [
         {
-            "value": _code(value),
+            "value": in_code(value),
             "removal": cell("removal", value),
             "retention": cell("retention", value),
         }
@@ -182,6 +216,6 @@ def _parts(shares: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _code(text: str) -> str:
+def in_code(text: str) -> str:
     """Untrusted text, fit to stand in Markdown: one line, and no character that acts."""
     return plain(text, 200).translate({ord(c): " " for c in "`|<>[]{}"})

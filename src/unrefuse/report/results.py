@@ -33,6 +33,7 @@ from unrefuse.metrics.record import write_whole
 from unrefuse.metrics.statistics import INTERVAL, Estimate, decides, mcnemar, needed, share
 from unrefuse.prompts.sets import SETS
 from unrefuse.prompts.thinking import after_thinking
+from unrefuse.report.searched import original_record, stage_record
 from unrefuse.report.terminal import Table, plain
 from unrefuse.search.stage import Stage
 
@@ -53,7 +54,8 @@ class Result:
 
     `measurement` is by the grades of `judge`. Where that is not the detector, `detected` is the
     measurement by the detector, and `agreement` that of the two. `unjudged` says why the judge that
-    was asked for gave no figures. `layers` is what `discrimination.by_layer` measured."""
+    was asked for gave no figures. `layers` is what `discrimination.by_layer` measured.
+    `lost_in_rounding` names tensors that the edit did not reach."""
 
     config: RunConfig
     kernel: Kernel
@@ -70,6 +72,7 @@ class Result:
     agreement: dict[str, Any] | None = None
     unjudged: str | None = None
     layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    lost_in_rounding: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json` and of run.json."""
@@ -97,15 +100,9 @@ class Result:
             "refused_before": {split: b.counts() for split, b in self.before.items()},
             "kernel": self.kernel.describe(self.multiplier),
             "layers": {name: list(values) for name, values in self.layers.items()},
-            "stages": [
-                {
-                    "name": stage.name,
-                    "multiplier": stage.multiplier,
-                    **stage.measurement.figures(),
-                    "keeps_floors": stage.keeps_floors,
-                }
-                for stage in self.stages
-            ],
+            "original": {"search": original_record(self.before["search"])},
+            "stages": [stage_record(stage) for stage in self.stages],
+            "lost_in_rounding": list(self.lost_in_rounding),
             "seconds": {step: round(s, 2) for step, s in self.seconds.items()},
             "peak_rss_mib": peak_rss_mib(),
             "saved": self.saved,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,9 +12,9 @@ from jinja2 import TemplateError
 from unrefuse.config import RunConfig
 from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.metrics.floors import Figures
-from unrefuse.models.checkpoint import SUMS
+from unrefuse.models.checkpoint import CARD, SUMS
 from unrefuse.progress import track
-from unrefuse.report.card import CARD, figures_text
+from unrefuse.report.card import evaluation_results, figures_text, results_of
 from unrefuse.report.results import RECORD
 
 ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"))  # of names, as sha256sum does
@@ -26,6 +26,17 @@ def write_sums(folder: Path) -> None:
     named = track(files.items(), "hashing", len(files))
     lines = [_line(name, _hash(file)) for name, file in named]
     (folder / SUMS).write_bytes(b"".join(lines))
+
+
+def sums_of(folder: Path, names: Collection[str]) -> bytes:
+    """The lines of SHA256SUMS of these files alone. Raises UnrefuseError as `find_faults` does."""
+    wanted = _read_sums(folder / SUMS)
+    return b"".join(_line(name, digest) for name, digest in wanted.items() if name in names)
+
+
+def recorded_sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file by its name, as SHA256SUMS has it. Raises UnrefuseError."""
+    return _read_sums(folder / SUMS)
 
 
 def find_faults(folder: Path) -> list[str]:
@@ -59,6 +70,8 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
         if figures_text(record) not in card:
             by = record["versions"]["unrefuse"]
             yield f"the figures of {CARD} are not those of {RECORD}, as unrefuse {by} writes them"
+        if evaluation_results(card) != results_of(record):
+            yield f"the evaluation results in the metadata of {CARD} are not those of {RECORD}"
     except OSError as error:
         yield f"cannot read {error.filename}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:

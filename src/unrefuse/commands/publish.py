@@ -1,0 +1,61 @@
+"""`unrefuse publish`: a saved model or an adapter to the hub, first as a dry run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unrefuse.commands.options import Json
+from unrefuse.commands.output import print_json, tell
+
+
+def publish(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A saved model, or a folder of `export --lora`.")
+    ],
+    repo: Annotated[str, typer.Option(help="Its name on the hub, OWNER/NAME or NAME.")],
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Do it. Without, only what would be done is shown.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="For all to see. Default: private.")
+    ] = False,
+    replies: Annotated[
+        bool, typer.Option("--replies", help="Also files with replies to harmful prompts.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what of DIR would go to the hub, checked; with --upload, upload it. The token is that of
+    `hf auth login`, or of HF_TOKEN in the environment; no option takes one."""
+    from unrefuse.jobs.publish import plan_publication
+    from unrefuse.jobs.publish import upload as send
+
+    found = plan_publication(folder, repo, replies)
+    if not as_json:
+        _print(found)
+    done = send(found, public) if upload else None
+    if as_json:
+        print_json(found.to_json() | {"uploaded": done, "public": public})
+    elif done:
+        tell(f"uploaded, {'private' if done['private'] else 'public'}: {done['url']}")
+    else:
+        seen = "for all to see" if public else "private"
+        tell(f"a dry run: nothing was sent. --upload makes {repo}, {seen}, of these files")
+
+
+def _print(found: Any) -> None:
+    from rich.filesize import decimal
+
+    from unrefuse.report.terminal import plain
+
+    for part in found.parts:
+        tell(f"{decimal(part.size):>10}  {plain(part.name)}")
+    tell(f"{decimal(sum(p.size for p in found.parts)):>10}  {len(found.parts)} files")
+    for name, e in found.figures.items():
+        high = f" to {e['high']:.3f}" if "high" in e else ""
+        n = f", n {e['n']}" if "n" in e else ""
+        tell(f"{name} {e['value']:.3f} ({'' if high else 'from '}{e['low']:.3f}{high}{n})")
+    for name in found.left_out:
+        tell(f"left out: {plain(name)}")
+    for note in found.notes:
+        tell(f"note: {plain(note)}")
