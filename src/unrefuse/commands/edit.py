@@ -170,17 +170,9 @@ def tune(
     _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
 
 
-def _page(out: Path) -> Path | None:
-    """The report of a run: in its folder or, of a tuning that saved no model, in its record's."""
-    from unrefuse.report.page import PAGE
-
-    folder = out.expanduser().resolve()
-    places = (folder / PAGE, folder.with_name(f"{folder.name}.tuning") / PAGE)
-    return next((page for page in places if page.exists()), None)
-
-
 def _report(result: Any, where: str, as_json: bool) -> None:
     """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed."""
+    from unrefuse.report.page import PAGE
     from unrefuse.report.results import example_text, result_table
     from unrefuse.report.terminal import layer_bars
 
@@ -192,7 +184,8 @@ def _report(result: Any, where: str, as_json: bool) -> None:
         show(layer_bars({"weight": result.kernel.weights}), example_text(result))
         if result.saved:
             tell(f"\nsaved: {where}")
-        if page := _page(result.config.out):
+        page = (result.left or result.config.out).expanduser() / PAGE
+        if page.exists():
             tell(f"report: {page}")
     for reason in result.reasons:
         say(reason)

@@ -190,7 +190,7 @@ def _left(result: Result, run: Path | None) -> Result:
     """Writes the record and the report into the folder of a tuning, which can be gone on with."""
     if run is not None:
         write_run(result, run)
-    return result
+    return replace(result, left=run)
 
 
 def _tested(result: Result, measured: Measurement, judge: Judge | None) -> Result:

@@ -51,7 +51,8 @@ class Result:
 
     `measurement` is by the grades of `judge`. Where that is not the detector, `detected` is the
     measurement by the detector, and `agreement` that of the two. `unjudged` says why the judge that
-    was asked for gave no figures. `layers` is what `discrimination.by_layer` measured."""
+    was asked for gave no figures. `layers` is what `discrimination.by_layer` measured. `left`
+    is the folder with the record of a run that saved no model."""
 
     config: RunConfig
     kernel: Kernel
@@ -68,6 +69,7 @@ class Result:
     agreement: dict[str, Any] | None = None
     unjudged: str | None = None
     layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    left: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json` and of run.json."""
