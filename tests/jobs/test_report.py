@@ -1,7 +1,8 @@
 """The report beside every edit, tuning and evaluation, by the command line."""
 
-import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,10 +56,9 @@ def test_a_tuning_that_saved_nothing_has_its_report(talking, tmp_path, monkeypat
     out, search = tmp_path / "out", ("--limit", 40, "--tune", "optuna", "--trials", 1)
     assert unrefuse(monkeypatch, "edit", model, *prompts, *search, "--out", out) == 1
     assert not out.exists()
-    left = tmp_path / "out.tuning"
-    assert f"report: {left}/report.html" in capsys.readouterr().out
-    assert "✗ Not saved" in (left / "report.html").read_text(encoding="utf-8")
-    assert json.loads((left / "run.json").read_text())["saved"] is False
+    (report,) = re.findall(r"report: (.+)", capsys.readouterr().out)
+    assert "✗ Not saved" in Path(report).read_text(encoding="utf-8")
+    assert read_run(Path(report).parent).record["saved"] is False
 
 
 def test_an_evaluation_has_its_report(talking, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """`unrefuse edit` and `unrefuse tune`: the main job."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -40,17 +39,9 @@ def tune(settings: "RunConfig", as_json: Json = False) -> None:
     _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
 
 
-def _page(out: Path) -> Path | None:
-    """The report of a run: in its folder or, where nothing was saved, in the one beside it."""
-    from unrefuse.report.page import PAGE
-
-    folder = out.expanduser().resolve()
-    places = (folder / PAGE, folder.with_name(f"{folder.name}.run") / PAGE)
-    return next((page for page in places if page.exists()), None)
-
-
 def _report(result: "Result", where: str, as_json: bool) -> None:
     """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed."""
+    from unrefuse.report.page import PAGE
     from unrefuse.report.results import example_text, result_table
     from unrefuse.report.terminal import layer_bars
 
@@ -65,7 +56,8 @@ def _report(result: "Result", where: str, as_json: bool) -> None:
         tell(f"\n{result.summary()}")
         if result.saved:
             tell(f"files       {where}")
-        if page := _page(result.config.require_out()):
+        page = (result.left or result.config.require_out()).expanduser() / PAGE
+        if page.exists():
             tell(f"report      {page}")
     if not result.saved:
         say(

@@ -154,7 +154,7 @@ def _ended(result: Result, run: Path | None, lock: BaseFileLock | None) -> Resul
         shutil.rmtree(run)
     if not result.saved:
         run.mkdir(exist_ok=True)
-        _reported(result, run)
+        return _reported(result, run)
     return result
 
 
@@ -164,7 +164,7 @@ def _reported(result: Result, folder: Path) -> Result:
         write_run(result, folder)
     except OSError as error:
         stderr.print(f"no report in {folder}: {error.strerror}")
-    return result
+    return replace(result, left=folder)
 
 
 def run_tune(config: RunConfig) -> Result:

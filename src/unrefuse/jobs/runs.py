@@ -7,7 +7,7 @@ from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.record import SETTINGS
 from unrefuse.report.results import RECORD
 
-BESIDE = (".run", ".tuning")  # after OUT: what an edit keeps there until it has saved something
+BESIDE = ".run"  # after OUT: what an edit keeps there until it has saved something
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ def find_run(path: Path) -> Found:
             path = path.parent
         path = path if path.name not in ("", "..") else path.resolve()
         out = path
-        for end in BESIDE:
-            out = out.with_name(out.name.removesuffix(end) or out.name)
-        for folder in (path, *(out.with_name(f"{out.name}{end}") for end in BESIDE)):
+        out = out.with_name(out.name.removesuffix(BESIDE) or out.name)
+        for folder in (path, out.with_name(f"{out.name}{BESIDE}")):
             for name, ended in ((RECORD, True), (SETTINGS, False)):
                 if (folder / name).is_file():
                     return Found(out, folder / name, (folder, folder / "tuning"), ended)

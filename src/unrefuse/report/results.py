@@ -55,7 +55,8 @@ class Result:
     `measurement` is by the grades of `judge`. Where that is not the detector, `detected` is the
     measurement by the detector, and `agreement` that of the two. `unjudged` says why the judge that
     was asked for gave no figures. `layers` is what `discrimination.by_layer` measured.
-    `lost_in_rounding` names tensors that the edit did not reach."""
+    `lost_in_rounding` names tensors that the edit did not reach. `left` is the folder with the
+    record of a run that saved no model."""
 
     config: RunConfig
     kernel: Kernel
@@ -73,6 +74,7 @@ class Result:
     unjudged: str | None = None
     layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     lost_in_rounding: tuple[str, ...] = ()
+    left: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json` and of run.json."""
