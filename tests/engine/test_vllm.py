@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import pico, talker
 from tests.edits.test_lora import one_direction
-from tests.test_evaluation import unrefuse
+from tests.jobs.test_evaluate import unrefuse
 from unrefuse.config import RunConfig
 from unrefuse.edits.adapters.lora import checkpoint_adapter, save_adapter
 from unrefuse.edits.disk.shards import write_checkpoint

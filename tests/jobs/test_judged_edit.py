@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests import results, talker
+from tests.jobs.test_evaluate import unrefuse
 from tests.server import by_content, completion, quick, serving
-from tests.test_evaluation import unrefuse
 from unrefuse.engine.endpoint import Endpoint
 from unrefuse.jobs.edit import _tested
 from unrefuse.metrics.chat_judge import KEY

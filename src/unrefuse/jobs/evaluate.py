@@ -346,7 +346,7 @@ def _reference(
 def _line(p: Prompt, r: Reply, when: Any, model: str, kl: dict[str, tuple[float, int]]) -> Line:
     own = kl.get(p.text) if p.set == "baseline" else None
     return Line(p.text, p.set, p.topic, p.lang, p.pair, when, model, r.text,
-                r.tokens[r.thoughts :], r.grade, r.judge, own)  # fmt: skip
+                r.said, r.grade, r.judge, own)  # fmt: skip
 
 
 def _check_same_tokens(
