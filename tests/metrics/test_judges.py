@@ -3,7 +3,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from tests import pico
-from tests.evaluate.test_transcripts import line
+from tests.metrics.test_transcripts import line
 from tests.server import by_content, completion, quick, scripted, serving
 from unrefuse.engine.generate import Reply
 from unrefuse.errors import UnrefuseError

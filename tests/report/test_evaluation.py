@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.evaluate.test_transcripts import line
+from tests.metrics.test_transcripts import line
 from tests.report.test_results import printed
 from tests.results import HOSTILE
 from unrefuse.metrics.transcripts import compare
