@@ -1,5 +1,6 @@
 """`unrefuse edit` and `unrefuse tune`: the main job."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,7 +113,9 @@ def edit(
 
     result = run_edit(settings)
     where = f"{settings.out} (card: {settings.out}/README.md, record: {settings.out}/run.json)"
-    _report(result, where, as_json)
+    words = ["evaluate", str(settings.out), "--against", settings.model, "--judge", settings.judge]
+    again = f"`unrefuse {shlex.join(words)}`, with the same prompts, asks it for the rest"
+    _report(result, where, as_json, f"; {again}")
 
 
 def tune(
@@ -170,8 +173,9 @@ def tune(
     _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
 
 
-def _report(result: Any, where: str, as_json: bool) -> None:
-    """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed."""
+def _report(result: Any, where: str, as_json: bool, again: str = "") -> None:
+    """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed. `again` is
+    how to ask it again for what was saved."""
     from unrefuse.report.results import example_text, result_table
     from unrefuse.report.terminal import layer_bars
 
@@ -188,6 +192,7 @@ def _report(result: Any, where: str, as_json: bool) -> None:
     if not result.saved:
         say(f"nothing was saved: the goal is not met on the {result.split} split")
     if result.unjudged:
-        say(f"unrefuse: {result.unjudged}; all figures are those of the built-in detector alone")
+        told = f"{result.unjudged}; all figures are those of the built-in detector alone"
+        say(f"unrefuse: {told}{again if result.saved else ''}")
     if result.unjudged or not result.saved:
         raise typer.Exit(2 if result.unjudged else 1)
