@@ -78,7 +78,7 @@ def test_a_run_that_is_stopped_goes_on_from_there(capsys):
         with pytest.raises(UnrefuseError, match="status 503"):
             ask_all(endpoint, CHATS, 9, "x", workers=1, run="r")
         assert len(seen) == 2 + RETRIES + 1
-        assert "2 of 3 answers are kept: the same command goes on" in capsys.readouterr().err
+        assert "2 of 3 answers are kept, and are not asked for again" in capsys.readouterr().err
         seen.clear()
         with pytest.raises(UnrefuseError):
             ask_all(endpoint, CHATS, 9, "x", run="r")

@@ -63,16 +63,35 @@ def test_the_final_figures_are_the_judges(monkeypatch, capsys, talking, tmp_path
         assert "by the built-in detector: removal 1.00, retention 1.00" in said
 
 
-def test_a_judge_that_fails_at_the_end_loses_nothing(monkeypatch, capsys, talking, tmp_path):
-    answers = [completion("answered")]  # to the question that checks it
-    with serving(lambda body: answers.pop() if answers else (500, {}, {})) as (url, _):
+def test_a_judge_that_dies_half_way_loses_nothing(monkeypatch, capsys, talking, tmp_path):
+    graded, dies_after = [], 31  # the first is the question that checks it
+
+    def answer(body):
+        if len(graded) == dies_after:
+            return 500, {}, {}
+        graded.append(body["messages"][-1]["content"])
+        return by_content(body)
+
+    with serving(answer) as (url, _):
+        judge = ("--judge", f"openai:{url}#m")
+        out = tmp_path / "x"
         code, printed, told = unrefuse(
-            monkeypatch, capsys, "edit", *talking, "--judge", f"openai:{url}#m",
-            "--out", tmp_path / "x", "--json",
+            monkeypatch, capsys, "edit", *talking, *judge, "--out", out, "--json"
+        )
+        dies_after = None
+        again, report, _ = unrefuse(
+            monkeypatch, capsys, "evaluate", out, "--against", talking[0], *talking[1:], *judge,
+            "--out", tmp_path / "again", "--json",
         )  # fmt: skip
     assert code == 2
-    assert "status 500" in told.splitlines()[-1]
-    assert "built-in detector alone" in told.splitlines()[-1]
+    last = told.splitlines()[-1]
+    assert "status 500" in last
+    assert "all figures are those of the built-in detector alone; `unrefuse evaluate" in last
+    assert "30 of " in told
+    assert again == 0
+    assert json.loads(report)["judge"] == judge[1]
+    asked = [said for said in graded if "two and two" not in said]
+    assert len(asked) == len(set(asked)) > 60  # what it had graded is not asked for again
     record = json.loads(printed)
     assert record["saved"] is True
     assert record["judge"] == "builtin"

@@ -1,6 +1,8 @@
 """The judge behind a URL, against a real server on a local socket."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from tests.server import by_content, completion, quick, scripted, serving
 from unrefuse.engine.endpoint import Endpoint
 from unrefuse.metrics.chat_judge import (
+    INSTRUCTIONS,
     KEY,
     approximate_tokens,
     chat_grade,
@@ -16,7 +19,9 @@ from unrefuse.metrics.chat_judge import (
     messages,
     read_answer,
 )
+from unrefuse.metrics.transcripts import GRADES
 
+DOCS = Path(__file__).parents[2] / "docs" / "grades.md"
 PAIRS = [("Who?", "I'm sorry, but no."), ("What?", "A river."), ("Why?", "Because.")]
 
 
@@ -63,6 +68,26 @@ def test_an_answer_that_is_no_grade_is_asked_for_again_next_time():
 def test_a_reply_that_the_endpoint_will_not_have_has_no_grade():
     with serving(scripted((400, {}, {"error": {"message": "filtered"}}))) as (url, _):
         assert chat_grades(Endpoint(url, "m", KEY), PAIRS[:2]) == [None, None]
+
+
+def test_the_judge_is_told_what_the_docs_say():
+    """The four grades, each in the same words, and the kinds of replies that lie between them."""
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in DOCS.read_text("utf-8").splitlines()
+        if line[:1] == "|"
+    ]
+    told = INSTRUCTIONS.splitlines()
+    defined = {row[0].strip("`"): row[1] for row in rows if row[0].startswith("`")}
+    assert list(defined) == list(GRADES)
+    grades = [line for line in told if re.match(r"[a-z]+: ", line)]
+    assert grades == [f"{grade}: the reply {what}." for grade, what in defined.items()]
+    kinds = [(row[0], row[-1].strip("`")) for row in rows if len(row) == 4 and row[-1][0] == "`"]
+    assert {grade for _, grade in kinds} == set(GRADES)
+    # No judge is shown a model's thoughts.
+    wanted = [f"- {kind}, is {grade}" for kind, grade in kinds if not kind.startswith("thinks")]
+    assert [line for line in told if line.startswith("- ")] == wanted
+    assert len(wanted) > 10
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,15 +15,16 @@ TOPICS = ["a", "b", "a", "c"]
 BASELINES = ["ok then", "yes", "What now?"]
 
 
-def strengths(model, directions):
-    refusals = reply_to(model, TARGETS, 6)
+def strengths(model, directions, thoughts):
+    refusals = [replace(r, thoughts=thoughts) for r in reply_to(model, TARGETS, 6)]
     return refusals, layer_strengths(model, directions, TARGETS, TOPICS, refusals, BASELINES)
 
 
-def test_strengths_by_layer_are_what_their_definitions_say():
+@pytest.mark.parametrize("thoughts", [0, 2])
+def test_strengths_by_layer_are_what_their_definitions_say(thoughts):
     model = pico.loaded()
     directions = torch.nn.functional.normalize(torch.randn(3, 32).double(), dim=-1)
-    refusals, found = strengths(model, directions)
+    refusals, found = strengths(model, directions, thoughts)
     assert set(found) == {"", "a"}  # a topic of one prompt says nothing
     assert (found[""].n, found["a"].n) == (4, 2)
 
@@ -42,7 +45,7 @@ def test_strengths_by_layer_are_what_their_definitions_say():
 
     r, falls = directions[1].float(), []
     for ids, refusal in zip(encode(model.tokenizer, TARGETS), refusals, strict=True):
-        opening = list(refusal.tokens[:4])
+        ids, opening = ids + list(refusal.tokens[:thoughts]), list(refusal.tokens[thoughts:][:4])
         whole = log_odds(ids, opening)
 
         def project(module, args, output):

@@ -57,7 +57,7 @@ def same(first, second):
 def test_what_is_captured_are_the_last_prompt_tokens_and_some_of_the_answers(model, monkeypatch):
     monkeypatch.setattr(method_module, "ANSWER_ROWS", 12)  # of two answers
     asked = [*prompts("train", 3), *prompts("search", 3)]
-    long = Reply("x" * 20, tuple(range(40, 60)), "answered")
+    long = Reply("x" * 20, tuple(range(30, 60)), "answered", thoughts=10)
     replies = {
         "target": (REFUSED, ANSWERED, Reply("", (), "broken")),
         "baseline": (long, ANSWERED, REFUSED),
@@ -85,7 +85,7 @@ def test_what_is_captured_are_the_last_prompt_tokens_and_some_of_the_answers(mod
         assert sequence.ids == ids + (list(reply.tokens) if usable else [])
         read = [sequence.ids[place] for place in sequence.places[1:]]
         if reply is long:
-            assert read == list(range(40, 60, 3))  # spread over all of the answer
+            assert read == list(range(40, 60, 3))  # spread over all of the answer, and no thought
         else:
             assert read == (list(reply.tokens) if usable else [])
         groups.setdefault(sequence.group, []).append(prompt.set)

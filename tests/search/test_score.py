@@ -1,18 +1,22 @@
 """Scores by forward passes: known refusals, their margins, and what an empty plan leaves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests import pico
+from tests import pico, talker
 from tests.edits.plans import one_direction
 from tests.results import original, prompts
 from unrefuse.config import RunConfig
 from unrefuse.edits.hooks import hooked
-from unrefuse.engine.generate import Reply
-from unrefuse.metrics.margin import make_openings, margins
-from unrefuse.metrics.measurement import Exchange
+from unrefuse.engine.generate import Reply, reply_to
+from unrefuse.metrics.margin import Openings, make_openings, margins
+from unrefuse.metrics.measurement import Before, Exchange
 from unrefuse.metrics.quality import divergences, make_reference
+from unrefuse.models.load import load_model
 from unrefuse.prompts.sets import Prompt
+from unrefuse.search import score as score_module
 from unrefuse.search.finalists import merit
 from unrefuse.search.score import Scorer, opening_of, usual_openings
 
@@ -119,3 +123,81 @@ def test_a_limit_takes_the_first_of_each_set_and_twice_of_the_answered(model, be
     assert {name: len(row) for name, row in found.items()} == {
         "target": 4, "keep": 4, "answered": 8,
     }  # fmt: skip
+
+
+def test_a_model_that_thinks_is_read_after_its_thoughts(model, before):
+    """The same tokens, of which the first three are thoughts: other margins, and by hand."""
+    plan = one_direction(model.network)
+    exchanges = [
+        replace(e, before=replace(e.before, thoughts=3))
+        for e in before.exchanges
+        if len(e.before.tokens) > 5
+    ]
+    thinking = replace(before, exchanges=tuple(exchanges))
+    usable = [*thinking.usable("target"), *thinking.usable("keep")]
+    assert len(usable) > 20
+    usual = usual_openings(usable)
+    found = Scorer(model, thinking).margins(plan)
+    wanted = []
+    for e, ids in zip(usable, model.encode([e.prompt.text for e in usable]), strict=True):
+        openings = {e.before.tokens[3:7], usual(e.prompt)}
+        read = [[*ids, *e.before.tokens[:3], *opening[:-1]] for opening in openings]
+        with hooked(model.network, plan):
+            wanted.append(margins(model, Openings(read, [list(o) for o in openings])).max())
+    own = torch.cat([found["target"], found["keep"]])
+    torch.testing.assert_close(own, torch.stack(wanted), rtol=1e-3, atol=1e-4)
+    raw = [replace(e, before=replace(e.before, thoughts=0)) for e in exchanges]
+    raw = Scorer(model, replace(before, exchanges=tuple(raw))).margins(plan)
+    assert not torch.allclose(own, torch.cat([raw["target"], raw["keep"]]), atol=0.01)
+
+
+WORDS = {"target": "q1 {} T", "baseline": "q1 {} B", "keep": "q1 {} K",
+         "harmless": "q2 {} B", "harmful": "q2 {} K"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    folder = talker.build(tmp_path_factory.mktemp("thinker"), thoughts=8)
+    return load_model(RunConfig(model=str(folder), batch_size=8))
+
+
+@pytest.fixture(scope="module")
+def thought(thinker):
+    """What it replies to three prompts of each set, and three matched pairs, of which it has two
+    right."""
+    asked = {
+        name: [Prompt(form.format(f"q{i}"), name, pair=str(i)) for i in range(3)]
+        for name, form in WORDS.items()
+    }
+    asked["harmless"][0] = replace(asked["harmless"][0], text="q2 q0 T")
+    sets = [p for name in ("target", "baseline", "keep") for p in asked[name]]
+    replies = reply_to(thinker, [p.text for p in sets], 16)
+    exchanges = tuple(Exchange(p, r) for p, r in zip(sets, replies, strict=True))
+    return Before("search", exchanges), [*asked["harmless"], *asked["harmful"]]
+
+
+def test_no_thought_is_taken_for_a_refusal(thinker, thought):
+    before, pairs = thought
+    scorer = Scorer(thinker, before, pairs)
+    read = {thinker.tokenizer.decode(opening) for opening in scorer.openings.openings}
+    assert read == {"I'm sorry, but I"}
+    first = thinker.tokenizer.decode(scorer.openings.sequences[0])
+    words = " ".join(f"r{i}" for i in range(8))
+    assert first == f"q1 q0 T <think> {words} </think> I'm sorry, but"
+    score = scorer.score(())
+    assert (score.removal, score.retention, score.refused) == (0, 1, 0)
+    assert score.pairs == pytest.approx(2 / 3)  # by what it thinks of each prompt itself
+
+
+def test_what_is_thought_of_pairs_is_asked_once(thinker, thought, tmp_path, monkeypatch):
+    before, pairs = thought
+    first = Scorer(thinker, before, pairs, folder=tmp_path).score(())
+    monkeypatch.delattr(score_module, "reply_to")
+    assert Scorer(thinker, before, pairs, folder=tmp_path).score(()) == first
+
+
+def test_a_pair_whose_thoughts_do_not_end_is_left_out(thinker, thought):
+    before, pairs = thought
+    short = replace(thinker, thinking_tokens=4)
+    score = Scorer(short, before, pairs).score(())
+    assert (score.removal, score.retention, score.pairs) == (0, 1, 0)

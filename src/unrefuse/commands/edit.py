@@ -1,5 +1,6 @@
 """`unrefuse edit` and `unrefuse tune`: the main job."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,7 +23,9 @@ def edit(settings: "RunConfig", as_json: Json = False) -> None:
 
     result = api.edit(settings)
     where = f"{settings.out}/README.md (card), {settings.out}/run.json (record)"
-    _report(result, where, as_json)
+    words = ["evaluate", str(settings.out), "--against", settings.model, "--judge", settings.judge]
+    again = f"`unrefuse {shlex.join(words)}`, with the same prompts, asks it for the rest"
+    _report(result, where, as_json, f"; {again}")
 
 
 @takes(
@@ -39,8 +42,9 @@ def tune(settings: "RunConfig", as_json: Json = False) -> None:
     _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
 
 
-def _report(result: "Result", where: str, as_json: bool) -> None:
-    """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed."""
+def _report(result: "Result", where: str, as_json: bool, again: str = "") -> None:
+    """Prints a result; exit status 1 where nothing was saved, 2 where the judge failed. `again` is
+    how to ask it again for what was saved."""
     from unrefuse.report.page import PAGE
     from unrefuse.report.results import example_text, result_table
     from unrefuse.report.terminal import layer_bars
@@ -65,6 +69,7 @@ def _report(result: "Result", where: str, as_json: bool) -> None:
             "diagnose` of its record says what to try"
         )
     if result.unjudged:
-        say(f"unrefuse: {result.unjudged}; all figures are those of the built-in detector alone")
+        told = f"{result.unjudged}; all figures are those of the built-in detector alone"
+        say(f"unrefuse: {told}{again if result.saved else ''}")
     if result.unjudged or not result.saved:
         raise typer.Exit(2 if result.unjudged else 1)

@@ -114,8 +114,7 @@ def ask_all(
                 found[jobs[done]] = done.result()
         except BaseException:
             stderr.print(
-                f"{len(found)} of {len(set(keys))} answers are kept: the same command "
-                "goes on from there"
+                f"{len(found)} of {len(set(keys))} answers are kept, and are not asked for again"
             )
             raise
         finally:

@@ -35,6 +35,11 @@ class Reply:
     judge: str = DETECTOR
     thoughts: int = 0
 
+    @property
+    def said(self) -> tuple[int, ...]:
+        """The tokens after the thoughts: what somebody is shown."""
+        return self.tokens[self.thoughts :]
+
 
 def reply_of(tokens: Sequence[int], text_of: Callable[[Sequence[int]], str], prompt: str) -> Reply:
     """Tokens as a reply with the detector's grade."""

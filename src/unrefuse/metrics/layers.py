@@ -97,7 +97,8 @@ def _effects(
     model: Model, directions: Tensor, prompts: Sequence[str], refusals: Sequence[Reply]
 ) -> Tensor:
     """`(prompts, layers)`: the fall of the refusal log-odds with one layer's direction gone."""
-    forced = make_openings(model, prompts, [r.tokens for r in refusals])
+    thoughts = [r.tokens[: r.thoughts] for r in refusals]
+    forced = make_openings(model, prompts, [r.said for r in refusals], thoughts)
     result = torch.empty(len(prompts), len(directions), dtype=torch.float64)
 
     def measure(batch: list[int]) -> None:

@@ -16,7 +16,8 @@ OPENING_TOKENS = 4  # of the model's own refusal: enough to tell "I'm sorry, but
 
 @dataclass(frozen=True)
 class Openings:
-    """Prompts, each followed by the opening of the model's own reply, as token ids.
+    """Prompts, each followed by the model's own thoughts, if any, and the opening of its reply, as
+    token ids.
 
     `sequences` end one token before the opening does: what predicts its last token.
     """
@@ -29,13 +30,18 @@ def make_openings(
     model: Model,
     prompts: Sequence[str],
     replies: Sequence[Sequence[int]],
-    tokens: int = OPENING_TOKENS,
+    thoughts: Sequence[Sequence[int]] = (),
 ) -> Openings:
-    """The first `tokens` tokens of each reply, given as token ids, teacher-forced after its
-    prompt."""
-    openings = [list(reply[:tokens]) for reply in replies]
-    ids = model.encode(prompts)
-    return Openings([a + b[:-1] for a, b in zip(ids, openings, strict=True)], openings)
+    """The first tokens of each of `replies`, teacher-forced after its prompt and its `thoughts`
+    (none: no reply has any), all given as token ids."""
+    openings = [list(reply[:OPENING_TOKENS]) for reply in replies]
+    heads = [
+        [*prompt, *thought]
+        for prompt, thought in zip(
+            model.encode(prompts), thoughts or [()] * len(prompts), strict=True
+        )
+    ]
+    return Openings([a + b[:-1] for a, b in zip(heads, openings, strict=True)], openings)
 
 
 @torch.inference_mode()

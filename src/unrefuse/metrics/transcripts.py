@@ -54,7 +54,7 @@ def line_of(
 ) -> Line:
     """The reply `r` of `model` to the prompt `p`."""
     return Line(p.text, p.set, p.topic, p.lang, p.pair, when, model, r.text,
-                r.tokens[r.thoughts :], r.grade, r.judge, kl, p.source)  # fmt: skip
+                r.said, r.grade, r.judge, kl, p.source)  # fmt: skip
 
 
 def lines_of(measured: Measurement, names: tuple[str, str]) -> Iterable[Line]:

@@ -128,8 +128,8 @@ def training_tokens(
 
     The last prompt token of target prompts and the pairs' harmless ones (ALARM), of keep prompts
     and the pairs' harmful ones (HARM), of baseline prompts (EVERYDAY); and a few tokens of the
-    original's own answers to these (ANSWER). Harmless prompts that were refused, and those that
-    were answered, are the groups whose means are taken.
+    original's own answers to these, without its thoughts (ANSWER). Harmless prompts that were
+    refused, and those that were answered, are the groups whose means are taken.
     """
     replies = {e.prompt: e for e in train.exchanges}
     wanted = {
@@ -148,11 +148,11 @@ def training_tokens(
         places = [len(ids) - 1]
         found.append(Place(wanted[prompt.set], prompt))
         if prompt.set == "baseline" and exchange and exchange.as_expected:
-            answer = list(exchange.before.tokens)
-            some = range(0, len(answer), max(1, len(answer) // each))
+            reply = exchange.before
+            some = range(reply.thoughts, len(reply.tokens), max(1, len(reply.said) // each))
             places += [len(ids) + i for i in some]
             found += [Place(ANSWER, prompt)] * len(some)
-            ids = ids + answer
+            ids = [*ids, *reply.tokens]
         group = _group(exchange) if prompt.set in SETS[:2] else ""
         tokens.append(Tokens(ids, tuple(places), group))
     return tokens, found

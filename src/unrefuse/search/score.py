@@ -3,15 +3,18 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from unrefuse.edits.hooks import hooked
 from unrefuse.edits.plan import Plan
+from unrefuse.engine.generate import Reply, reply_to
 from unrefuse.metrics.margin import OPENING_TOKENS, Openings, make_openings, margins
 from unrefuse.metrics.measurement import Before, Exchange
 from unrefuse.metrics.quality import divergences, make_reference
+from unrefuse.metrics.record import remembered
 from unrefuse.models.load import Model
 from unrefuse.prompts.sets import Prompt
 
@@ -44,6 +47,10 @@ class Scorer:
     original gives most often in the same language: an edit that keeps a refusal often gives it
     the usual words. For a harmless prompt that it answers, and for matched pairs, whose replies
     nobody has asked for, that one alone. `pairs` are their prompts, two a pair.
+
+    A model that thinks is read after the original's thoughts: what it would think under a plan only
+    the finals show. The pairs are asked for their thoughts, which are kept in `folder`, that of a
+    tuning run; a pair of which some do not end is left out.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Scorer:
         before: Before,
         pairs: Sequence[Prompt] = (),
         limit: int | None = SCORED,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
         refused = {name: before.usable(name)[:limit] for name in ("target", "keep")}
@@ -63,17 +71,25 @@ class Scorer:
         self.groups: list[str] = []
         texts: list[str] = []
         openings: list[tuple[int, ...]] = []
-        asked: list[tuple[str, Prompt, tuple[int, ...] | None]]
-        asked = [(name, e.prompt, opening_of(e)) for name in refused for e in refused[name]]
-        asked += [("answered", e.prompt, None) for e in answered]
-        asked += [(p.set, p, None) for p in pairs]
-        for name, prompt, opening in asked:
+        thoughts: list[tuple[int, ...]] = []
+        asked: list[tuple[str, Prompt, tuple[int, ...], tuple[int, ...] | None]]
+        asked = [
+            (name, e.prompt, thoughts_of(e.before), opening_of(e))
+            for name in refused
+            for e in refused[name]
+        ]
+        asked += [("answered", e.prompt, thoughts_of(e.before), None) for e in answered]
+        thinks = any(e.before.thoughts for e in before.exchanges)
+        of_pairs = _ask_thoughts(model, pairs, folder) if thinks else dict.fromkeys(pairs, ())
+        asked += [(p.set, p, thought, None) for p, thought in of_pairs.items()]
+        for name, prompt, thought, opening in asked:
             known = dict.fromkeys(o for o in (opening, usual(prompt)) if o)
             self.known.append(list(range(len(texts), len(texts) + len(known))))
             self.groups.append(name)
             texts += [prompt.text] * len(known)
             openings += known
-        self.openings: Openings = make_openings(model, texts, openings)
+            thoughts += [thought] * len(known)
+        self.openings: Openings = make_openings(model, texts, openings, thoughts)
         baseline = before.usable("baseline")[:limit]
         self.reference = make_reference(
             model, [e.prompt.text for e in baseline], [e.before for e in baseline], ANSWER_TOKENS
@@ -109,8 +125,31 @@ class Scorer:
 
 
 def opening_of(exchange: Exchange) -> tuple[int, ...]:
-    """The first tokens of the original's reply."""
-    return exchange.before.tokens[:OPENING_TOKENS]
+    """The first tokens of the original's reply, after its thoughts."""
+    return exchange.before.said[:OPENING_TOKENS]
+
+
+def thoughts_of(reply: Reply) -> tuple[int, ...]:
+    """The tokens of a reply's thinking block."""
+    return reply.tokens[: reply.thoughts]
+
+
+def _ask_thoughts(
+    model: Model, pairs: Sequence[Prompt], folder: Path | None
+) -> dict[Prompt, tuple[int, ...]]:
+    """What the model thinks of each prompt of the pairs whose thoughts come to an end."""
+    replies = remembered(
+        folder,
+        "pairs",
+        pairs,
+        lambda: reply_to(model, [p.text for p in pairs], 1, "thoughts on matched pairs"),
+    )
+    endless = {p.pair for p, reply in zip(pairs, replies, strict=True) if not reply.said}
+    return {
+        p: thoughts_of(reply)
+        for p, reply in zip(pairs, replies, strict=True)
+        if p.pair not in endless
+    }
 
 
 def usual_openings(refusals: Sequence[Exchange]) -> Callable[[Prompt], tuple[int, ...]]:

@@ -34,7 +34,7 @@ def tune(
     """
     recorded = {row["trial"]: row for row in read_trials(folder)}
     trials: dict[int, Trial] = {}
-    scorer = Scorer(model, before, pairs)
+    scorer = Scorer(model, before, pairs, folder=folder)
 
     def evaluate(parameters: dict[str, Any], number: int) -> Score:
         start = time.perf_counter()
