@@ -88,10 +88,21 @@ class Kernel:
 def gaussian_weight_kernel(
     num_layers: int, peak_position: float = 0.60, width: float = 0.15
 ) -> list[float]:
-    """The article's formula, one weight a layer, with no threshold and no check:
+    """The article's formula, one weight a layer, without a threshold:
     `exp(-(position - peak_position)^2 / (2 width^2))`, `position = layer / (num_layers - 1)`.
+
+    A one-layer model has position 0. Raises UnrefuseError for less than one layer, a peak outside
+    0..1 and a width <= 0.
     """
-    positions = [layer / (num_layers - 1) if num_layers > 1 else 0.0 for layer in range(num_layers)]
+    if num_layers < 1:
+        raise UnrefuseError(f"layers must be at least 1, not {num_layers}")
+    if not 0 <= peak_position <= 1:
+        raise UnrefuseError(
+            f"peak must lie between 0 and 1 (a share of the depth), not {peak_position}"
+        )
+    if not (width > 0 and math.isfinite(width)):
+        raise UnrefuseError(f"width must be a number above 0, not {width}")
+    positions = [layer / max(1, num_layers - 1) for layer in range(num_layers)]
     return [math.exp(-((p - peak_position) ** 2) / (2 * width**2)) for p in positions]
 
 
@@ -109,16 +120,9 @@ def gaussian(
 ) -> Kernel:
     """`gaussian_weight_kernel`, where a weight under `threshold` is 0: that layer is left alone.
 
-    A one-layer model has position 0.
-    Raises UnrefuseError for less than one layer, a peak outside 0..1, a width <= 0, a threshold
-    outside 0..1, and for a kernel that leaves every layer alone.
+    Raises UnrefuseError as that does, for a threshold outside 0..1, and for a kernel that leaves
+    every layer alone.
     """
-    if layers < 1:
-        raise UnrefuseError(f"layers must be at least 1, not {layers}")
-    if not 0 <= peak <= 1:
-        raise UnrefuseError(f"peak must lie between 0 and 1 (a share of the depth), not {peak}")
-    if not (width > 0 and math.isfinite(width)):
-        raise UnrefuseError(f"width must be a number above 0, not {width}")
     if not 0 <= threshold <= 1:
         raise UnrefuseError(f"threshold must lie between 0 and 1, not {threshold}")
     weights = [w if w >= threshold else 0.0 for w in gaussian_weight_kernel(layers, peak, width)]

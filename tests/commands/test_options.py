@@ -49,7 +49,7 @@ def test_every_setting_is_an_option_of_edit_or_stands_in_a_file():
 
 @pytest.mark.parametrize("command", COMMANDS.keys() - {"prompts"})
 def test_what_a_command_takes_is_there(command):
-    taken = getattr(COMMANDS[command].callback, "taken", None)
+    taken = getattr(COMMANDS[command].callback, "selection", None)
     known = {"config", *GROUPS, *RunConfig.model_fields, *KernelConfig.model_fields}
     if taken:
         assert {*taken.names, *taken.without, *taken.flags, *taken.defaults} <= known
@@ -173,7 +173,10 @@ def test_markup_in_the_name_of_a_model_is_printed_as_it_is(tmp_path, monkeypatch
     words = ("evaluate", ODD, "--out", "[red]o", "--limit", 16, "--reply-tokens", 8)
     done = unrefuse(*words, *sets)
     assert done.returncode == 0
-    assert done.stderr.startswith(f"{ODD}: 3 layers")
+    assert done.stderr.startswith(f"plan: ask {ODD} ")
+    assert f"\n{ODD}: 3 layers" in done.stderr
+    assert "\ntime: about " in done.stderr
+    assert unrefuse(*words, *sets, "--out", "q", "--quiet").stderr == ""
 
 
 def test_markup_in_the_name_of_a_tensor_is_printed_as_it_is(tmp_path, monkeypatch):

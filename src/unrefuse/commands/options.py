@@ -3,6 +3,7 @@
 An option of a command's own is a parameter of its function, as typer has it.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -41,8 +42,8 @@ FILE_ONLY = {
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Taken(NamedTuple):
-    """What `takes` says of a command."""
+class Selection(NamedTuple):
+    """Which settings a command has options for; see `takes`."""
 
     names: Sequence[str]
     without: Sequence[str]
@@ -56,7 +57,7 @@ def takes(
     flags: Mapping[str, str] = NOTHING,
     defaults: Mapping[str, Any] = NOTHING,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """For a command whose first parameter is a RunConfig, made from its options.
+    """For a `Command` whose first parameter is a RunConfig, made from its options.
 
     `names` are the settings that it has options for, by group (`config.GROUPS`) or by field, less
     those in `without`; "config" is a file with settings. `flags` renames options, by field.
@@ -65,36 +66,36 @@ def takes(
     """
 
     def mark(function: Callable[..., None]) -> Callable[..., None]:
-        taken = Taken(names, without, flags, defaults)
+        selection = Selection(names, without, flags, defaults)
 
         @wraps(function)
-        def command(ctx: typer.Context, **own: Any) -> None:
-            function(_configured(ctx, taken), **own)
+        def command(ctx: typer.Context, **rest: Any) -> None:
+            function(_configured(ctx, selection), **rest)
 
         context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        own = [*signature(function).parameters.values()][1:]
-        vars(command).update(taken=taken, __signature__=Signature([context, *own]))
+        rest = [*signature(function).parameters.values()][1:]
+        vars(command).update(selection=selection, __signature__=Signature([context, *rest]))
         command.__annotations__ = {}
         return command
 
     return mark
 
 
-def _configured(ctx: typer.Context, taken: Taken) -> "RunConfig":
+def _configured(ctx: typer.Context, selection: Selection) -> "RunConfig":
     from unrefuse.config import KernelConfig, load_config
 
     given = {
         key: None if value is False or value == () else value for key, value in ctx.obj.items()
     }
     file = given.pop("config", None)
-    if given.get("model") is None and file is None and "model" not in taken.defaults:
+    if given.get("model") is None and file is None and "model" not in selection.defaults:
         words = [word.strip("[]{}") for word in ctx.command.collect_usage_pieces(ctx)[1:]]
         line = " ".join([ctx.command_path, *words, *(["--out DIR"] if "out" in given else [])])
         raise UnrefuseError(
             f"which model? type `{line}`, where MODEL is a local folder, a hub name, or demo"
         )
     kernel = {name: given.pop(name) for name in KernelConfig.model_fields if name in given}
-    return load_config(file, taken.defaults, kernel=kernel, **given)
+    return load_config(file, selection.defaults, kernel=kernel, **given)
 
 
 class Command(TyperCommand):
@@ -108,15 +109,15 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> Any:
         if self.settings is None:
-            taken: Taken | None = getattr(self.callback, "taken", None)
-            made = _options(_parameters(taken)) if taken else []
+            selection: Selection | None = getattr(self.callback, "selection", None)
+            made = _options(_parameters(selection)) if selection else []
             self.settings = [option.name for option in made]
             arguments = [p for p in self.params if p.param_type_name == "argument"]
-            own = [p for p in self.params if p.param_type_name != "argument"]
+            options = [p for p in self.params if p.param_type_name != "argument"]
             self.params = [
                 *arguments,
                 *made,
-                *own,
+                *options,
                 *_options(signature(_every).parameters.values()),
             ]
         return super().get_params(ctx)
@@ -137,18 +138,20 @@ def _options(parameters: Iterable[Parameter]) -> list[Any]:
     return get_command(app).params
 
 
-def _parameters(taken: Taken) -> Iterator[Parameter]:
+def _parameters(selection: Selection) -> Iterator[Parameter]:
     """One parameter a setting: MODEL, what people use first, and the rest by group."""
-    fields = _fields(taken)
+    fields = _fields(selection)
     if "model" in fields:
         _, field = fields.pop("model")
         yield _parameter("model", str, typer.Argument(metavar="MODEL", help=field.description))
-    if "config" in taken.names:
-        told = typer.Option("--config", help="Settings from a TOML file, or from a run's run.json.")
-        yield _parameter("config", Path, told)
+    if "config" in selection.names:
+        option = typer.Option(
+            "--config", help="Settings from a TOML file, or from a run's run.json."
+        )
+        yield _parameter("config", Path, option)
     for name in (*(n for n in FIRST if n in fields), *(n for n in fields if n not in FIRST)):
         group, field = fields[name]
-        flag = ({name: f"--{name.replace('_', '-')}"} | FLAGS | {**taken.flags})[name]
+        flag = ({name: f"--{name.replace('_', '-')}"} | FLAGS | {**selection.flags})[name]
         panel = None if name in FIRST else group.capitalize()
         yield _parameter(
             name,
@@ -157,22 +160,22 @@ def _parameters(taken: Taken) -> Iterator[Parameter]:
         )
 
 
-def _parameter(name: str, kind: Any, told: Any) -> Parameter:
-    form = Annotated[kind | None, told]
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=form)
+def _parameter(name: str, kind: Any, form: Any) -> Parameter:
+    annotation = Annotated[kind | None, form]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _fields(taken: Taken) -> "dict[str, tuple[str, FieldInfo]]":
+def _fields(selection: Selection) -> "dict[str, tuple[str, FieldInfo]]":
     """The group and the field of every setting that a command has an option for."""
     from unrefuse.config import GROUPS, KernelConfig
 
     found: dict[str, tuple[str, FieldInfo]] = {}
     for group, settings in GROUPS.items():
         for name, field in settings.model_fields.items():
-            if {name, group} & {*taken.names}:
+            if {name, group} & {*selection.names}:
                 parts = KernelConfig.model_fields if name == "kernel" else {name: field}
                 found |= {key: (group, part) for key, part in parts.items()}
-    return {name: found[name] for name in found if name not in FILE_ONLY | {*taken.without}}
+    return {name: found[name] for name in found if name not in FILE_ONLY | {*selection.without}}
 
 
 def _kind(annotation: Any) -> Any:
@@ -192,6 +195,8 @@ def _set_quiet(value: bool) -> None:
     from unrefuse.progress import stderr
 
     stderr.quiet = value
+    if value:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # before that library is imported
 
 
 def _set_verbose(value: bool) -> None:

@@ -62,14 +62,20 @@ def outlook(
     plan = f"plan: {', '.join(steps)}"
     if model.stream is not None:
         return plan
-    return f"{plan}\ntime: about {duration(work / _pace(model, prompts[:SAMPLE]))}"
+    return f"{plan}\n{time_of(model, work, [p.text for p in prompts[:SAMPLE]])}"
 
 
-def _pace(model: Model, prompts: Sequence[Prompt]) -> float:
-    """Tokens a second, by one forward pass over a few prompts, which has about as many tokens as a
-    step of a batch of replies."""
-    texts = [p.text for p in prompts]
-    tokens = len(texts) * max(map(len, model.encode(texts)))
+def evaluation_time(model: Model, texts: Sequence[str], reply_tokens: int) -> str:
+    """The time that one model takes to reply to these prompts."""
+    rows = model.encode(texts)
+    work = sum(len(row) + SHARE * model.longest(reply_tokens) for row in rows)
+    return time_of(model, work, texts[:SAMPLE])
+
+
+def time_of(model: Model, tokens: float, sample: Sequence[str]) -> str:
+    """The time that so many tokens take, by one forward pass over a `sample` of prompts, which has
+    about as many tokens as a step of a batch of replies."""
+    tried = len(sample) * max(map(len, model.encode(sample)))
     start = time.perf_counter()
-    last_logits(model, texts)
-    return tokens / (time.perf_counter() - start)
+    last_logits(model, sample)
+    return f"time: about {duration(tokens / tried * (time.perf_counter() - start))}"
