@@ -78,7 +78,8 @@ def probe(axes: Axes) -> None:
     """Made-up prompts as points, and the real fit: lines of equal reading."""
     points = made_up()
     for name, (colour, _) in KINDS.items():
-        axes.scatter(*points[name].T.numpy(), s=9, color=colour, label=name)
+        x, y = points[name].T.tolist()
+        axes.scatter(x, y, s=9, color=colour, label=name)
     a = reader(points)
     across = torch.linspace(-1.5, 4, 2)
     for value in (1.0, 0.0, -0.4):
