@@ -26,11 +26,11 @@ def cli() -> str:
 
 
 def api() -> str:
-    """The public names, for mkdocstrings, in the order of `unrefuse.__all__`."""
+    """The public names, for mkdocstrings, in the order of the alphabet."""
     import unrefuse
 
     names = []
-    for name in unrefuse.__all__:
+    for name in dir(unrefuse):
         found = getattr(unrefuse, name)
         module = getattr(found, "__module__", None) or "unrefuse"
         names.append(f"::: {module}.{getattr(found, '__qualname__', name)}")
