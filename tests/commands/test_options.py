@@ -47,7 +47,7 @@ def test_every_setting_is_an_option_of_edit_or_stands_in_a_file():
     assert "backend" in options("evaluate")
 
 
-@pytest.mark.parametrize("command", COMMANDS.keys() - {"prompts"})
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"prompts"}))
 def test_what_a_command_takes_is_there(command):
     taken = getattr(COMMANDS[command].callback, "selection", None)
     known = {"config", *GROUPS, *RunConfig.model_fields, *KernelConfig.model_fields}
@@ -55,7 +55,7 @@ def test_what_a_command_takes_is_there(command):
         assert {*taken.names, *taken.without, *taken.flags, *taken.defaults} <= known
 
 
-@pytest.mark.parametrize("command", COMMANDS.keys() - {"prompts"})
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"prompts"}))
 def test_each_help_text_is_a_short_sentence(command):
     for option in options(command).values():
         text = option.help

@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 
 from tests import pico, talker
 from tests.edits.plans import selective
-from unrefuse import RunConfig, UnrefuseError, run_edit, run_tune
+from unrefuse import RunConfig, UnrefuseError
 from unrefuse.cli import app
 from unrefuse.edits.plan import scaled
 from unrefuse.jobs import edit as pipeline
+from unrefuse.jobs.edit import run_edit, run_tune
 from unrefuse.metrics.floors import Kept, read_measured
 from unrefuse.metrics.record import check_run
 from unrefuse.models import load

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests import talker
-from unrefuse import RunConfig, UnrefuseError, run_edit
+from unrefuse import RunConfig, UnrefuseError
 from unrefuse.cli import app
 from unrefuse.jobs import reproduce as job
+from unrefuse.jobs.edit import run_edit
 from unrefuse.jobs.publish import plan_publication
 from unrefuse.jobs.reproduce import Reproduction, reproduce
 from unrefuse.jsontext import json_text
