@@ -9,8 +9,9 @@ demo: .venv/ready
 	rm -rf demo-output demo-output.run
 	.venv/bin/unrefuse edit demo --out demo-output --limit 32
 
+# Two workers of one thread each: most tests run a tiny model, which more threads make no faster.
 test: .venv/ready
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope
 
 check: .venv/ready
 	$(PY) -m ruff format --check .
