@@ -39,7 +39,7 @@ def talk(model: Model, messages: Messages, limit: int) -> Generator[str, None, b
         )
     ends, cache = end_tokens(model), DynamicCache(config=model.network.config)
     read, reply, thoughts, shown = 0, list[int](), 0, 0
-    text, ended = "", False
+    text, thinking, ended = "", False, False
     while read + len(following) < room:
         read += len(following)
         ids = torch.tensor([following], device=model.device)
@@ -52,9 +52,10 @@ def talk(model: Model, messages: Messages, limit: int) -> Generator[str, None, b
         following = [token]
         reply.append(token)
         text = text_of(model, reply)
-        if is_thinking(text):
-            thoughts = len(reply)
-            if thoughts >= model.thinking_tokens or in_circles(reply):
+        if thinking or is_thinking(text):
+            thoughts = len(reply)  # with the tag that ends them
+            thinking = is_thinking(text)
+            if thinking and (thoughts >= model.thinking_tokens or in_circles(reply)):
                 break
         elif len(reply) - thoughts >= limit:
             break
