@@ -47,7 +47,8 @@ KNOBS = Knobs(0.6, 0.15, 0.5)
 
 
 def test_a_look_tells_how_far_it_is_and_sets_the_sliders(session):
-    assert session.version == 1
+    assert session.version == 2
+    assert session.found.model["parameters"] > 0
     assert any("refused before, search" in line for line in session.job.lines)
     assert session.job.step[1] > 0
     kernel = session.bench.prepared.kernel

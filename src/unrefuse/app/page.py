@@ -32,11 +32,13 @@ THEME = gr.themes.Default(
 
 def build(session: Session) -> gr.Blocks:
     """The page of a session. All its tabs show the same, and the session outlives them."""
+    first = _filled(session)
     page: gr.Blocks = gr.Blocks(title="unrefuse", analytics_enabled=False, fill_width=True)
     with page:
         with gr.Row(elem_id="top"):
             gr.HTML("<h1>unrefuse</h1>")
             folder = gr.Textbox(
+                first[0],
                 label="Your folder: prompts, corrections and edited models go there",
                 scale=3,
                 elem_id="folder",
@@ -50,12 +52,14 @@ def build(session: Session) -> gr.Blocks:
                 with gr.Row():
                     model = gr.Dropdown(
                         choices=_models(),
+                        value=first[1],
                         allow_custom_value=True,
                         label="Model: a folder, a hub name, or demo",
                         scale=3,
                         elem_id="model",
                     )
                     limit = gr.Number(
+                        first[2],
                         label="Prompts per set (empty: all)",
                         precision=0,
                         minimum=0,
@@ -125,11 +129,11 @@ def build(session: Session) -> gr.Blocks:
         both = [*replies, margins]
         found = [*knobs, fit, analysis, layers, *both, result, runs]
 
-        def fill() -> tuple[Any, ...]:
-            """The fields of a page that was loaded, as they were."""
-            kept = session.fields
-            own = (kept.get(each) or "" for each in SETS)
-            return str(session.folder), kept["model"], kept.get("limit"), *own, session.prompt
+        def fill() -> list[Any]:
+            """The fields of a page that was loaded again, as they were. Those of a new page are
+            left alone: the user may be faster."""
+            now = _filled(session)
+            return [gr.skip()] * len(now) if now == first else now
 
         def show() -> tuple[Any, ...]:
             """What the session has found."""
@@ -248,9 +252,16 @@ def _paced(shown: Iterator[Compared]) -> Iterator[Compared]:
         yield last
 
 
+def _filled(session: Session) -> list[Any]:
+    """What stands in the fields: folder, model, limit, the three sets, prompt."""
+    kept = session.fields
+    own = (kept.get(each) or "" for each in SETS)
+    return [str(session.folder), kept["model"], kept.get("limit"), *own, session.prompt]
+
+
 def _fields(model: str | None, limit: float | None, *sets: str) -> dict[str, Any]:
     """What the user filled in, as settings of a run."""
-    own = {name: text.strip() or None for name, text in zip(SETS, sets, strict=True)}
+    own = {name: (text or "").strip() or None for name, text in zip(SETS, sets, strict=True)}
     return {"model": (model or "").strip(), "limit": int(limit) if limit else None, **own}
 
 

@@ -18,6 +18,7 @@ from unrefuse.jobs.analyze import look
 from unrefuse.jobs.doctor import Findings, examine
 from unrefuse.jobs.edit import run_edit
 from unrefuse.metrics.measurement import TooFew
+from unrefuse.metrics.record import SETTINGS
 from unrefuse.models.device import free_memory, release_memory
 from unrefuse.progress import heard_by, stderr
 
@@ -70,8 +71,8 @@ class Job:
 class Session:
     """The model on the bench, the job that runs, and what was shown last.
 
-    `folder` is the user's: prompts, corrections and edited models go there. `version` rises with
-    every job that ends. Everything raises UnrefuseError for a mistake in usage or input.
+    `folder` is the user's: prompts, corrections and edited models go there. `version` rises
+    whenever a job has found something. Everything raises UnrefuseError for a mistake in usage or input.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,6 +108,8 @@ class Session:
 
         def work() -> None:
             self._put_away()
+            self.found = examine(config)
+            self.version += 1
             try:
                 prepared, analysis = look(config)
             except TooFew as few:
@@ -172,7 +175,9 @@ class Session:
     def _edit(self, name: str, config: RunConfig) -> None:
         if not name.strip():
             raise UnrefuseError("what is the edited model to be called? name a new folder")
-        config = validated(config.model_copy(update={"out": self.folder / name.strip()}))
+        out = self.folder / name.strip()
+        resume = (out.with_name(f"{out.name}.run") / SETTINGS).exists()  # it was stopped
+        config = validated(config.model_copy(update={"out": out, "resume": resume}))
 
         def work() -> None:
             self._make_room()
