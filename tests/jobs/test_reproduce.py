@@ -4,12 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from tests import talker
+from tests import results, talker
 from unrefuse import RunConfig, UnrefuseError
 from unrefuse.cli import app
 from unrefuse.jobs import reproduce as job
@@ -32,9 +33,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
     model = talker.build(folder / "talker")
     files = {name: str(file) for name, file in talker.write_prompts(folder).items()}
-    settings = {"model": str(model), "limit": 40, "out": folder / "first", **files}
-    first = run_edit(RunConfig(**settings, strength=0.01))
-    assert not first.saved
+    settings = {"model": str(model), "limit": 20, "out": folder / "first", **files}
+    made = results.result(removal=0.1)
+    first = replace(made, config=RunConfig(**settings, strength=0.01), saved=False, split="search")
     (folder / "first.json").write_text(json_text(first.to_json()))
     done = CliRunner().invoke(app, ["diagnose", str(folder / "first.json"), "--apply", "--json"])
     assert done.exit_code == 0, done.output
@@ -49,9 +50,8 @@ def quick(runs, monkeypatch):
     def run(config):
         shutil.copytree(edited, config.out)
         found = {name: told["result"][name] for name in ("removal", "retention", "quality", "kl")}
-        measured = type("", (), {"figures": lambda self: found})()
-        return type("", (), {"saved": True, "split": "test", "detected": None,
-                             "measurement": measured})()  # fmt: skip
+        measured = SimpleNamespace(figures=lambda: found)
+        return SimpleNamespace(saved=True, split="test", detected=None, measurement=measured)
 
     monkeypatch.setattr(job, "run_edit", run)
     return edited
@@ -123,7 +123,15 @@ def test_a_run_on_the_hub_needs_no_weights(runs, quick, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert reproduce("me/talker").matches == "bytes"
     assert asked == [("me/talker", ["run.json", "SHA256SUMS", "tuning/*"])]
-    # Other bytes: the weights of the record are made from its plan.
+
+    # Other bytes: then the two models are asked, the old one made from its plan.
+    def evaluate(config, options):
+        weights = [Path(f) / "model.safetensors" for f in (config.model, options.against)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+        return SimpleNamespace(lines=[], to_json=dict)
+
+    monkeypatch.setattr(job, "run_evaluate", evaluate)
+    monkeypatch.setattr(job, "_same_grades", lambda lines: (1.0, 1))
     sums = (remote / "SHA256SUMS").read_text()
     (remote / "SHA256SUMS").write_text(
         "".join(f"{'0' * 64}{line[64:]}" for line in sums.splitlines(keepends=True))

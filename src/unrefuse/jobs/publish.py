@@ -1,6 +1,7 @@
 """Every step of `unrefuse publish`: what is fit to be uploaded, and the one commit that does it."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,9 +155,9 @@ def upload(found: Publication, public: bool = False) -> dict[str, Any]:
     repository that is public without being asked to be, and for one that holds other files.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
-    from huggingface_hub.utils.logging import set_verbosity_error
 
-    set_verbosity_error()  # its warnings of another try hold addresses with their signatures
+    # Its warnings of another try hold addresses with their signatures.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with _told(found.repo, "nothing was uploaded"):
         if not get_token():
             raise UnrefuseError(f"no token for the hub: {LOGIN}")
