@@ -114,7 +114,7 @@ def edit(
     result = run_edit(settings)
     where = f"{settings.out} (card: {settings.out}/README.md, record: {settings.out}/run.json)"
     words = ["evaluate", str(settings.out), "--against", settings.model, "--judge", settings.judge]
-    again = f"`unrefuse {shlex.join(words)}`, with the same prompts, asks it for the rest"
+    again = f"`unrefuse {shlex.join(words)} --out DIR`, with the same prompts, asks it for the rest"
     _report(result, where, as_json, f"; {again}")
 
 
