@@ -24,7 +24,7 @@ def edit(settings: "RunConfig", as_json: Json = False) -> None:
     result = api.edit(settings)
     where = f"{settings.out}/README.md (card), {settings.out}/run.json (record)"
     words = ["evaluate", str(settings.out), "--against", settings.model, "--judge", settings.judge]
-    again = f"`unrefuse {shlex.join(words)}`, with the same prompts, asks it for the rest"
+    again = f"`unrefuse {shlex.join(words)} --out DIR`, with the same prompts, asks it for the rest"
     _report(result, where, as_json, f"; {again}")
 
 
