@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs.pages import DOCS, NOTEBOOK, PAGES, ROOT, name, tokens
 from tools.docs import pictures
-from unrefuse import load_config
+from unrefuse.config import load_config
 
 RECIPES = sorted((DOCS / "recipes").glob("*.toml"))
 MENU = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
