@@ -14,7 +14,6 @@ from tests import results, talker
 from unrefuse import RunConfig, UnrefuseError
 from unrefuse.cli import app
 from unrefuse.jobs import reproduce as job
-from unrefuse.jobs.edit import run_edit
 from unrefuse.jobs.publish import plan_publication
 from unrefuse.jobs.reproduce import Reproduction, reproduce
 from unrefuse.jsontext import json_text
