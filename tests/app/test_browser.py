@@ -80,11 +80,8 @@ class Page:
             raise
 
     def says(self, css, text, seconds=300):
-        def holds(browser):
-            found = browser.find_elements(By.CSS_SELECTOR, css)
-            return found and text in (found[0].get_attribute("textContent") or "")
-
-        self.until(holds, seconds)
+        said = "return (document.querySelector(arguments[0])?.textContent ?? '')"
+        self.until(lambda b: text in b.execute_script(said, css), seconds)
 
     def tab(self, name):
         self.find("button[role=tab]")

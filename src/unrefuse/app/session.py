@@ -72,8 +72,7 @@ class Session:
     """The model on the bench, the job that runs, and what was shown last.
 
     `folder` is the user's: prompts, corrections and edited models go there. `version` rises
-    whenever a job has found something. Everything raises UnrefuseError for a mistake in usage or
-    input.
+    whenever a job has found something. All raise UnrefuseError for a mistake in usage or input.
     """
 
     def __init__(self, folder: Path) -> None:
