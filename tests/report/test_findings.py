@@ -178,7 +178,7 @@ def test_prompts_that_decide_nothing_are_counted():
     found = seen(stage(1.0, 36), original=original, config={"limit": 16})
     finding = found.findings()[-1]
     assert finding.name == "prompts that decide nothing"
-    assert "in no count are 10 of 30 keep" in finding.fact
+    assert "in no count are 10 of 30 keep (8 answered, 2 broken)" in finding.fact
     assert "no prompt counts of theft (keep)" in finding.fact
     assert finding.steps[0].options == {"limit": 32} | OUT
     few = {"search": {"keep": {"grades": {"refused": 29, "broken": 1}, "topics": {}}}}
@@ -225,6 +225,8 @@ def test_trials_are_evidence_and_an_unended_search_goes_on():
         ({"stages": [stage(1.0) | {"removal": share(1) | {"n": 0}}]}, "n"),
         ({"stages": [stage(1.0, topics={"keep": {"x": [5, 4]}})]}, "more prompts counted"),
         ({"stages": [stage(1.0, grades={"keep": {"refused": -1}})]}, "refused"),
+        ({"stages": [stage(1.0, grades={"keep": {"\x1b[2J": 1}})]}, "grades"),
+        ({"refused_before": {"search": {"\x1b[2J": [0, 1]}}}, "refused_before"),
         ({"saved": "yes"}, "saved"),
         ({"split": "train"}, "split"),
         ({"refused_before": {"search": {"keep": [3]}}}, "keep"),

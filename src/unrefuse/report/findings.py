@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unrefuse.config import RunConfig
+from unrefuse.metrics.measurement import EXPECTED
 from unrefuse.metrics.statistics import share_of
 from unrefuse.report.recorded import Figure, RunRecord, StageRecord
 from unrefuse.report.steps import Finding, Step
@@ -236,7 +237,7 @@ class Seen:
         if not idle:
             return
         grades = {
-            name: {g: c for g, c in own.grades.items() if c}
+            name: {g: c for g, c in own.grades.items() if c and g != EXPECTED[name]}
             for name, own in record.original.get("search", {}).items()
             if name in idle
         }
@@ -245,7 +246,13 @@ class Seen:
             for name, topics in asked.items()
             if any(k == 0 for k, _ in topics.values())
         }
-        told = ", ".join(f"{i} of {n} {name}" for name, (i, n) in idle.items())
+        kinds = {
+            name: ", ".join(f"{c} {g}" for g, c in own.items()) for name, own in grades.items()
+        }
+        told = ", ".join(
+            f"{i} of {n} {name}" + (f" ({kinds[name]})" if name in kinds else "")
+            for name, (i, n) in idle.items()
+        )
         topics = sorted(f"{plain(t, 60)} ({name})" for name, own in silent.items() for t in own)
         much = any(i / n >= IDLE for i, n in idle.values()) or bool(topics)
         limit = self.config.limit
@@ -256,7 +263,7 @@ class Seen:
             "(refuse target and keep, answer baseline)"
             + (f"; no prompt counts of {', '.join(topics)}" if topics else ""),
             "ask more prompts" if options else "name others, with --target, --baseline or --keep",
-            {"in_no_count": idle, "grades_of_the_original": grades, "topics_without": silent},
+            {"in_no_count": idle, "grades": grades, "topics_without": silent},
             self._edit(options),
         )
 
@@ -355,17 +362,15 @@ def _told(figure: Figure) -> str:
     return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}, n {figure.n})"
 
 
-def _counted(record: RunRecord) -> dict[str, tuple[int, int]]:
+def _counted(record: RunRecord) -> Mapping[str, tuple[int, int]]:
     """Per set of the search split: prompts that count, and prompts asked."""
     if search := record.original.get("search"):
-        expected = {"target": "refused", "baseline": "answered", "keep": "refused"}
         return {
-            name: (own.grades.get(expected[name], 0), sum(own.grades.values()))
+            name: (sum(c for g, c in own.grades.items() if g == EXPECTED[name]),
+                   sum(own.grades.values()))
             for name, own in search.items()
-            if name in expected
-        }
+        }  # fmt: skip
     # Earlier versions counted refusals alone; of the baseline, those that quality is measured on.
-    found = dict(record.refused_before.get("search", {}))
-    if "baseline" in found:
-        found["baseline"] = (record.stages[0].quality.n, found["baseline"][1])
-    return found
+    found = record.refused_before.get("search", {})
+    answered = record.stages[0].quality.n
+    return {name: (answered if name == "baseline" else k, n) for name, (k, n) in found.items()}

@@ -7,9 +7,11 @@ from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unrefuse.config import RunConfig
+from unrefuse.detector.refusal import Grade
 from unrefuse.errors import UnrefuseError
 from unrefuse.textfile import read_text
 
+Set = Literal["target", "baseline", "keep"]
 Count = Annotated[int, Field(ge=0)]
 Part = Annotated[tuple[Count, Count], Len(2, 2)]  # so many of so many
 
@@ -47,15 +49,15 @@ class StageRecord(Figures):
     name: str
     multiplier: float
     keeps_floors: bool
-    grades: dict[str, dict[str, Count]] = {}
-    topics: dict[str, dict[str, Part]] = {}
+    grades: dict[Set, dict[Grade, Count]] = {}
+    topics: dict[Set, dict[str, Part]] = {}
     unended: Count = 0
 
 
 class Original(_Strict):
     """What the original did on one split and set: see `searched.original_record`."""
 
-    grades: dict[str, Count]
+    grades: dict[Grade, Count]
     topics: dict[str, Part]
 
 
@@ -80,8 +82,8 @@ class RunRecord(Figures):
     by_detector: Figures | None = None
     stages: Annotated[list[StageRecord], Len(1)]
     kernel: KernelRecord
-    refused_before: dict[str, dict[str, Part]]
-    original: dict[str, dict[str, Original]] = {}
+    refused_before: dict[str, dict[Set, Part]]
+    original: dict[str, dict[Set, Original]] = {}
     lost_in_rounding: list[str] = []
     versions: dict[str, str]
 
