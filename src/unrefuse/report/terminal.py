@@ -15,7 +15,7 @@ class Table(rich.table.Table):
     """A table as all of ours look: a line under the head, no frame, the title on the left."""
 
     def __init__(self, *headers: str, **options: Any) -> None:
-        look = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False}
+        look: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False}
         super().__init__(*headers, **(look | options))
 
 
