@@ -18,6 +18,7 @@ from tests.docs.pages import DOCS, NOTEBOOK, PAGES, READMES, blocks, commands, n
 from unrefuse.cli import app
 
 GROUP = typer.main.get_command(app)
+OF_ALL = (["COMMAND"], ["--version"], ["--help"])  # what can follow `unrefuse` beside a command
 TINY = (
     '"talker", target="target.txt", baseline="baseline.txt", keep="keep.txt", limit=16, '
     'device="cpu"'
@@ -103,7 +104,7 @@ def test_a_command_line_is_one_that_unrefuse_takes(page):
 def test_a_part_of_a_command_line_names_what_is_there(page):
     for words in spans(page):
         command, rest = command_of(words)
-        assert command is not GROUP or rest[:1] in ([], ["COMMAND"], ["--version"], ["--help"]), words
+        assert command is not GROUP or rest[:1] in ([], *OF_ALL), words
         known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
         given = {word.split("=")[0] for word in rest if word.startswith("--")}
         assert given <= known | {"--help", "--version"}, f"unrefuse {' '.join(words)}"
