@@ -25,16 +25,20 @@ TINY = (
 )
 # Its code is about a run that is there already: that of README.
 OF_A_RUN = DOCS / "report.md"
-# Pages with the same code are one: a run takes seconds.
-WITH_PYTHON = {
-    "\n".join(code): page for page in (NOTEBOOK, *PAGES[::-1]) if (code := blocks(page, "python"))
-}
 
 
 def tiny(code):
     """The code with a model in place of the demo on which it takes a second or two."""
     code = re.sub(r"trials=\d+", "trials=1", re.sub(r", limit=\d+", "", code))
     return code.replace('"demo"', TINY)
+
+
+# Pages with the same code are one: a run takes seconds.
+WITH_PYTHON = {
+    tiny("\n".join(code)): page
+    for page in (NOTEBOOK, *PAGES[::-1])
+    if (code := blocks(page, "python"))
+}
 
 
 def run_python(page, changed=str):
