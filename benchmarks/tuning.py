@@ -30,7 +30,8 @@ import torch
 
 from unrefuse.config import RunConfig, load_config
 from unrefuse.edits.hooks import hooked
-from unrefuse.jobs.edit import clock, prepare, search
+from unrefuse.jobs.edit import search
+from unrefuse.jobs.prepare import clock, prepare
 from unrefuse.metrics.measurement import Before, Measurement, count_graded, measure
 from unrefuse.models.load import find_checkpoint, load_folder
 from unrefuse.progress import stderr

@@ -26,7 +26,7 @@ def save(folder, **figures):
     (out / "tuning").mkdir(parents=True)
     write_checkpoint(model, plan, out)
     (out / "result.png").write_bytes(b"\x89PNG")
-    write_card(made, out)
+    write_card(made, out, out)
     write_json(made, out / "run.json")
     save_tuned(stage, made, out / "tuning", fingerprint(checkpoint_files(model)))
     write_sums(out)

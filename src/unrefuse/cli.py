@@ -76,8 +76,10 @@ def main(words: Sequence[str] | None = None) -> None:
         output.say("unrefuse: the lines above show a defect of unrefuse: please report them")
         sys.exit(DEFECT)
     if status == INTERRUPTED:
-        output.say("unrefuse: interrupted, nothing was saved")
-    sys.exit(status)
+        output.say(
+            "unrefuse: interrupted, nothing was saved; --resume goes on with an edit or a search"
+        )
+    sys.exit(status or 0)
 
 
 def _line(error: Exception) -> str:

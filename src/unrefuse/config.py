@@ -265,7 +265,7 @@ def load_config(
     kernel = values.get("kernel") or {}
     if isinstance(kernel, dict):  # else it is told as any bad value
         kept = {key: value for key, value in kernel.items() if not _displaced(key, named, over)}
-        if kept | named:
+        if kernel or named:
             values["kernel"] = kept | named
     return make_config(values | over)
 

@@ -154,7 +154,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(made, tmp_path):
     for recipe, folder, goal, says in (
         (tmp_path / "nowhere", model, out, "there is no plan in"),
         (damaged, model, out, "cannot read the plan .*; name a folder that `unrefuse edit`"),
-        (unmarked, model, out, "does not say for which weights"),
+        (unmarked, model, out, "has no record of a measurement"),
         (unmeasured, model, out, "has no record of a measurement"),
         (run, other, out, r"made for other weights \(some/model\)"),
         (run, tmp_path / "nowhere", out, "no such folder"),

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import time
 import unicodedata
@@ -49,6 +50,8 @@ class Terminal:
     def __init__(self, *words):
         pid, self.fd = pty.fork()
         if pid == 0:
+            # A suite that runs in the background has it ignored, and the child would inherit that.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             size = {"COLUMNS": "120", "LINES": "30", "TERM": "xterm-256color"}
             os.execve(  # noqa: S606
                 sys.executable,

@@ -25,7 +25,7 @@ from unrefuse.edits.adapters.lora import checkpoint_adapter, save_adapter
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.engine.vllm import adapter_rank, vllm_replies
 from unrefuse.errors import UnrefuseError
-from unrefuse.jobs.edit import prepare
+from unrefuse.jobs.prepare import prepare
 from unrefuse.metrics.transcripts import read_transcripts
 from unrefuse.prompts.thinking import after_thinking
 

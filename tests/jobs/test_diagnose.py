@@ -57,7 +57,7 @@ def test_a_run_that_saved_nothing_is_found_by_the_name_it_was_to_have(tmp_path):
 
 
 def test_the_folder_of_a_tuning_has_the_record_or_goes_on(tmp_path):
-    run = tmp_path / "x.tuning"
+    run = tmp_path / "x.run"
     run.mkdir()
     (run / "settings.json").write_text(json.dumps(SETTINGS))
     (run / "trials.jsonl").write_text(json.dumps(TRIAL) + "\n")

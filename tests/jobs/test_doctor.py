@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 
 from tests import pico
-from unrefuse.commands import doctor as command
+from tests.command import unrefuse
 from unrefuse.config import RunConfig
 from unrefuse.edits.disk.header import read_header
 from unrefuse.jobs import doctor
@@ -111,16 +111,14 @@ def test_a_card_that_torch_was_not_built_for(monkeypatch):
     assert doctor._without_card([{}, {}]) == []
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path):
     folder = pico.save(tmp_path / "m")
-    command.doctor(str(folder), as_json=True)
-    shown = json.loads(capsys.readouterr().out)
+    shown = json.loads(unrefuse("doctor", folder, "--json").stdout)
     assert {"machine", "devices", "versions", "missing", "model", "ways", "faults"} == set(shown)
     assert all(way["fits"] for way in shown["ways"])
-    with pytest.raises(command.typer.Exit) as ended:
-        command.doctor(str(folder), out=tmp_path)
-    assert ended.value.exit_code == 2
-    out = capsys.readouterr().out
+    done = unrefuse("doctor", folder, "--out", tmp_path)
+    assert done.returncode == 2
+    out = done.stdout
     assert "--stream" in out
     assert "fault: " in out
     assert "not an empty folder" in out

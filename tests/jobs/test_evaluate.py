@@ -10,8 +10,7 @@ import torch
 
 from tests import pico
 from tests.server import by_content, completion, quick, scripted, serving
-from unrefuse import cli
-from unrefuse.commands import evaluate as command
+from unrefuse import api, cli
 from unrefuse.config import RunConfig
 from unrefuse.detector.refusal import grade
 from unrefuse.errors import UnrefuseError
@@ -299,11 +298,14 @@ def test_imported_prompts_take_the_place_of_the_shipped_ones(models, tmp_path):
     assert set(found["rates"]["after"]["keep"]["by_topic"]) == {"contrast_homonyms"}
 
 
-def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked():
-    given = {"against": "demo", "model": "edited", "split": None, "lang": None}
-    config = command._settings(given)
-    assert (config.model, config.target, config.languages) == ("edited", "planted", ("en",))
-    assert command._settings(given | {"against": None}).target == "shipped"
+def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(evaluation, "run_evaluate", lambda config, options: asked.append(config))
+    api.evaluate("edited", against="demo", out=tmp_path / "o")
+    api.evaluate("edited", out=tmp_path / "o")
+    assert [(c.model, c.target, c.languages) for c in asked] == [
+        ("edited", "planted", ("en",)), ("edited", "shipped", ()),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_saved_edit_has_its_report_among_what_is_sealed(talking, tmp_path, mon
     model, prompts = talking
     out, search = tmp_path / "out", ("--limit", 40, "--tune", "optuna", "--trials", 3)
     assert unrefuse(monkeypatch, "edit", model, *prompts, *search, "--out", out) == 0
-    assert f"report: {out}/report.html" in capsys.readouterr().out
+    assert f"{out}/report.html" in capsys.readouterr().out
     html = (out / "report.html").read_text(encoding="utf-8")
     assert "✓ Saved" in html
     assert f"unrefuse edit {model}" in html
@@ -56,7 +56,7 @@ def test_a_tuning_that_saved_nothing_has_its_report(talking, tmp_path, monkeypat
     out, search = tmp_path / "out", ("--limit", 40, "--tune", "optuna", "--trials", 1)
     assert unrefuse(monkeypatch, "edit", model, *prompts, *search, "--out", out) == 1
     assert not out.exists()
-    (report,) = re.findall(r"report: (.+)", capsys.readouterr().out)
+    (report,) = re.findall(r"report +(.+)", capsys.readouterr().out)
     assert "✗ Not saved" in Path(report).read_text(encoding="utf-8")
     assert read_run(Path(report).parent).record["saved"] is False
 
@@ -66,7 +66,7 @@ def test_an_evaluation_has_its_report(talking, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     words = ("evaluate", model, "--against", model, *prompts, "--limit", 16, "--out", out)
     assert unrefuse(monkeypatch, *words) == 0
-    assert f"report: {out}/report.html" in capsys.readouterr().out
+    assert f"{out}/report.html" in capsys.readouterr().out
     html = (out / "report.html").read_text(encoding="utf-8")
     assert "Measured on the test split" in html
     assert "unrefuse evaluate" in html

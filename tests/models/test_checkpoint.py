@@ -141,7 +141,8 @@ def test_an_index_that_leads_elsewhere_is_one_line(sharded, tmp_path, name):
 )  # fmt: skip
 def test_a_damaged_index_is_one_line(sharded, index):
     (sharded / INDEX).write_text(index, encoding="utf-8")
-    with pytest.raises(UnrefuseError, match=r"is damaged|git lfs pull") as caught:
+    says = r"is damaged|git lfs pull|no JSON object|outside of its folder|recursion|byte order mark"
+    with pytest.raises(UnrefuseError, match=says) as caught:
         check(sharded)
     assert "\n" not in str(caught.value)
 

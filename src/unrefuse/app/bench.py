@@ -12,7 +12,7 @@ from unrefuse.edits.plan import Plan
 from unrefuse.engine.decode import text_of
 from unrefuse.engine.generate import Reply, graded
 from unrefuse.engine.talk import talk
-from unrefuse.jobs.edit import Prepared
+from unrefuse.jobs.prepare import Prepared
 from unrefuse.kernel import Kernel, gaussian
 from unrefuse.metrics.margin import OPENING_TOKENS, token_margins
 from unrefuse.models.load import Model

@@ -12,7 +12,9 @@ def app(
     folder: Annotated[
         Path, typer.Argument(help="Your prompts, corrections and edited models go there.")
     ] = Path(),
-    port: Annotated[int, typer.Option(help="0: any free port.", min=0, max=65535)] = 0,
+    port: Annotated[
+        int, typer.Option(help="Port of the page; 0 is any free one.", min=0, max=65535)
+    ] = 0,
 ) -> None:
     """Open a page on this machine: look at a model, move an edit's sliders, compare, save."""
     from unrefuse.app.serve import serve

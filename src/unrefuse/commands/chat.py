@@ -42,8 +42,7 @@ def chat(
         str,
         typer.Argument(
             metavar="A",
-            help="A local folder, a hub name, or demo. What `edit` or `tune` wrote answers twice: "
-            "without the edit, and with it.",
+            help="A model, as for `edit`; what `edit` wrote answers without its edit, and with it.",
         ),
     ],
     other: Annotated[

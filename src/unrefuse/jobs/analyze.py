@@ -6,7 +6,7 @@ import torch
 
 from unrefuse.config import LEAST_FLOOR, RunConfig
 from unrefuse.errors import UnrefuseError
-from unrefuse.jobs.edit import Prepared, clock, prepare
+from unrefuse.jobs.prepare import Prepared, clock, prepare
 from unrefuse.jobs.save import new_file
 from unrefuse.jsontext import json_text
 from unrefuse.metrics.layers import layer_strengths

@@ -20,8 +20,8 @@ from unrefuse.engine.served import (
 )
 from unrefuse.engine.vllm import adapter_rank, import_vllm, vllm_replies
 from unrefuse.errors import UnrefuseError, first_line
-from unrefuse.jobs.edit import clock
 from unrefuse.jobs.outlook import evaluation_time
+from unrefuse.jobs.prepare import clock
 from unrefuse.jobs.save import check_out, new_folder
 from unrefuse.jsontext import json_text
 from unrefuse.metrics.benchmarks import check_benchmarks, run_benchmarks
