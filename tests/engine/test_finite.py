@@ -52,7 +52,7 @@ def test_an_overflow_is_said_with_what_to_do(measure):
 def test_other_precisions_blame_the_model():
     model = pico.loaded()
     model.network.lm_head.weight.data[5, 5] = math.nan
-    with pytest.raises(UnrefuseError, match="in float32: .* are damaged"):
+    with pytest.raises(UnrefuseError, match=r"in float32: .* are damaged"):
         reply_to(model, PROMPTS, 4)
 
 
