@@ -71,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(DEFECT)
     if status == INTERRUPTED:
         output.say("unrefuse: interrupted, nothing was saved")
-    sys.exit(status)
+    sys.exit(status or 0)
 
 
 def _line(error: Exception) -> str:
