@@ -11,7 +11,6 @@ import torch
 from tests import pico
 from tests.server import by_content, completion, quick, scripted, serving
 from unrefuse import cli
-from unrefuse.commands import evaluate as command
 from unrefuse.config import RunConfig
 from unrefuse.detector.refusal import grade
 from unrefuse.errors import UnrefuseError
@@ -295,13 +294,6 @@ def test_imported_prompts_take_the_place_of_the_shipped_ones(models, tmp_path):
         "target": 3, "baseline": 16, "keep": 3,
     }  # fmt: skip
     assert set(found["rates"]["after"]["keep"]["by_topic"]) == {"contrast_homonyms"}
-
-
-def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked():
-    given = {"against": "demo", "model": "edited", "split": None, "lang": None}
-    config = command._settings(given)
-    assert (config.model, config.target, config.languages) == ("edited", "planted", ("en",))
-    assert command._settings(given | {"against": None}).target == "shipped"
 
 
 @pytest.mark.parametrize(
