@@ -173,8 +173,8 @@ def test_markup_in_the_name_of_a_model_is_printed_as_it_is(tmp_path, monkeypatch
     words = ("evaluate", ODD, "--out", "[red]o", "--limit", 16, "--reply-tokens", 8)
     done = unrefuse(*words, *sets)
     assert done.returncode == 0
-    assert done.stderr.startswith(f"plan: ask {ODD} ")
-    assert f"\n{ODD}: 3 layers" in done.stderr
+    assert done.stderr.startswith(f"{ODD}: 3 layers")
+    assert f"\nplan: ask {ODD} " in done.stderr
     assert "\ntime: about " in done.stderr
     assert unrefuse(*words, *sets, "--out", "q", "--quiet").stderr == ""
 

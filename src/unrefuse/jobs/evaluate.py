@@ -20,7 +20,7 @@ from unrefuse.engine.served import (
 )
 from unrefuse.engine.vllm import adapter_rank, import_vllm, vllm_replies
 from unrefuse.errors import UnrefuseError, first_line
-from unrefuse.jobs.outlook import evaluation_time
+from unrefuse.jobs.outlook import questions
 from unrefuse.jobs.prepare import clock
 from unrefuse.jobs.save import check_out, new_folder
 from unrefuse.jsontext import json_text
@@ -97,11 +97,6 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     judge = judge_of(config)
     check_benchmarks(options.benchmarks, options.benchmark_path)
     asked = _prompts(config)
-    models = " and ".join(filter(None, (options.against, config.model)))
-    stderr.print(
-        f"plan: ask {models} {len(asked)} prompts of the test split, replies of "
-        f"{config.reply_tokens} tokens; write the report and the replies to {out}"
-    )
     ask = _by_server if served else _by_vllm if config.backend == "vllm" else _by_torch
     seconds: dict[str, float] = {}
     lines, parts = ask(config, options, asked, seconds)
@@ -239,8 +234,7 @@ def _by_torch(
             with placed(asked):
                 model.encode([p.text for p in asked])
         _tell(model)
-        if model.stream is None:
-            stderr.print(evaluation_time(model, [p.text for p in asked], config.reply_tokens))
+        stderr.print(questions(model, [p.text for p in asked], config.reply_tokens))
         with clock(seconds, f"replies {when}"):
             replies = reply_to(model, [p.text for p in asked], config.reply_tokens, when)
         kl: dict[str, tuple[float, int]] = {}

@@ -59,23 +59,24 @@ def outlook(
         steps.append(f"write it to {config.out} if it keeps the floors")
         work += min(STAGES, len(tried)) * tokens("search", config.search_tokens)
         work += tokens("test", config.reply_tokens)
-    plan = f"plan: {', '.join(steps)}"
-    if model.stream is not None:
-        return plan
-    return f"{plan}\n{time_of(model, work, [p.text for p in prompts[:SAMPLE]])}"
+    return _with_time(f"plan: {', '.join(steps)}", model, work, [p.text for p in prompts])
 
 
-def evaluation_time(model: Model, texts: Sequence[str], reply_tokens: int) -> str:
-    """The time that one model takes to reply to these prompts."""
+def questions(model: Model, texts: Sequence[str], reply_tokens: int) -> str:
+    """The same where one model is asked, and no more."""
+    plan = f"plan: ask {model.name} {len(texts)} prompts, replies of {reply_tokens} tokens"
     rows = model.encode(texts)
     work = sum(len(row) + SHARE * model.longest(reply_tokens) for row in rows)
-    return time_of(model, work, texts[:SAMPLE])
+    return _with_time(plan, model, work, texts)
 
 
-def time_of(model: Model, tokens: float, sample: Sequence[str]) -> str:
-    """The time that so many tokens take, by one forward pass over a `sample` of prompts, which has
+def _with_time(plan: str, model: Model, tokens: float, texts: Sequence[str]) -> str:
+    """With the time that so many tokens take, by one forward pass over a few prompts, which has
     about as many tokens as a step of a batch of replies."""
-    tried = len(sample) * max(map(len, model.encode(sample)))
+    if model.stream is not None:
+        return plan
+    tried = model.encode(texts[:SAMPLE])
     start = time.perf_counter()
-    last_logits(model, sample)
-    return f"time: about {duration(tokens / tried * (time.perf_counter() - start))}"
+    last_logits(model, texts[:SAMPLE])
+    pace = len(tried) * max(map(len, tried)) / (time.perf_counter() - start)
+    return f"{plan}\ntime: about {duration(tokens / pace)}"

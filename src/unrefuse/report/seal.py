@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from unrefuse.config import RunConfig
+from unrefuse.config import make_config
 from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.metrics.floors import Figures
 from unrefuse.models.checkpoint import CARD, SUMS
@@ -74,13 +74,13 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
             yield f"the evaluation results in the metadata of {CARD} are not those of {RECORD}"
     except OSError as error:
         yield f"cannot read {error.filename}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
+    except (UnrefuseError, ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
         yield f"{RECORD} is no record of this version of unrefuse: {first_line(error)}"
 
 
 def _figures(found: dict[str, Any], config: dict[str, Any]) -> Figures:
     """The figures of a record, or of a part of it, as the floors read them."""
-    floors = RunConfig.model_validate(config)
+    floors = make_config(config)
     retention, quality = found["retention"], found["quality"]
     kept = round(retention["value"] * retention["n"])
     return Figures.model_validate(

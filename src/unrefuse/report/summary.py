@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from unrefuse.errors import UnrefuseError
-from unrefuse.report.results import Result, before_and_after, example_text, result_table
+from unrefuse.report.results import (
+    Result,
+    before_and_after,
+    example_text,
+    judge_lines,
+    result_table,
+)
 from unrefuse.report.terminal import duration, plain
 
 if TYPE_CHECKING:
@@ -36,6 +42,15 @@ def summary(result: Result) -> str:
         f"refused     {', '.join(counts)}",
         f"time        {duration(sum(result.seconds.values()))}",
     ]
+    agreed = judge_lines(
+        {
+            "unjudged": result.unjudged,
+            "judge": result.judge,
+            "agreement": result.agreement,
+            "by_detector": result.detected and result.detected.figures(),
+        }
+    )
+    lines += [f"            {line}" for line in agreed]
     if result.saved:
         lines.append(f"saved       {plain(str(config.out), 400)}")
     else:
