@@ -1,8 +1,10 @@
 """The command line: every command is in `commands/`, and this is where it gets its name."""
 
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -28,6 +30,9 @@ from unrefuse.commands.options import Command
 from unrefuse.errors import UnrefuseError
 
 DEFECT, INTERRUPTED = 70, 130
+STOPPED = "unrefuse: interrupted, nothing was saved; --resume goes on with an edit or a search"
+# What `kill`, a container that is stopped, a queue and a terminal that is closed send.
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 app = typer.Typer(name="unrefuse", no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
@@ -62,7 +67,8 @@ def main(words: Sequence[str] | None = None) -> None:
     own, for a goal that is not met: what nobody foresaw has another, 70."""
     output.adapt_streams()
     try:
-        status = app(args=words, prog_name="unrefuse", standalone_mode=False)
+        with _ended_by_signals():
+            status = app(args=words, prog_name="unrefuse", standalone_mode=False)
     except (UnrefuseError, typer.TyperException) as error:
         if output.verbose:
             traceback.print_exc()
@@ -71,14 +77,16 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except typer.Abort:
         sys.exit(1)
+    except SystemExit as end:
+        if end.code in (INTERRUPTED, *(128 + number for number in ENDING)):
+            output.say(STOPPED)
+        raise
     except Exception:
         traceback.print_exc()
         output.say("unrefuse: the lines above show a defect of unrefuse: please report them")
         sys.exit(DEFECT)
     if status == INTERRUPTED:
-        output.say(
-            "unrefuse: interrupted, nothing was saved; --resume goes on with an edit or a search"
-        )
+        output.say(STOPPED)
     sys.exit(status or 0)
 
 
@@ -91,3 +99,22 @@ def _line(error: Exception) -> str:
         if message and (context := getattr(error, "ctx", None)):
             message += f" (see `{context.command_path} --help`)"
     return message
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within the block these signals are an exception, as Ctrl-C is, so that what is half written
+    is taken away. One that is ignored (nohup) stays so."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    for number, handler in before.items():
+        if handler == signal.SIG_DFL:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

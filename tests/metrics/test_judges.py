@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -158,7 +159,8 @@ def test_a_classifier_that_is_damaged_or_has_code_of_its_own_is_one_line(classif
         with pytest.raises(UnrefuseError, match=says):  # by one or the other, before it grades
             _ = check_judge(judge), graded(judge, [line(reply=ANSWERS[0])])
     (folder / "c.py").write_text("import einops_not_there")
-    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}')
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}
+    (folder / "config.json").write_text(json.dumps(own))
     with pytest.raises(UnrefuseError, match="einops_not_there"):  # its code was run
         check_judge(parse_judge(f"hf:{folder}", code=True))
 

@@ -60,7 +60,7 @@ def says_in_one_line(folder, says, **options):
         ({"sliding_window": "4096"}, "cannot be run: "),
         (
             {"rms_norm_eps": float("nan")},
-            "not all finite in float32: the model's weights, config or",
+            "not all finite in float32: the model's weights, c",
         ),
     ],
 )

@@ -89,7 +89,7 @@ def analyze(
 @takes("kernel", defaults={"model": NO_MODEL})
 def kernel(
     settings: "RunConfig",
-    layers: Annotated[int, typer.Option(help="Number of layers.")] = 32,
+    layers: Annotated[int, typer.Option(help="Number of layers.", min=1, max=10_000)] = 32,
     model: Annotated[str | None, typer.Option(help="Preset of this model, as Qwen2.5-7B.")] = None,
     compare: Annotated[
         list[str] | None,

@@ -6,6 +6,7 @@ import typer
 
 from unrefuse.commands.options import NO_MODEL, Json, takes
 from unrefuse.commands.output import print_json, show, tell
+from unrefuse.errors import one_line
 
 if TYPE_CHECKING:
     from unrefuse.config import RunConfig
@@ -42,7 +43,7 @@ def _print(found: Any) -> None:
     if found.ways:
         show(_table(found.ways))
     for fault in found.faults:
-        tell(f"fault: {fault}")
+        tell(f"fault: {one_line(fault)}")
     if not found.faults:
         tell("no faults")
 

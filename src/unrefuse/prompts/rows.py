@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ def file_rows(file: Path) -> Rows:
     kind = file.suffix.lower()
     if kind not in FILE_TYPES:
         raise UnrefuseError(f"{file}: the name must end in {', '.join(FILE_TYPES)}")
+    if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113 (Path's raise for what is no name)
+        raise UnrefuseError(f"cannot read {file}: it is a folder or a device, and no file")
     if kind == ".parquet":
         yield from _parquet_rows(file)
         return

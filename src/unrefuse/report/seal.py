@@ -74,7 +74,10 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
             yield f"the evaluation results in the metadata of {CARD} are not those of {RECORD}"
     except OSError as error:
         yield f"cannot read {error.filename}: {error.strerror}"
-    except (UnrefuseError, ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
+    except (
+        *(UnrefuseError, ValueError, KeyError, TypeError, AttributeError),
+        *(RecursionError, TemplateError),
+    ) as error:
         yield f"{RECORD} is no record of this version of unrefuse: {first_line(error)}"
 
 
