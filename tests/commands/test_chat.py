@@ -197,7 +197,7 @@ def test_a_conversation_that_is_too_long_goes_on_after_reset(
         monkeypatch, capsys, f"{long}\n{long}\n/reset\nq1 B\n", places["original"]
     )
     assert (code, out.splitlines()) == (0, [ANSWER, "", ANSWER])
-    assert "the model reads 512: begin a new one" in err
+    assert "are more than the model reads (512)" in err
 
 
 @pytest.mark.parametrize("columns", [120, 60])

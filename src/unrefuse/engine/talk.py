@@ -6,7 +6,6 @@ import torch
 from transformers import DynamicCache
 
 from unrefuse.engine.decode import LOST, end_tokens, next_tokens, text_of
-from unrefuse.errors import UnrefuseError
 from unrefuse.models.device import not_finite
 from unrefuse.models.load import Model
 from unrefuse.models.writers import text_config
@@ -26,17 +25,12 @@ def talk(model: Model, messages: Messages, limit: int) -> Generator[str, None, b
     character is never split. At most `limit` tokens come after the thoughts. Returns, as a
     generator does, whether the model ended its turn. Works under `hooked`, in any thread; a model
     has one set of hooks, so that two edits of it take turns (`hooked_steps`). Raises ChatError for
-    messages that the chat template does not take, and UnrefuseError where they are too long for
-    the model and where the logits are not finite.
+    messages that the chat template does not take or that are too long for the model, and
+    UnrefuseError where the logits are not finite.
     """
     *before, last = messages
     (following,) = model.encode([last["content"]], before)
     room = getattr(text_config(model.network), "max_position_embeddings", None) or 2**40
-    if len(following) >= room:
-        raise UnrefuseError(
-            f"the conversation takes {len(following)} tokens, and the model reads {room}: begin a "
-            "new one"
-        )
     ends, cache = end_tokens(model), DynamicCache(config=model.network.config)
     read, reply, thoughts, shown = 0, list[int](), 0, 0
     text, thinking, ended = "", False, False
