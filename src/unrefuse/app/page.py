@@ -117,7 +117,9 @@ def build(session: Session) -> gr.Blocks:
                 )
                 with gr.Row():
                     name = gr.Textbox(
-                        label="Name of the edited model: a new folder in yours", elem_id="name"
+                        label="Name of the edited model: a new folder in yours",
+                        scale=2,
+                        elem_id="name",
                     )
                     find = gr.Button("Find an edit in stages", variant="primary", elem_id="find")
                     save = gr.Button("Save what the sliders show", elem_id="save")

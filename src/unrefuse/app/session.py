@@ -192,6 +192,7 @@ class Session:
             kernel = result.kernel
             if kernel.peak is not None and kernel.width is not None:
                 self.knobs = Knobs(kernel.peak, kernel.width, result.multiplier)
+            if self.shown and self.shown.knobs != self.knobs:
                 self.shown = None
 
         self.record = None
