@@ -99,6 +99,15 @@ def test_a_later_question_ends_an_earlier_one(session):
     assert list(first) == []
 
 
+def test_moves_of_a_slider_may_come_in_another_order(session):
+    now = 1000 * time.time()
+    late = last(session.compare("q5 q9 T", KNOBS._replace(strength=0.0), 0, now + 20))
+    assert list(session.compare("q5 q9 T", KNOBS, 0, now + 10)) == []
+    assert session.shown == late
+    assert session.knobs.strength == 0
+    time.sleep(0.03)  # the next move is later
+
+
 def test_while_a_slider_moves_only_its_last_place_is_asked(session):
     found = []
     asked = threading.Thread(target=lambda: found.extend(session.compare("q T", KNOBS, 0.5)))

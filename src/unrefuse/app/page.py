@@ -22,6 +22,7 @@ from unrefuse.prompts.sets import SETS
 
 PACE = 0.05  # seconds between two pictures of replies that are being written
 SETTLE = 0.15  # seconds that a slider has to rest
+NOW = "(clock, ...rest) => [performance.timeOrigin + performance.now(), ...rest]"
 SILENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 THEME = gr.themes.Default(
     primary_hue="teal",
@@ -46,7 +47,7 @@ def build(session: Session) -> gr.Blocks:
         with gr.Row():
             status = _html("status")
             stop = gr.Button("Stop", visible=False, scale=0, size="sm", elem_id="stop")
-        seen, told = gr.State(-1), gr.State("")
+        seen, told, clock = gr.State(-1), gr.State(""), gr.Number(visible=False)
         with gr.Tabs():
             with gr.Tab("Model"):
                 with gr.Row():
@@ -117,7 +118,9 @@ def build(session: Session) -> gr.Blocks:
                 )
                 with gr.Row():
                     name = gr.Textbox(
-                        label="Name of the edited model: a new folder in yours", elem_id="name"
+                        label="Name of the edited model: a new folder in yours",
+                        scale=2,
+                        elem_id="name",
                     )
                     find = gr.Button("Find an edit in stages", variant="primary", elem_id="find")
                     save = gr.Button("Save what the sliders show", elem_id="save")
@@ -162,8 +165,8 @@ def build(session: Session) -> gr.Blocks:
             do(*given)
             yield parts.part("status", session.job)
 
-        def compare(settle: float, text: str, *at: float) -> Iterator[tuple[str, ...]]:
-            shown = session.compare(text, Knobs(*at), settle)
+        def compare(settle: float, when: float, text: str, *at: float) -> Iterator[Any]:
+            shown = session.compare(text, Knobs(*at), settle, when)
             yield from map(parts.compared, _paced(shown))
 
         def move(*at: float) -> str:
@@ -194,14 +197,14 @@ def build(session: Session) -> gr.Blocks:
             _told(partial(begin, lambda *given: session.look(_fields(*given)))), fields, status,
             **SILENT,
         )  # fmt: skip
+        asked, moved = [clock, prompt, *knobs], [knob.input for knob in knobs]
         gr.on(
-            [ask.click, prompt.submit], _told(partial(compare, 0.0)), [prompt, *knobs], both,
+            [ask.click, prompt.submit], _told(partial(compare, 0.0)), asked, both, js=NOW,
             concurrency_limit=None, trigger_mode="multiple", **SILENT,
         )  # fmt: skip
-        moved = [knob.input for knob in knobs]
         gr.on(moved, move, knobs, layers, queue=False, trigger_mode="always_last", **SILENT)
         gr.on(
-            moved, _told(partial(compare, SETTLE)), [prompt, *knobs], both,
+            moved, _told(partial(compare, SETTLE)), asked, both, js=NOW,
             concurrency_limit=None, trigger_mode="multiple", **SILENT,
         )  # fmt: skip
         add.click(_told(add_prompt), [which, prompt], None, **SILENT)

@@ -88,7 +88,7 @@ class Session:
         self.version = 0
         self._model = threading.Lock()  # a model runs in one thread at a time
         self._jobs = threading.Lock()
-        self._turn = 0
+        self._turn, self._when = 0, 0.0
 
     @property
     def busy(self) -> bool:
@@ -121,11 +121,17 @@ class Session:
 
         self._begin(f"looking at {config.model}", work)
 
-    def compare(self, prompt: str, knobs: Knobs, settle: float = 0.0) -> Iterator[Compared]:
+    def compare(
+        self, prompt: str, knobs: Knobs, settle: float = 0.0, when: float | None = None
+    ) -> Iterator[Compared]:
         """Both replies as they grow. A later call ends an earlier one; one that is followed by
-        another within `settle` seconds, as while a slider moves, asks the model nothing."""
+        another within `settle` seconds, as while a slider moves, asks the model nothing. `when` is
+        the time of the user's move, in milliseconds: calls may come in another order."""
+        when = when or 1000 * time.time()
+        if when < self._when:
+            return
         self._turn += 1
-        turn, self.prompt, self.knobs = self._turn, prompt, knobs
+        turn, self._when, self.prompt, self.knobs = self._turn, when, prompt, knobs
         if not prompt.strip():
             raise UnrefuseError("what is to be asked? write a prompt")
         self._check_free()
@@ -186,6 +192,7 @@ class Session:
             kernel = result.kernel
             if kernel.peak is not None and kernel.width is not None:
                 self.knobs = Knobs(kernel.peak, kernel.width, result.multiplier)
+            if self.shown and self.shown.knobs != self.knobs:
                 self.shown = None
 
         self.record = None
