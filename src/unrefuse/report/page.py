@@ -109,7 +109,7 @@ def page(run: Run) -> str:
             if _size(text) <= SIZE:
                 return text
         bare = _size(_rendered(run, length, 0.0))
-        share = (SIZE - bare) / (_size(text) - bare)
+        share = (SIZE - bare) / max(1, _size(text) - bare)
         while _size(text) > SIZE:
             if share < LEAST:
                 raise UnrefuseError("the record of this run is too large for a page")
@@ -132,7 +132,7 @@ def _rendered(run: Run, length: int, share: float) -> str:
     edit = record["kernel"] is not None
     pairs, floors = _pairs(run.lines, length, share), _floors(record)
     asked = len({line.key for line in run.lines})
-    text: str = environment.get_template("report.html.jinja").render(
+    return environment.get_template("report.html.jinja").render(
         record=record,
         style=style,
         script=script,
@@ -160,7 +160,6 @@ def _rendered(run: Run, length: int, share: float) -> str:
         topics=sorted({_named(p.line.topic) for p in pairs if p.line.topic})[:ROWS],
         settings=_settings(record),
     )
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @cache
