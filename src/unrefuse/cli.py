@@ -30,7 +30,7 @@ from unrefuse.commands.options import Command
 from unrefuse.errors import UnrefuseError
 
 DEFECT, INTERRUPTED = 70, 130
-STOPPED = "unrefuse: interrupted, nothing was saved; --resume goes on with an edit or a search"
+STOPPED = "unrefuse: interrupted, nothing was saved"
 # What `kill`, a container that is stopped, a queue and a terminal that is closed send.
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 

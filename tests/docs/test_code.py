@@ -91,7 +91,7 @@ def complaint(words):
         return f"no command {rest[0]}"
     try:
         command.make_context("unrefuse", rest)
-    except SystemExit:
+    except (SystemExit, typer.Exit):  # it was done: a version or a completion was shown
         return None
     except Exception as error:  # typer ships a click of its own
         return None if "--help" in rest else str(error) or type(error).__name__

@@ -110,7 +110,7 @@ def test_what_was_said_before_is_part_of_the_prompt(talking):
 
 def test_a_conversation_beyond_the_model_is_told(talking):
     long = " ".join(f"q{i % 300}" for i in range(600))
-    with pytest.raises(UnrefuseError, match="600 tokens, and the model reads 512: begin"):
+    with pytest.raises(UnrefuseError, match=r"600 tokens are more than the model reads \(512\)"):
         next(talk(talking, ask(long), 5))
     nearly = " ".join(f"q{i % 300}" for i in range(508)) + " B"
     pieces, ended = result(talk(talking, ask(nearly), 50))
