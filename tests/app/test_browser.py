@@ -49,7 +49,7 @@ def link(folder):
     served = subprocess.Popen([UNREFUSE, "app", folder / "mine"], stdout=subprocess.PIPE, text=True)
     yield re.search(r"http://\S+", served.stdout.readline()).group()
     served.send_signal(signal.SIGINT)
-    assert served.wait(60) == 0
+    assert served.wait(180) == 0
 
 
 @pytest.fixture
