@@ -18,6 +18,11 @@ def first_line(error: BaseException) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
+def one_line(text: str) -> str:
+    """Untrusted text with escapes for what is not printable: line ends, what acts on a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 @contextmanager
 def told_as(what: str) -> Iterator[None]:
     """Around a library's call that reads a folder of unknown origin, and around no code of ours:

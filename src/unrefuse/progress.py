@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track as rich_track
 
+from unrefuse.errors import one_line
+
 T = TypeVar("T")
 
 
@@ -16,11 +18,16 @@ class _Log(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         lines = all(isinstance(each, str) for each in objects)
+        objects = tuple(_harmless(each) if isinstance(each, str) else each for each in objects)
         with contextlib.suppress(OSError):
             super().print(*objects, **{"soft_wrap": lines} | options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
+
+
+def _harmless(text: str) -> str:
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 stderr = _Log(stderr=True, markup=False, highlight=False, emoji=False)

@@ -11,13 +11,15 @@ def read_text(file: Path) -> str:
     """The text of `file`, without its byte order mark. Raises UnrefuseError where it is none."""
     try:
         data = file.read_bytes()
+    except MemoryError:
+        raise UnrefuseError(f"cannot read {file}: it does not fit in memory") from None
     except (OSError, ValueError) as error:
         raise UnrefuseError(
             f"cannot read {file}: {getattr(error, 'strerror', None) or error}"
         ) from None
     end = data.find(b"\0")
     try:
-        text = data.decode("utf-8-sig")
+        text = data[: end if end >= 0 else None].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         end = error.start
         found = f"byte {data[end]:#04x}"
@@ -26,7 +28,8 @@ def read_text(file: Path) -> str:
     if end < 0:
         return text
     line = data[:end].count(b"\n") + 1
-    utf16 = ", but it looks like UTF-16" if b"\0" in data[: end + 4] else ""
+    begin = data[:64]
+    utf16 = ", but it looks like UTF-16" if 0.3 < begin.count(0) / len(begin) < 0.8 else ""
     raise UnrefuseError(f"{file}:{line}: not UTF-8 text ({found}{utf16}): save it as UTF-8")
 
 

@@ -131,3 +131,22 @@ def test_printing_closed_streams(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Full())
     with pytest.raises(UnrefuseError, match="cannot print: No space"):
         output.tell("x")
+
+
+def test_what_acts_on_a_terminal_is_shown_as_its_escape(tmp_path, monkeypatch, capsys):
+    name = "a\x1b]0;x\x07b\nc\u202e\u65e5"
+    output.say(f"unrefuse: {name}")
+    stderr.print(name)
+    shown = "a\\x1b]0;x\\x07b"
+    told, *lines = capsys.readouterr().err.splitlines()
+    assert told == f"unrefuse: {shown}\\nc\\u202e\u65e5"
+    assert lines == [shown, "c\\u202e\u65e5"]
+
+
+def test_without_a_stderr_nothing_goes_to_stdout_in_its_place(tmp_path):
+    done = unrefuse("doctor", tmp_path / "none", "--json", env={}, preexec_fn=lambda: os.close(2))
+    out, _ = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert json.loads(out)["faults"]
+    done = unrefuse("diff", tmp_path, tmp_path, env={}, preexec_fn=lambda: os.close(2))
+    assert (done.communicate(timeout=60)[0], done.returncode) == (b"", 2)

@@ -1,4 +1,7 @@
+import json
 import shutil
+from functools import partial
+
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -154,11 +157,12 @@ def test_a_classifier_that_is_damaged_or_has_code_of_its_own_is_one_line(classif
         folder = shutil.copytree(classifier, tmp_path / "j", dirs_exist_ok=True)
         (folder / name).write_text(text)
         judge = parse_judge(f"hf:{folder}")
+        use = check_judge if name == "config.json" else partial(judged_lines, lines=[line()])
         with pytest.raises(UnrefuseError, match=says):
-            check_judge(judge)
-            graded(judge, [line(reply=ANSWERS[0])])
+            use(judge)
     (folder / "c.py").write_text("import einops_not_there")
-    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}')
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}
+    (folder / "config.json").write_text(json.dumps(own))
     with pytest.raises(UnrefuseError, match="einops_not_there"):  # its code was run
         check_judge(parse_judge(f"hf:{folder}", code=True))
 

@@ -128,7 +128,7 @@ def analyze(
 
 
 def kernel(
-    layers: Annotated[int, typer.Option(help="Number of layers.")] = 32,
+    layers: Annotated[int, typer.Option(help="Number of layers.", min=1, max=10_000)] = 32,
     profile: Profile = None,
     style: Style = None,
     peak: Peak = None,

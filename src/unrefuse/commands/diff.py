@@ -7,6 +7,7 @@ import typer
 
 from unrefuse.commands.options import Json
 from unrefuse.commands.output import print_json, show, tell
+from unrefuse.errors import one_line
 
 
 def diff(
@@ -34,7 +35,7 @@ def diff(
     ]
     for what, which in names:
         for name in which:
-            tell(f"{what}: {name}")
+            tell(one_line(f"{what}: {name}"))
     tell(f"{len(found.changed)} tensors differ, {found.same} are equal")
     if found.along is not None:
         from unrefuse.report.terminal import number
@@ -53,7 +54,7 @@ def _table(found: Any) -> Any:
         shape = " × ".join(map(str, c.shape))
         rank = "–" if c.rank is None else f"{'≥ ' if c.rank == MAX_RANK else ''}{c.rank}"
         along = number(c.along, ".1%")
-        table.add_row(c.name, shape, number(c.relative, ".2e"), rank, along)
+        table.add_row(one_line(c.name), shape, number(c.relative, ".2e"), rank, along)
     return table
 
 

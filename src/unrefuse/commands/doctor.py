@@ -15,6 +15,7 @@ from unrefuse.commands.options import (
     TrustRemoteCode,
 )
 from unrefuse.commands.output import print_json, show, tell
+from unrefuse.errors import one_line
 
 
 def doctor(
@@ -69,7 +70,7 @@ def _print(found: Any) -> None:
     if found.ways:
         show(_table(found.ways))
     for fault in found.faults:
-        tell(f"fault: {fault}")
+        tell(f"fault: {one_line(fault)}")
     if not found.faults:
         tell("no faults")
 

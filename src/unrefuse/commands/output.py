@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unrefuse.errors import UnrefuseError
+from unrefuse.errors import UnrefuseError, one_line
 from unrefuse.jsontext import json_text
 
 LOOKALIKES = {"→": "->", "█": "#", "…": "...", "≥": ">=", "×": "x", "±": "+-", "–": "-"}
@@ -70,9 +70,10 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
+    """One line on stderr, where there is one."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(one_line(line), file=sys.stderr)
 
 
 def say_scaled(run: Path, scale: float) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from unrefuse.commands.options import Json
 from unrefuse.commands.output import print_json, tell
+from unrefuse.errors import one_line
 
 
 def verify(
@@ -21,7 +22,7 @@ def verify(
         print_json({"folder": str(folder), "faults": faults})
     else:
         for fault in faults:
-            tell(fault)
+            tell(one_line(fault))
         tell(f"{folder}: {f'{len(faults)} faults' if faults else 'as it was written'}")
     if faults:
         raise typer.Exit(2)

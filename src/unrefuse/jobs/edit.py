@@ -96,7 +96,7 @@ def run_edit(config: RunConfig) -> Result:
     if best is None:
         return _ended(result, run, lock)
     plan = best.plan
-    with new_folder(out, copy_size(model.folder)) as folder:
+    with new_folder(out, copy_size(model.folder, out)) as folder:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
             check_written(model.folder, folder, plan, config.preserve_norm)
@@ -272,7 +272,7 @@ def prepare(
         check_prompts(prompts)
         folder = find_checkpoint(config)
         if saves and config.out:
-            check_out(config.out, size=copy_size(folder))
+            check_out(config.out, size=copy_size(folder, config.out))
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         if edits and (folder / PLAN).is_file():
             raise UnrefuseError(

@@ -1,6 +1,5 @@
 """Every step of `unrefuse evaluate`: ask one model, or two, grade, report; grade again; compare."""
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,6 +62,7 @@ from unrefuse.prompts.sets import (
 )
 from unrefuse.report.evaluation import WHENS, Evaluation
 from unrefuse.report.results import LIBRARIES, peak_rss_mib
+from unrefuse.textfile import parse_json, read_text
 
 REPORT = "evaluation.json"
 
@@ -274,14 +274,14 @@ def regrade(folder: Path, judge: Judge | None, out: Path | None = None) -> Evalu
     lines = read_transcripts(folder)
     file = folder / REPORT
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(read_text(file))
         kept = ("models", "perplexity", "benchmarks", "config", "imports", "seconds",
                 "peak_rss_mib", "out", "versions")  # fmt: skip
         parts = {key: record[key] for key in kept}
         config = parts["config"]
         numbers = {"seed": int(config["seed"]), "retention_bound": float(config["retention_bound"])}
         parts["config"] = config | numbers
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
     lines = [replace(x, grade=detected(x), judge=DETECTOR) for x in lines]
     found = Evaluation(lines, DETECTOR, None, parts | {"out": str(out) if out else None})

@@ -1,8 +1,7 @@
 """Stored replies: one JSON object a line, graded again without asking again, and compared."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, cast
 
@@ -10,6 +9,7 @@ from unrefuse.detector.refusal import Grade, grade
 from unrefuse.errors import UnrefuseError
 from unrefuse.jsontext import json_text
 from unrefuse.metrics.statistics import mcnemar
+from unrefuse.textfile import parse_json, read_text
 
 FILE = "transcripts.jsonl"
 GRADES = ("refused", "partly", "answered", "broken")
@@ -58,14 +58,11 @@ def to_text(lines: Sequence[Line]) -> str:
 def read_transcripts(folder: Path) -> list[Line]:
     """The lines of `folder`/transcripts.jsonl. Raises UnrefuseError that names the line."""
     file = folder / FILE
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnrefuseError(f"cannot read {file}: {error}") from None
+    text = read_text(file)
     lines = []
     for number, row in enumerate(text.rstrip("\n").split("\n"), start=1):
         try:
-            lines.append(_line(json.loads(row)))
+            lines.append(_line(parse_json(row)))
         except (ValueError, TypeError, KeyError) as error:
             raise UnrefuseError(f"{file}:{number}: no line of a transcript: {error}") from None
     return lines
@@ -75,6 +72,9 @@ def _line(row: dict[str, object]) -> Line:
     if row["grade"] not in GRADES or row["when"] not in ("before", "after"):
         raise ValueError(f"grade {row['grade']!r}, when {row['when']!r}")
     tokens = tuple(cast(list[int], row["tokens"]))
+    texts = [row[field.name] for field in fields(Line) if field.type is str and field.name in row]
+    if not all(isinstance(text, str) for text in texts) or {*map(type, tokens)} - {int}:
+        raise ValueError("a text or a token is none")
     kl = cast(list[float] | None, row.get("kl"))
     known = row | {"tokens": tokens, "kl": (float(kl[0]), int(kl[1])) if kl else None}
     return Line(**known)  # type: ignore[arg-type]

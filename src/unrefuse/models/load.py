@@ -79,7 +79,8 @@ class Model:
 
     def encode(self, prompts: Sequence[str], before: Messages = ()) -> list[list[int]]:
         """`chat.encode` with the model's tokenizer and embeddings. Raises ChatError."""
-        return encode(self.tokenizer, prompts, before, _rows(self.network))
+        places = getattr(text_config(self.network), "max_position_embeddings", None)
+        return encode(self.tokenizer, prompts, before, _rows(self.network), places)
 
     @cached_property
     def thinking(self) -> str:

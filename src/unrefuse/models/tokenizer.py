@@ -30,7 +30,12 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
             raise UnrefuseError(
                 f"{error}: it is damaged, or of a newer version of tokenizers than {own}"
             ) from error
+        if not (folder / "tokenizer.json").is_file():
+            raise UnrefuseError(f"{error}; there is no tokenizer.json in it") from error
         raise
+    processor = folder / "chat_template.json"
+    if not found.chat_template and processor.is_file():  # of a vision-language model
+        found.chat_template = read_object(processor).get("chat_template")
     return found
 
 

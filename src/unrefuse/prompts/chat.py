@@ -49,13 +49,15 @@ def encode(
     prompts: Sequence[str],
     before: Messages = (),
     rows: int | None = None,
+    places: int | None = None,
 ) -> list[list[int]]:
     """Each prompt as the last user turn of a chat, up to and with the generation prompt.
 
     `before` are the messages that come first: a system prompt, or earlier turns. `rows` is the
-    number of tokens that the model has embeddings for. Prompts are untrusted: control tokens
-    inside of them are encoded as ordinary text. Raises ChatError where there is no chat template
-    or it fails, and where the tokens do not hold the prompt or are not all the model's.
+    number of tokens that the model has embeddings for, `places` how many it reads in all. Prompts
+    are untrusted: control tokens inside of them are encoded as ordinary text. Raises ChatError
+    where there is no chat template or it fails, and where the tokens do not hold the prompt, are
+    too many, or are not all the model's.
     """
     control = list(tokenizer.get_added_vocab())
     parts = _takes_parts(tokenizer, control, rows)
@@ -63,7 +65,10 @@ def encode(
     for index, prompt in enumerate(prompts):
         messages = [*before, {"role": "user", "content": prompt}]
         try:
-            found.append(_encode(tokenizer, messages, parts, control, rows))
+            ids = _encode(tokenizer, messages, parts, control, rows)
+            if places and 0 < places <= len(ids):
+                raise ChatError(f"{len(ids)} tokens are more than the model reads ({places})")
+            found.append(ids)
         except ChatError as error:
             raise ChatError(f"{error} (prompt: {prompt!r:.60})", index) from error
     return found

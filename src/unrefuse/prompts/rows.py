@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +24,9 @@ def file_rows(file: Path) -> Rows:
     kind = file.suffix.lower()
     if kind not in FILE_TYPES:
         raise UnrefuseError(f"{file}: the name must end in {', '.join(FILE_TYPES)}")
+    with suppress(OSError, ValueError):  # no name of a file: reading it tells that
+        if file.exists() and not file.is_file():
+            raise UnrefuseError(f"cannot read {file}: it is a folder or a device, and no file")
     if kind == ".parquet":
         yield from _parquet_rows(file)
         return

@@ -61,7 +61,9 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
             yield f"the figures of {CARD} are not those of {RECORD}, as unrefuse {by} writes them"
     except OSError as error:
         yield f"cannot read {error.filename}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, RecursionError, TemplateError),
+    ) as error:
         yield f"{RECORD} is no record of this version of unrefuse: {first_line(error)}"
 
 
