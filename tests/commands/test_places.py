@@ -2,8 +2,13 @@
 
 import pytest
 
+from tests import pico
 from tests.command import unrefuse
+from tests.edits.plans import one_direction, save_measured
 from tests.jobs.test_save import paths
+from unrefuse.edits.recipe import PLAN
+from unrefuse.errors import UnrefuseError
+from unrefuse.jobs.save import apply_plan
 
 NONE = "/no/such/model"
 COMMANDS = {
@@ -37,3 +42,14 @@ def test_what_cannot_be_written_is_said_first(tmp_path, command):
         assert told in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_edited_model_becomes_a_part_of_its_original(tmp_path):
+    model = pico.save(tmp_path / "m")
+    plan = one_direction(pico.network())
+    save_measured(plan, tmp_path / "run" / PLAN, model)
+    (tmp_path / "link").symlink_to(model)
+    for out in (model / "edited", model / "a" / "b", tmp_path / "link" / "edited"):
+        with pytest.raises(UnrefuseError, match="lies in the folder of the model"):
+            apply_plan(tmp_path / "run", pico.run_config(str(model), out=out))
+    assert not any(file.is_dir() for file in model.iterdir())

@@ -20,12 +20,22 @@ def test_replies_come_back_as_they_were_stored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", ["", "no json", "{}", "[1]", json.dumps({"grade": "fine", "when": "after"})]
-)
+    "row",
+    ["", "no json", "{}", "[1]", "[" * 100_000, json.dumps({"grade": "fine", "when": "after"}),
+     to_text([line(reply=5)]).strip(), to_text([line(prompt=None)]).strip(),
+     to_text([line(tokens=("a",))]).strip()],
+)  # fmt: skip
 def test_a_line_that_is_no_reply_is_named(tmp_path, row):
     (tmp_path / FILE).write_text(to_text([line()]) + row + "\nx\n", encoding="utf-8")
     with pytest.raises(UnrefuseError, match=r"transcripts\.jsonl:2"):
         read_transcripts(tmp_path)
+
+
+def test_a_line_of_an_earlier_version_is_read(tmp_path):
+    row = json.loads(to_text([line(source="p.txt")]))
+    del row["source"]
+    (tmp_path / FILE).write_text(json.dumps(row))
+    assert read_transcripts(tmp_path) == [line()]
 
 
 def test_a_folder_without_replies_is_told(tmp_path):

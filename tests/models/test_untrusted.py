@@ -11,6 +11,7 @@ from unrefuse.engine.generate import reply_to
 from unrefuse.errors import UnrefuseError, first_line, told_as
 from unrefuse.models.load import load_model
 from unrefuse.models.tokenizer import end_of_turn, load_tokenizer
+from unrefuse.prompts.chat import ChatError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
@@ -119,6 +120,28 @@ def test_a_byte_order_mark_is_named_with_what_to_do(folder, name):
 def test_a_tokenizer_of_a_newer_version(folder):
     change(folder / "tokenizer.json", model={"type": "BPE2", "vocab": {}})
     says_in_one_line(folder, "cannot read the tokenizer in .*, or of a newer version of tokenizers")
+
+
+def test_a_tokenizer_in_a_form_that_is_not_read(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("{}")
+    says_in_one_line(folder, "cannot read the tokenizer in .*there is no tokenizer.json in it")
+
+
+def test_the_chat_template_of_a_processor_is_taken(folder):
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": pico.TEMPLATE}))
+    assert loads(folder).tokenizer.chat_template == pico.TEMPLATE
+    (folder / "chat_template.json").write_text("{}")
+    says_in_one_line(folder, "has no chat template")
+
+
+def test_a_prompt_longer_than_what_the_model_reads(folder):
+    change(folder / "config.json", max_position_embeddings=128)
+    model = loads(folder)
+    with pytest.raises(ChatError, match="more than the model reads") as caught:
+        model.encode(["short", "long " * 50])
+    assert caught.value.index == 1
 
 
 def test_a_folder_without_a_tokenizer(folder):

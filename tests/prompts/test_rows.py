@@ -1,6 +1,7 @@
 """What a prompt file may hold, and the one line that names what is wrong with it."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,8 @@ WITHIN = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\t"
 
 
 def texts(tmp_path, name, data):
-    (tmp_path / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    if data is not None:
+        (tmp_path / name).write_bytes(data.encode() if isinstance(data, str) else data)
     return [(p.line, p.text) for p in read_set(str(tmp_path / name), "target")]
 
 
@@ -98,6 +100,8 @@ def test_a_prompt_of_a_megabyte(tmp_path, name):
         ("p.txt", "one\n".encode("utf-16"), ":1: not UTF-8 text .*looks like UTF-16"),
         ("p.csv", "prompt\none\n".encode("utf-16-le"), ":1: not UTF-8 text .*UTF-16"),
         ("p.txt", b"one\ntw\0o\n", ":2: not UTF-8 text .a zero byte"),
+        ("p.txt", b"\0" * 5000, r":1: not UTF-8 text .a zero byte\): save"),
+        ("p.txt", b"\x1f\x8b\x08\0\0\0 and so on, which gzip wrote", r"byte 0x8b\): save it"),
         ("p.csv", 'prompt\none\n"a\nb\n', ":3: not CSV: unexpected end of data"),
         ("p.csv", 'prompt,topic\n"a" b,t\n', ":2: not CSV"),
         ("p.csv", "prompt\nWhy, oh why?\n", ":2: 2 cells under a header of 1"),
@@ -156,3 +160,24 @@ def test_what_was_written_is_read(tmp_path_factory, written, ending):
     rows = (json.dumps({"prompt": text}, ensure_ascii=False) + ending for text in written)
     (folder / "w.jsonl").write_bytes("".join(rows).encode())
     assert [row["prompt"] for _, row in file_rows(folder / "w.jsonl")] == written
+
+
+@pytest.mark.parametrize("kind", FILE_TYPES)
+def test_what_is_no_file_is_told_and_not_waited_for(tmp_path, kind):
+    (tmp_path / f"folder{kind}").mkdir()
+    os.mkfifo(tmp_path / f"fifo{kind}")
+    (tmp_path / f"zero{kind}").symlink_to("/dev/zero")  # has no end
+    for name in ("folder", "fifo", "zero"):
+        with pytest.raises(UnrefuseError, match=f"{name}{kind}: it is a folder or a device"):
+            texts(tmp_path, f"{name}{kind}", None)
+    with pytest.raises(UnrefuseError, match="cannot read x"):
+        read_set("x" * 300 + kind, "target")
+
+
+def test_a_file_larger_than_the_memory_is_told(tmp_path, monkeypatch):
+    def read(file):
+        raise MemoryError
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", read)  # a real one might fill the memory
+    with pytest.raises(UnrefuseError, match="it does not fit in memory"):
+        texts(tmp_path, "p.txt", "x")

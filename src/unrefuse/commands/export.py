@@ -70,7 +70,7 @@ def revert(
     from unrefuse.jobs.save import check_out, copy_size, new_folder
 
     check_out(out)
-    with new_folder(out, copy_size(edited)) as folder:
+    with new_folder(out, copy_size(edited, out)) as folder:
         names = revert_checkpoint(edited, adapter, folder)
         figures: dict[str, Any] = {"out": str(out), "tensors": len(names)}
         if original:

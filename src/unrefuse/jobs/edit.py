@@ -62,7 +62,7 @@ def run_edit(config: RunConfig) -> Result:
     if best is None:
         return _ended(result, run, lock)
     plan = best.plan
-    with new_folder(out, copy_size(model.folder)) as folder:
+    with new_folder(out, copy_size(model.folder, out)) as folder:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
             lost = check_written(model.folder, folder, plan, config.preserve_norm)

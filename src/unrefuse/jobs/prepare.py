@@ -88,7 +88,7 @@ def prepare(
         check_prompts(prompts)
         folder = find_checkpoint(config)
         if saves and config.out:
-            check_out(config.out, size=copy_size(folder))
+            check_out(config.out, size=copy_size(folder, config.out))
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         if edits and (folder / PLAN).is_file():
             raise UnrefuseError(

@@ -83,8 +83,12 @@ def check_new(file: Path, replace: bool = False) -> Path:
     return goal
 
 
-def copy_size(folder: Path) -> int:
-    """Bytes that an edited copy of a checkpoint takes, about."""
+def copy_size(folder: Path, out: Path) -> int:
+    """Bytes that an edited copy of a checkpoint takes, about. Raises UnrefuseError for an `out`
+    that lies in the checkpoint's own folder, of which it would become a part."""
+    with _told(out):
+        if _goal(out).is_relative_to(folder.resolve()):
+            raise UnrefuseError(f"{out} lies in the folder of the model: name another --out")
     there = [f for f in (*checkpoint_files(folder), *other_files(folder)) if f.is_file()]
     return sum(file.stat().st_size for file in there) + BESIDE
 
@@ -226,7 +230,7 @@ def apply_plan(run: Path, config: RunConfig, link: bool = False) -> dict[str, An
     check_checkpoint(folder, config)
     files = checkpoint_files(folder)
     early = [] if link else [file for file in files if file.suffix != ".bin"]
-    with new_folder(out, copy_size(folder)) as new, head_start(folder, early, new) as begun:
+    with new_folder(out, copy_size(folder, out)) as new, head_start(folder, early, new) as begun:
         from unrefuse.edits.disk.shards import write_checkpoint
         from unrefuse.edits.disk.verify import check_written
         from unrefuse.edits.plan import save_plan, scaled
