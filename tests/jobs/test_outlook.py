@@ -21,8 +21,8 @@ def model():
 
 def told(model, tmp_path, splits=SPLITS, **settings):
     config = pico.run_config("m", out=tmp_path / "x", **settings)
-    lengths = {p: 20 for split in SPLITS for p in prompts(split, COUNT)}
-    return outlook(model, lengths, splits, config)
+    asked = [p for split in SPLITS for p in prompts(split, COUNT)]
+    return outlook(model, asked, splits, config)
 
 
 def test_an_edit_says_what_it_asks_tries_tests_and_writes(model, tmp_path):

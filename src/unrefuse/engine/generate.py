@@ -3,8 +3,9 @@
 Beside them the forward passes that do without: next-token logits, and final hidden states.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from unrefuse.progress import stderr, track
 from unrefuse.prompts.chat import Messages, batches, left_pad
 from unrefuse.prompts.thinking import in_circles, is_thinking, thought_tokens
 
+SAMPLE = 9  # tokens that are timed
 MORE_THOUGHTS = (
     "give them more, --thinking-tokens {}, or switch thinking off in the model's chat template"
 )
@@ -126,6 +128,23 @@ def _decoded(
         except RuntimeError as error:
             if not halve(model, error):
                 raise
+
+
+@torch.inference_mode()
+def paces(model: Model, prompts: Sequence[str]) -> tuple[float, float]:
+    """Seconds to read one of these prompts, and to write a token of a reply, in a full batch."""
+    ids = model.encode(prompts[: model.batch_size])
+    brief = replace(model, thinking_tokens=SAMPLE)
+
+    def seconds(rows: list[list[int]], tokens: int) -> float:
+        start = time.perf_counter()
+        for _ in _decoded(brief, rows, [[] for _ in rows], [*range(len(rows))], tokens):
+            pass
+        return (time.perf_counter() - start) / len(rows)
+
+    seconds(ids[:1], 1)  # a first pass takes longer
+    read = seconds(ids, 1)
+    return read, max(seconds(ids, SAMPLE) - read, 0) / (SAMPLE - 1)
 
 
 @torch.inference_mode()

@@ -97,9 +97,7 @@ def prepare(
             )
         model = load_folder(folder, config, config.model)
         with placed(prompts):
-            lengths = dict(
-                zip(prompts, map(len, model.encode([p.text for p in prompts])), strict=True)
-            )
+            model.encode([p.text for p in prompts])
     network = model.network
     config = config.model_copy(
         update={
@@ -120,7 +118,7 @@ def prepare(
         f"parameters, {config.dtype} on {config.device}, batches of {config.batch_size}\n"
         f"kernel: {kernel}",
     )
-    stderr.print(outlook(model, lengths, splits, config))
+    stderr.print(outlook(model, prompts, splits, config))
     lock = open_run(run, config) if run else None
     before: dict[str, Before] = {}
     with clock(seconds, "before"), _discarded(None if config.tune else run):
