@@ -23,14 +23,14 @@ Given = RunConfig | str | Path | None  # a configuration, or the model of one
 
 def _by_name(job: Job) -> Job:
     """Shows all settings in the signature of `job`, for help and completion in a notebook."""
-    own = signature(job)
-    fixed = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    declared = signature(job)
+    fixed = [p for p in declared.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     settings = [
         parameter.replace(annotation=RunConfig.model_fields[name].annotation)
         for name, parameter in signature(RunConfig).parameters.items()
         if name != "model"
     ]
-    vars(job)["__signature__"] = own.replace(parameters=[*fixed, *settings])
+    vars(job)["__signature__"] = declared.replace(parameters=[*fixed, *settings])
     return job
 
 

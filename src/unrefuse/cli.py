@@ -48,7 +48,7 @@ def _show_version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        output.tell(f"unrefuse {version('unrefuse')}")
+        output.print_out(f"unrefuse {version('unrefuse')}")
         raise typer.Exit
 
 
@@ -73,20 +73,20 @@ def main(words: Sequence[str] | None = None) -> None:
         if output.verbose:
             traceback.print_exc()
         if line := _line(error):
-            output.say(f"unrefuse: {line}")
+            output.print_err(f"unrefuse: {line}")
         sys.exit(2)
     except typer.Abort:
         sys.exit(1)
     except SystemExit as end:
         if end.code in (INTERRUPTED, *(128 + number for number in ENDING)):
-            output.say(STOPPED)
+            output.print_err(STOPPED)
         raise
     except Exception:
         traceback.print_exc()
-        output.say("unrefuse: the lines above show a defect of unrefuse: please report them")
+        output.print_err("unrefuse: the lines above show a defect of unrefuse: please report them")
         sys.exit(DEFECT)
     if status == INTERRUPTED:
-        output.say(STOPPED)
+        output.print_err(STOPPED)
     sys.exit(status or 0)
 
 

@@ -322,6 +322,6 @@ def _say(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     # A rule about several settings is given all of them, and its message names them.
-    told = error["type"] != "missing" and not isinstance(error["input"], dict)
-    given = f" (given: {error['input']!r})" if told else ""
+    has_input = error["type"] != "missing" and not isinstance(error["input"], dict)
+    given = f" (given: {error['input']!r})" if has_input else ""
     return f"{where}: {message}{given}" if where else message

@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 @contextmanager
-def told_as(what: str) -> Iterator[None]:
+def raised_as(what: str) -> Iterator[None]:
     """Around a library's call that reads a folder of unknown origin, and around no code of ours:
     whatever it raises becomes the UnrefuseError "`what`: the first line"."""
     try:
@@ -32,13 +32,13 @@ def told_as(what: str) -> Iterator[None]:
     except UnrefuseError:
         raise
     except BaseException as error:
-        if not is_told(error):
+        if not is_error(error):
             raise
         code = "; if you trust its code: --trust-remote-code" if _NEEDS_CODE in str(error) else ""
         raise UnrefuseError(f"{what}: {first_line(error)}{code}") from error
 
 
-def is_told(error: BaseException) -> bool:
+def is_error(error: BaseException) -> bool:
     """Whether it says what went wrong, and not that the process is to end (Ctrl-C)."""
     # A panic of a Rust library is no Exception.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -144,11 +144,11 @@ def read_kernel(file: Path, layers: int) -> Kernel:
     try:
         is_json = text.lstrip()[:1] in ("[", "{")
         values = parse_json(text) if is_json else [float(word) for word in text.split()]
-        own = values if isinstance(values, dict) else {"weights": values}
+        given = values if isinstance(values, dict) else {"weights": values}
         # Python takes true, and the characters of a string, for numbers.
-        if type(own["weights"]) is not list or {*map(type, own["weights"])} - {int, float}:
+        if type(given["weights"]) is not list or {*map(type, given["weights"])} - {int, float}:
             raise TypeError
-        weights = tuple(float(value) for value in own["weights"])
+        weights = tuple(float(value) for value in given["weights"])
     except (ValueError, TypeError, KeyError, OverflowError):
         raise UnrefuseError(
             f"kernel file {file}: expected a JSON list of weights, an object with the key "
@@ -160,7 +160,7 @@ def read_kernel(file: Path, layers: int) -> Kernel:
         )
     if any(w < 0 or not math.isfinite(w) for w in weights) or not any(weights):
         raise UnrefuseError(f"kernel file {file}: weights must be finite, >= 0 and not all 0")
-    plan = file.parent / str(own["plan"]) if own.get("plan") else None
+    plan = file.parent / str(given["plan"]) if given.get("plan") else None
     return Kernel("file", weights, f"file {file.name}", plan=plan)
 
 

@@ -211,6 +211,6 @@ def test_the_settings_of_the_page_are_those_of_a_run(fields, tmp_path):
     session = Session(tmp_path)
     found = session.pick(fields)
     assert found.model["parameters"] > 0
-    assert any(way.fits for way in found.ways)
+    assert any(mode.fits for mode in found.modes)
     assert session.fields == fields
     assert load_config(**fields).limit == 40

@@ -125,17 +125,17 @@ def test_printing_closed_streams(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     output.adapt_streams()
-    output.tell("x")
-    output.say("x")
+    output.print_out("x")
+    output.print_err("x")
     output.print_json({"x": 1})
     monkeypatch.setattr(sys, "stdout", Full())
     with pytest.raises(UnrefuseError, match="cannot print: No space"):
-        output.tell("x")
+        output.print_out("x")
 
 
 def test_what_acts_on_a_terminal_is_shown_as_its_escape(tmp_path, monkeypatch, capsys):
     name = "a\x1b]0;x\x07b\nc\u202e\u65e5"
-    output.say(f"unrefuse: {name}")
+    output.print_err(f"unrefuse: {name}")
     stderr.print(name)
     shown = "a\\x1b]0;x\\x07b"
     told, *lines = capsys.readouterr().err.splitlines()

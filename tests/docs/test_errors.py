@@ -34,7 +34,7 @@ def test_messages_are_read_from_the_code(tmp_path):
         'class Few(UnrefuseError): ...\n'
         'raise Few(f"too few {name}" + (", or more" if limit else ""))\n'
         'raise UnrefuseError("so" if a else f"{b}: {c}")\n'
-        'with told_as(f"cannot read {file}"): ...\n'
+        'with raised_as(f"cannot read {file}"): ...\n'
         'raise ValueError("not for users")\n'
     )  # fmt: skip
     assert set(errors.messages(tmp_path)) == {

@@ -84,10 +84,12 @@ def test_an_analysis_of_a_model(small):
     found = analyze(small)
     targets = select(load_prompts(small), "target", "search")
     whole = found.strengths[""]
-    assert (whole.n, found.told.n) == (len(targets), len(targets))
-    assert len(whole.effect) == len(found.told.auc) == len(found.told.freed) == 3
+    assert (whole.n, found.discrimination.n) == (len(targets), len(targets))
+    assert (
+        len(whole.effect) == len(found.discrimination.auc) == len(found.discrimination.freed) == 3
+    )
     topics = [p.topic for p in targets]
-    assert {name: n for name, (_, n) in found.told.topics.items()} == {
+    assert {name: n for name, (_, n) in found.discrimination.topics.items()} == {
         t: topics.count(t) for t in topics
     }
     assert {name: s.n for name, s in found.strengths.items() if name} == {
@@ -95,7 +97,7 @@ def test_an_analysis_of_a_model(small):
     }
     record = json.loads(json.dumps(found.to_json()))
     assert record["effect"] == list(whole.effect)
-    assert record["told"]["verdict"] == found.told.verdict()
+    assert record["discrimination"]["verdict"] == found.discrimination.verdict()
     assert (record["suggested"]["peak"], record["suggested"]["width"]) == found.suggest()
     assert set(record["seconds"]) == {"load", "before", "capture", "probe", "layers"}
     assert analyze(small).to_json() | {"seconds": 0} == found.to_json() | {"seconds": 0}
@@ -137,7 +139,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(small, monkeypatch):
 
 def test_the_method_of_a_configuration_does_not_matter(small):
     ablate = small.model_copy(update={"method": "ablate", "retention_bound": 0.99})
-    assert analyze(ablate).told == analyze(small).told
+    assert analyze(ablate).discrimination == analyze(small).discrimination
 
 
 def test_a_topic_without_an_effect_makes_no_kernel(tmp_path):

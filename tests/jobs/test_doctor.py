@@ -31,7 +31,7 @@ def test_a_model_and_an_output(tmp_path):
     assert found.model["architecture"] == "llama"
     assert found.model["known"] is True
     assert found.model["parameters"] == pico.network().num_parameters()
-    assert [way.fits for way in found.ways] == [True] * len(found.ways)
+    assert [mode.fits for mode in found.modes] == [True] * len(found.modes)
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
@@ -114,8 +114,8 @@ def test_a_card_that_torch_was_not_built_for(monkeypatch):
 def test_the_command(tmp_path):
     folder = pico.save(tmp_path / "m")
     shown = json.loads(unrefuse("doctor", folder, "--json").stdout)
-    assert {"machine", "devices", "versions", "missing", "model", "ways", "faults"} == set(shown)
-    assert all(way["fits"] for way in shown["ways"])
+    assert {"machine", "devices", "versions", "missing", "model", "modes", "faults"} == set(shown)
+    assert all(mode["fits"] for mode in shown["modes"])
     done = unrefuse("doctor", folder, "--out", tmp_path)
     assert done.returncode == 2
     out = done.stdout

@@ -309,8 +309,8 @@ def test_analyze_suggests_a_kernel_that_edit_takes(talking, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert 0 <= found["suggested"]["peak"] <= 1
-    assert found["told"]["together"] == 1  # its pairs are words that it does not know
-    assert found["told"]["verdict"].startswith("Worth editing")
+    assert found["discrimination"]["together"] == 1  # its pairs are words that it does not know
+    assert found["discrimination"]["verdict"].startswith("Worth editing")
     done = unrefuse("edit", model, *prompts, "--kernel", file, "--out", tmp_path / "x", "--json")
     assert done.returncode in (0, 1), done.stderr
     assert json.loads(done.stdout)["kernel"]["source"] == "file kernel.json"

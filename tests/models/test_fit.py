@@ -7,7 +7,7 @@ from tests import pico
 from unrefuse.errors import UnrefuseError
 from unrefuse.models import fit, load
 from unrefuse.models.checkpoint import checkpoint_tensors
-from unrefuse.models.fit import Size, size_of, ways_to_run
+from unrefuse.models.fit import Size, run_modes, size_of
 from unrefuse.models.load import load_model
 from unrefuse.models.stream import _matrices
 from unrefuse.models.writers import blocks
@@ -35,15 +35,15 @@ def test_the_ways_by_what_is_free(monkeypatch):
     monkeypatch.setattr(fit, "free_memory", lambda device: free[device.type])
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     size = Size(numbers=150, largest_block=10, streamed=120, stored=300)
-    ways = ways_to_run(size, torch.bfloat16, torch.device("cuda"), disk=2**24 + 299)
-    assert [(way.option, way.needed, way.fits) for way in ways] == [
+    modes = run_modes(size, torch.bfloat16, torch.device("cuda"), disk=2**24 + 299)
+    assert [(mode.option, mode.needed, mode.fits) for mode in modes] == [
         ("", 300, False),
         ("--device-map auto", 300, True),  # 100 + 100 + 250
         ("--stream", 100, True),
         ("unrefuse apply", 2**24 + 300, False),
     ]
     assert "--device-map auto" not in {
-        way.option for way in ways_to_run(size, torch.bfloat16, torch.device("cpu"), 0)
+        mode.option for mode in run_modes(size, torch.bfloat16, torch.device("cpu"), 0)
     }
 
 
@@ -54,7 +54,7 @@ def test_what_is_said_to_fit_is_what_loads(tmp_path, monkeypatch):
         for module in (fit, load):
             monkeypatch.setattr(module, "free_memory", lambda device, free=free: free)
         size = Size(numbers, 0, 0, 0)
-        assert ways_to_run(size, torch.float32, torch.device("cpu"), 0)[0].fits is fits
+        assert run_modes(size, torch.float32, torch.device("cpu"), 0)[0].fits is fits
         if fits:
             load_model(pico.run_config(str(folder), batch_size=1))
         else:

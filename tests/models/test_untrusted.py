@@ -8,7 +8,7 @@ import torch
 
 from tests import pico
 from unrefuse.engine.generate import reply_to
-from unrefuse.errors import UnrefuseError, first_line, told_as
+from unrefuse.errors import UnrefuseError, first_line, raised_as
 from unrefuse.models.load import load_model
 from unrefuse.models.tokenizer import end_of_turn, load_tokenizer
 from unrefuse.prompts.chat import ChatError
@@ -218,10 +218,10 @@ def test_code_of_a_model_that_fails(folder, model, says, monkeypatch, tmp_path):
 
 def test_what_is_no_error_of_a_library_is_let_through():
     for error in (KeyboardInterrupt, SystemExit, UnrefuseError):
-        with pytest.raises(error), told_as("cannot read x"):
+        with pytest.raises(error), raised_as("cannot read x"):
             raise error
     says = r"^cannot read x: KeyError$"
-    with pytest.raises(UnrefuseError, match=says) as caught, told_as("cannot read x"):
+    with pytest.raises(UnrefuseError, match=says) as caught, raised_as("cannot read x"):
         raise KeyError
     assert isinstance(caught.value.__cause__, KeyError)
 

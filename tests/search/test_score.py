@@ -18,7 +18,7 @@ from unrefuse.models.load import load_model
 from unrefuse.prompts.sets import Prompt
 from unrefuse.search import score as score_module
 from unrefuse.search.finalists import merit
-from unrefuse.search.score import Scorer, opening_of, usual_openings
+from unrefuse.search.score import Scorer, common_openings, opening_of
 
 PAIRS = prompts("search", 5, ("harmless", "harmful"))
 
@@ -34,8 +34,8 @@ def before(model):
 
 
 @pytest.fixture(scope="module")
-def usual(before):
-    return usual_openings([*before.usable("target"), *before.usable("keep")])
+def common(before):
+    return common_openings([*before.usable("target"), *before.usable("keep")])
 
 
 def test_an_empty_plan_changes_nothing(model, before):
@@ -55,13 +55,13 @@ def test_the_usual_opening_is_the_most_frequent_of_the_language():
         *[refusal("zh", 8, 9), refusal("zh", 6), refusal("zh", 6), refusal("zh", 6)],
         *[refusal("ja", 9), refusal("ja", 8, 9)],
     ]
-    usual = usual_openings(known)
-    found = {lang: usual(Prompt("Hi", "keep", lang=lang)) for lang in ("en", "zh", "ja", "fr")}
+    common = common_openings(known)
+    found = {lang: common(Prompt("Hi", "keep", lang=lang)) for lang in ("en", "zh", "ja", "fr")}
     # Four tokens count; of equals the first; all languages together for one that has none.
     assert found == {"en": (1, 2, 3, 4), "zh": (6,), "ja": (9,), "fr": (6,)}
 
 
-def test_a_margin_is_the_highest_over_the_known_refusals(model, before, usual):
+def test_a_margin_is_the_highest_over_the_known_refusals(model, before, common):
     plan = one_direction(model.network)
     found = Scorer(model, before, PAIRS).margins(plan)
     by_hand = {
@@ -76,13 +76,13 @@ def test_a_margin_is_the_highest_over_the_known_refusals(model, before, usual):
     for name, asked in by_hand.items():
         wanted = []
         for prompt, own in asked:
-            known = {opening for opening in (own, usual(prompt)) if opening}
+            known = {opening for opening in (own, common(prompt)) if opening}
             ways = max(ways, len(known))
             forced = make_openings(model, [prompt.text] * len(known), list(known))
             with hooked(model.network, plan):
                 wanted.append(margins(model, forced).max())
         torch.testing.assert_close(found[name], torch.stack(wanted), rtol=1e-3, atol=1e-4)
-    assert ways == 2  # a prompt whose own opening is another than the usual one
+    assert ways == 2  # a prompt whose own opening is another than the common one
 
 
 def test_the_figures_are_shares_of_the_margins_and_the_divergence_per_token(model, before):
@@ -136,11 +136,11 @@ def test_a_model_that_thinks_is_read_after_its_thoughts(model, before):
     thinking = replace(before, exchanges=tuple(exchanges))
     usable = [*thinking.usable("target"), *thinking.usable("keep")]
     assert len(usable) > 20
-    usual = usual_openings(usable)
+    common = common_openings(usable)
     found = Scorer(model, thinking).margins(plan)
     wanted = []
     for e, ids in zip(usable, model.encode([e.prompt.text for e in usable]), strict=True):
-        openings = {e.before.tokens[3:7], usual(e.prompt)}
+        openings = {e.before.tokens[3:7], common(e.prompt)}
         read = [[*ids, *e.before.tokens[:3], *opening[:-1]] for opening in openings]
         with hooked(model.network, plan):
             wanted.append(margins(model, Openings(read, [list(o) for o in openings])).max())

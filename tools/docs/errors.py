@@ -28,8 +28,9 @@ _TEXT = re.compile(r"^- ``(.+)``$", re.MULTILINE)
 def messages(source: Path = SOURCE) -> dict[str, str]:
     """Each message of an error that a user sees, and the file that it is in.
 
-    These are the texts of UnrefuseError and the classes made of it, the prefixes of `told_as`, and
-    the rules of the configuration. A message that only hands another one on (`…: …`) is left out.
+    These are the texts of UnrefuseError and the classes made of it, the prefixes of `raised_as`,
+    and the rules of the configuration. A message that only hands another one on (`…: …`) is left
+    out.
     """
     classes = [node for nodes in _nodes(source).values() for node in nodes[ast.ClassDef]]
     errors = {"UnrefuseError"}
@@ -40,9 +41,9 @@ def messages(source: Path = SOURCE) -> dict[str, str]:
         rules = {"ValueError"} if file.name == "config.py" else set()
         for call in nodes[ast.Call]:
             kind = _name(call.func)
-            if kind in errors | rules | {"told_as"} and call.args:
+            if kind in errors | rules | {"raised_as"} and call.args:
                 for text in texts(call.args[0]):
-                    text = f"{text}: {FIELD}" if kind == "told_as" else text
+                    text = f"{text}: {FIELD}" if kind == "raised_as" else text
                     if any(c.isalpha() for c in text):
                         found[text] = str(file.relative_to(source))
     return found

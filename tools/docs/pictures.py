@@ -56,7 +56,9 @@ def layers(axes: Axes) -> None:
     axes.bar(range(len(effect)), effect, color=BLUE, alpha=0.8, label="effect on refusal (left)")
     axes.set(xlabel="layer", ylabel="log-odds of refusal, nats")
     right = axes.twinx()
-    right.plot(found["told"]["auc"], color=ORANGE, label="harm told from alarm, AUC (right)")
+    right.plot(
+        found["discrimination"]["auc"], color=ORANGE, label="harm told from alarm, AUC (right)"
+    )
     right.set(ylim=(0.5, 1.01), ylabel="AUC")
     _plain(right)
     right.legend(loc="lower right", frameon=False, labelcolor=GREY)

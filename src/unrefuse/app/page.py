@@ -47,7 +47,7 @@ def build(session: Session) -> gr.Blocks:
         with gr.Row():
             status = _html("status")
             stop = gr.Button("Stop", visible=False, scale=0, size="sm", elem_id="stop")
-        seen, told, clock = gr.State(-1), gr.State(""), gr.Number(visible=False)
+        seen, status_text, clock = gr.State(-1), gr.State(""), gr.Number(visible=False)
         with gr.Tabs():
             with gr.Tab("Model"):
                 with gr.Row():
@@ -189,33 +189,37 @@ def build(session: Session) -> gr.Blocks:
 
         page.load(fill, None, [folder, *fields, prompt], **SILENT)
         gr.Timer(1).tick(
-            tick, [seen, told], [status, stop, told, seen, *found], queue=False, **SILENT
+            tick,
+            [seen, status_text],
+            [status, stop, status_text, seen, *found],
+            queue=False,
+            **SILENT,
         )
-        folder.blur(_told(take_folder), folder, runs, **SILENT)
-        model.change(_told(pick), fields, fit, **SILENT)
+        folder.blur(_shown(take_folder), folder, runs, **SILENT)
+        model.change(_shown(pick), fields, fit, **SILENT)
         look.click(
-            _told(partial(begin, lambda *given: session.look(_fields(*given)))), fields, status,
+            _shown(partial(begin, lambda *given: session.look(_fields(*given)))), fields, status,
             **SILENT,
         )  # fmt: skip
         asked, moved = [clock, prompt, *knobs], [knob.input for knob in knobs]
         gr.on(
-            [ask.click, prompt.submit], _told(partial(compare, 0.0)), asked, both, js=NOW,
+            [ask.click, prompt.submit], _shown(partial(compare, 0.0)), asked, both, js=NOW,
             concurrency_limit=None, trigger_mode="multiple", **SILENT,
         )  # fmt: skip
         gr.on(moved, move, knobs, layers, queue=False, trigger_mode="always_last", **SILENT)
         gr.on(
-            moved, _told(partial(compare, SETTLE)), asked, both, js=NOW,
+            moved, _shown(partial(compare, SETTLE)), asked, both, js=NOW,
             concurrency_limit=None, trigger_mode="multiple", **SILENT,
         )  # fmt: skip
-        add.click(_told(add_prompt), [which, prompt], None, **SILENT)
+        add.click(_shown(add_prompt), [which, prompt], None, **SILENT)
         for side, grade, wrong in zip(("original", "edited"), grades, wrongs, strict=True):
-            wrong.click(_told(partial(correct, side)), grade, None, **SILENT)
+            wrong.click(_shown(partial(correct, side)), grade, None, **SILENT)
         find.click(
-            _told(partial(begin, lambda name, *given: session.edit(name, _fields(*given)))),
+            _shown(partial(begin, lambda name, *given: session.edit(name, _fields(*given)))),
             [name, *fields], status, **SILENT,
         )  # fmt: skip
         save.click(
-            _told(partial(begin, lambda name, *at: session.save(name, Knobs(*at)))),
+            _shown(partial(begin, lambda name, *at: session.save(name, Knobs(*at)))),
             [name, *knobs], status, **SILENT,
         )  # fmt: skip
         stop.click(session.stop, None, None, **SILENT)
@@ -230,7 +234,7 @@ def _slider(low: float, high: float, step: float, label: str, name: str) -> gr.S
     return gr.Slider(low, high, step=step, label=label, elem_id=name, buttons=[])
 
 
-def _told(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def _shown(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """The handler, whose UnrefuseError is shown to the user, and changes nothing on the page."""
 
     @wraps(handler)
@@ -258,14 +262,14 @@ def _paced(shown: Iterator[Compared]) -> Iterator[Compared]:
 def _filled(session: Session) -> list[Any]:
     """What stands in the fields: folder, model, limit, the three sets, prompt."""
     kept = session.fields
-    own = (kept.get(each) or "" for each in SETS)
-    return [str(session.folder), kept["model"], kept.get("limit"), *own, session.prompt]
+    sources = (kept.get(each) or "" for each in SETS)
+    return [str(session.folder), kept["model"], kept.get("limit"), *sources, session.prompt]
 
 
 def _fields(model: str | None, limit: float | None, *sets: str) -> dict[str, Any]:
     """What the user filled in, as settings of a run."""
-    own = {name: (text or "").strip() or None for name, text in zip(SETS, sets, strict=True)}
-    return {"model": (model or "").strip(), "limit": int(limit) if limit else None, **own}
+    sources = {name: (text or "").strip() or None for name, text in zip(SETS, sets, strict=True)}
+    return {"model": (model or "").strip(), "limit": int(limit) if limit else None, **sources}
 
 
 def _correction(session: Session, side: str, grade: str | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def layers(bench: Bench | None, knobs: Knobs) -> str:
     except UnrefuseError as error:
         return part("notice", str(error))
     found = bench.analysis
-    return part("layers", weights, found.strengths[""].effect, found.told.auc)
+    return part("layers", weights, found.strengths[""].effect, found.discrimination.auc)
 
 
 def analysis(bench: Bench | None) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unrefuse.commands.options import NO_MODEL, Json, takes
-from unrefuse.commands.output import print_json, show, tell
+from unrefuse.commands.output import print_json, print_out, show
 from unrefuse.errors import UnrefuseError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def analyze(
         found = run(settings, topic or "")
     except TooFew as few:
         verdict = f"Nothing to gain that could be measured: {few}"
-        print_json({"verdict": verdict}) if as_json else tell(verdict)
+        print_json({"verdict": verdict}) if as_json else print_out(verdict)
         return
     peak, width = found.suggest()
     command = f"unrefuse edit {settings.model} --peak {peak:.2f} --width {width:.2f}"
@@ -69,21 +69,21 @@ def analyze(
     if as_json:
         print_json(found.to_json())
         return
-    whole, told = found.strengths[""], found.told
+    whole, discrimination = found.strengths[""], found.discrimination
     columns = {
         "effect (nats)": whole.effect,
-        "harm told from alarm (AUC)": told.auc,
-        "could be freed": told.freed,
+        "harm told from alarm (AUC)": discrimination.auc,
+        "could be freed": discrimination.freed,
     }
     show(layer_bars(columns, 2))
-    for name, (freed, n) in told.topics.items():
+    for name, (freed, n) in discrimination.topics.items():
         line = f"{name}: {n} false refusals, {freed:.0%} could be freed"
         if name in found.strengths:
             effect = found.strengths[name].effect
             line += f"; largest effect {max(effect):.2f} in layer {effect.index(max(effect))}"
-        tell(line)
-    tell(f"\n{told.verdict()}")
-    tell(f"to edit: {command} --out DIR")
+        print_out(line)
+    print_out(f"\n{discrimination.verdict()}")
+    print_out(f"to edit: {command} --out DIR")
 
 
 @takes("kernel", defaults={"model": NO_MODEL})

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from unrefuse.commands.output import say, tell
+from unrefuse.commands.output import print_err, print_out
 
 
 def app(
@@ -20,9 +20,9 @@ def app(
     from unrefuse.app.serve import serve
     from unrefuse.app.session import Session
 
-    say("starting the page ...")
+    print_err("starting the page ...")
 
     def ready(link: str) -> None:
-        tell(f"unrefuse app: {link}\nThe link has a token: keep it to yourself. Ctrl-C ends.")
+        print_out(f"unrefuse app: {link}\nThe link has a token: keep it to yourself. Ctrl-C ends.")
 
     serve(Session(folder.expanduser().resolve()), port, ready)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unrefuse.commands.options import Json, takes
-from unrefuse.commands.output import print_json, say_scaled, tell
+from unrefuse.commands.output import print_json, print_out, warn_scaled
 
 if TYPE_CHECKING:
     from unrefuse.config import RunConfig
@@ -32,9 +32,9 @@ def apply(
 
     written = apply_plan(run, settings, link)
     if written["scale"] != 1:
-        say_scaled(run, written["scale"])
+        warn_scaled(run, written["scale"])
     if as_json:
         print_json(written)
     else:
         norm = ", rows keep their length" if written["preserve_norm"] else ""
-        tell(f"edited {written['matrices']} matrices{norm}; saved: {settings.out}")
+        print_out(f"edited {written['matrices']} matrices{norm}; saved: {settings.out}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unrefuse.commands.options import NO_MODEL, takes
-from unrefuse.commands.output import say, show, tell
+from unrefuse.commands.output import print_err, print_out, show
 from unrefuse.errors import UnrefuseError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _converse(talking: "Chat") -> None:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # `input` edits lines with it
         titles = " | ".join(_title(side.title) for side in talking.sides)
-        say(f"{titles}: ask; /help shows the commands, Ctrl-D ends")
+        print_err(f"{titles}: ask; /help shows the commands, Ctrl-D ends")
     for line in _lines(at_terminal):
         try:
             if line.startswith("/"):
@@ -97,10 +97,10 @@ def _converse(talking: "Chat") -> None:
                 except KeyboardInterrupt:
                     if not at_terminal:
                         raise
-                    say("(stopped)")
+                    print_err("(stopped)")
                 talking.keep(prompt, replies)
         except UnrefuseError as error:
-            say(f"unrefuse: {error}")
+            print_err(f"unrefuse: {error}")
 
 
 def _lines(at_terminal: bool) -> Iterator[str]:
@@ -109,16 +109,16 @@ def _lines(at_terminal: bool) -> Iterator[str]:
             yield input("> " if at_terminal else "")
         except EOFError:
             if at_terminal:
-                tell("")
+                print_out("")
             return
         except KeyboardInterrupt:
             if not at_terminal:
                 raise
-            say("\n(Ctrl-D ends)")
+            print_err("\n(Ctrl-D ends)")
         except UnicodeDecodeError:
             if not at_terminal:
                 raise UnrefuseError("what comes from stdin is not UTF-8 text") from None
-            say("(that is not UTF-8 text)")
+            print_err("(that is not UTF-8 text)")
 
 
 def _command(talking: "Chat", line: str) -> None:
@@ -127,15 +127,15 @@ def _command(talking: "Chat", line: str) -> None:
     name, _, rest = line[1:].partition(" ")
     rest = rest.strip()
     if name == "help":
-        say(HELP)
+        print_err(HELP)
     elif name == "reset":
         talking.turns.clear()
-        say("the conversation begins anew")
+        print_err("the conversation begins anew")
     elif name == "save":
         if not rest:
             raise UnrefuseError("where to? /save FILE")
         save_chat(talking, Path(rest))
-        say(f"saved: {rest}")
+        print_err(f"saved: {rest}")
     elif name in ("strength", "peak", "width"):
         _turn(talking, name, rest)
     else:
@@ -155,11 +155,11 @@ def _turn(talking: "Chat", name: str, rest: str) -> None:
         except ValueError:
             raise UnrefuseError(f"/{name} takes a number, not {_title(rest)}") from None
         side.edit = side.edit.changed(name, value)
-    told = side.edit.describe()
-    told += "" if told == "strength 1" else " (not measured)"
+    state = side.edit.describe()
+    state += "" if state == "strength 1" else " (not measured)"
     if missed := side.edit.missed():
-        told += f"; {missed:.0%} of this kernel lies on layers that the plan does not edit"
-    say(told)
+        state += f"; {missed:.0%} of this kernel lies on layers that the plan does not edit"
+    print_err(state)
 
 
 def _answer(replies: Sequence["Reply"]) -> None:
@@ -178,9 +178,9 @@ def _answer(replies: Sequence["Reply"]) -> None:
         whose = f"{_title(reply.title)}: " if len(replies) > 1 else ""
         if not reply.said:
             more = "; more thoughts: --thinking-tokens" if reply.thoughts else ""
-            say(f"{whose}(nothing was said{more})")
+            print_err(f"{whose}(nothing was said{more})")
         elif not reply.whole:
-            say(f"{whose}(cut at the most tokens: --reply-tokens)")
+            print_err(f"{whose}(cut at the most tokens: --reply-tokens)")
 
 
 def _one_after_the_other(reply: "Reply") -> None:
@@ -195,11 +195,11 @@ def _one_after_the_other(reply: "Reply") -> None:
                 show(Text(visible(thought), style="dim"), end="", soft_wrap=True)
             if said:
                 if reply.thoughts and not shown and sys.stdout.isatty():
-                    tell("\n")
-                tell(visible(said), end="")
+                    print_out("\n")
+                print_out(visible(said), end="")
                 shown = True
     finally:
-        tell("")
+        print_out("")
 
 
 def _side_by_side(replies: Sequence["Reply"], screen: Any) -> None:

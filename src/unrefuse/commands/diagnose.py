@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from unrefuse.commands.options import Json
-from unrefuse.commands.output import print_json, say, show, tell
+from unrefuse.commands.output import print_err, print_json, print_out, show
 
 
 def diagnose(
@@ -36,20 +36,22 @@ def diagnose(
         from unrefuse.report.results import result_table
 
         show(result_table(result))
-        tell(f"saved: {found.out}" if result.saved else "nothing was saved")
+        print_out(f"saved: {found.out}" if result.saved else "nothing was saved")
     elif apply:
-        tell("no finding has a command to run")
+        print_out("no finding has a command to run")
     for reason in result.reasons if result else ():
-        say(reason)
+        print_err(reason)
     if result and not result.saved:
         raise typer.Exit(1)
 
 
 def _print(found: Any) -> None:
     for number, finding in enumerate(found.findings, start=1):
-        tell(f"{number}. {finding.name}: {finding.fact}")
-        tell(f"   {finding.do}")
+        print_out(f"{number}. {finding.name}: {finding.fact}")
+        print_out(f"   {finding.do}")
         for command in found.commands(finding):
-            tell(f"   $ {command}")
+            print_out(f"   $ {command}")
     if not found.findings:
-        tell("nothing to mend: removal is at its target on the search split, and the floors hold")
+        print_out(
+            "nothing to mend: removal is at its target on the search split, and the floors hold"
+        )

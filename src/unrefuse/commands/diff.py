@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from unrefuse.commands.options import Json
-from unrefuse.commands.output import print_json, show, tell
+from unrefuse.commands.output import print_json, print_out, show
 from unrefuse.errors import one_line
 
 
@@ -35,12 +35,14 @@ def diff(
     ]
     for what, which in names:
         for name in which:
-            tell(one_line(f"{what}: {name}"))
-    tell(f"{len(found.changed)} tensors differ, {found.same} are equal")
+            print_out(one_line(f"{what}: {name}"))
+    print_out(f"{len(found.changed)} tensors differ, {found.same} are equal")
     if found.along is not None:
         from unrefuse.report.terminal import number
 
-        tell(f"{number(found.along, '.1%')} of the whole change lies along the plan's directions")
+        print_out(
+            f"{number(found.along, '.1%')} of the whole change lies along the plan's directions"
+        )
 
 
 def _table(found: Any) -> Any:
@@ -67,5 +69,5 @@ def _json(found: Any) -> dict[str, Any]:
         "only_b": found.only_b,
         "other_shape": found.other_shape,
         "along": found.along,
-        "largest_rank_told": MAX_RANK,
+        "largest_rank_counted": MAX_RANK,
     }

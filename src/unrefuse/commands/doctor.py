@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from unrefuse.commands.options import NO_MODEL, Json, takes
-from unrefuse.commands.output import print_json, show, tell
+from unrefuse.commands.output import print_json, print_out, show
 from unrefuse.errors import one_line
 
 if TYPE_CHECKING:
@@ -30,45 +30,47 @@ def _print(found: Any) -> None:
     from rich.filesize import decimal
 
     m = found.machine
-    tell(f"machine: {m['system']}, {m['cores']} cores, {decimal(m['memory'])} of memory, "
+    print_out(f"machine: {m['system']}, {m['cores']} cores, {decimal(m['memory'])} of memory, "
          f"{decimal(m['free_disk'])} free on this disk")  # fmt: skip
     for device in found.devices:
         name = f" {device['name']}" if device["name"] else ""
-        tell(f"device: {device['device']}{name}, {decimal(device['free_memory'])} free")
-    tell("versions: " + ", ".join(f"{name} {number}" for name, number in found.versions.items()))
+        print_out(f"device: {device['device']}{name}, {decimal(device['free_memory'])} free")
+    print_out(
+        "versions: " + ", ".join(f"{name} {number}" for name, number in found.versions.items())
+    )
     for line in found.missing:
-        tell(f"not installed, for {line}")
+        print_out(f"not installed, for {line}")
     if found.model:
-        tell(_about(found.model))
-    if found.ways:
-        show(_table(found.ways))
+        print_out(_about(found.model))
+    if found.modes:
+        show(_table(found.modes))
     for fault in found.faults:
-        tell(f"fault: {one_line(fault)}")
+        print_out(f"fault: {one_line(fault)}")
     if not found.faults:
-        tell("no faults")
+        print_out("no faults")
 
 
 def _about(model: dict[str, Any]) -> str:
     from rich.filesize import decimal
 
-    told = f"model: {model['name']}"
+    line = f"model: {model['name']}"
     if "architecture" in model:
-        told += f", {model['architecture']}"
-        told += "" if model["known"] else " (not in unrefuse's table: --probe)"
+        line += f", {model['architecture']}"
+        line += "" if model["known"] else " (not in unrefuse's table: --probe)"
     if "parameters" in model:
-        told += (
+        line += (
             f", {model['parameters'] / 1e6:.1f} M parameters, {decimal(model['stored'])} on disk"
         )
-    return told if model["folder"] else f"{told}, not downloaded"
+    return line if model["folder"] else f"{line}, not downloaded"
 
 
-def _table(ways: list[Any]) -> Any:
+def _table(modes: list[Any]) -> Any:
     from rich.filesize import decimal
 
     from unrefuse.report.terminal import Table
 
     table = Table("way", "option", "needs", "free", "fits")
-    for way in ways:
-        fits = "yes" if way.fits else "no"
-        table.add_row(way.name, way.option, decimal(way.needed), decimal(way.free), fits)
+    for mode in modes:
+        fits = "yes" if mode.fits else "no"
+        table.add_row(mode.name, mode.option, decimal(mode.needed), decimal(mode.free), fits)
     return table

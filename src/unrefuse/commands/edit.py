@@ -7,7 +7,7 @@ import typer
 
 from unrefuse.commands import output
 from unrefuse.commands.options import Json, takes
-from unrefuse.commands.output import print_json, say, show, tell
+from unrefuse.commands.output import print_err, print_json, print_out, show
 
 if TYPE_CHECKING:
     from unrefuse.config import RunConfig
@@ -52,24 +52,24 @@ def _report(result: "Result", where: str, as_json: bool, again: str = "") -> Non
     if as_json:
         print_json(result.to_json())
         for reason in result.reasons:
-            say(reason)
+            print_err(reason)
     else:
         if output.verbose:
             show(result_table(result), layer_bars({"weight": result.kernel.weights}))
         show(example_text(result))
-        tell(f"\n{result.summary()}")
+        print_out(f"\n{result.summary()}")
         if result.saved:
-            tell(f"files       {where}")
+            print_out(f"files       {where}")
         page = (result.left or result.config.require_out()).expanduser() / PAGE
         if page.exists():
-            tell(f"report      {page}")
+            print_out(f"report      {page}")
     if not result.saved:
-        say(
+        print_err(
             f"nothing was saved: the goal is not met on the {result.split} split; `unrefuse "
             "diagnose` of its record says what to try"
         )
     if result.unjudged:
-        told = f"{result.unjudged}; all figures are those of the built-in detector alone"
-        say(f"unrefuse: {told}{again if result.saved else ''}")
+        reason = f"{result.unjudged}; all figures are those of the built-in detector alone"
+        print_err(f"unrefuse: {reason}{again if result.saved else ''}")
     if result.unjudged or not result.saved:
         raise typer.Exit(2 if result.unjudged else 1)

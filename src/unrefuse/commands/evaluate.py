@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unrefuse.commands.options import NO_MODEL, Json, takes
-from unrefuse.commands.output import print_json, show, tell
+from unrefuse.commands.output import print_json, print_out, show
 from unrefuse.errors import UnrefuseError
 
 if TYPE_CHECKING:
@@ -75,8 +75,10 @@ def evaluate(
 
     show(evaluation_tables(found))
     if out := settings.out:
-        tell(f"\nsaved: {out} (figures: {out}/evaluation.json, replies: {out}/transcripts.jsonl)")
-        tell(f"report: {out}/report.html")
+        print_out(
+            f"\nsaved: {out} (figures: {out}/evaluation.json, replies: {out}/transcripts.jsonl)"
+        )
+        print_out(f"report: {out}/report.html")
 
 
 def _compare(first: Path, second: Path, as_json: bool) -> None:

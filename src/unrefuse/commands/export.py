@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unrefuse.commands.options import Json, takes
-from unrefuse.commands.output import print_json, say, say_scaled, tell
+from unrefuse.commands.output import print_err, print_json, print_out, warn_scaled
 
 if TYPE_CHECKING:
     from unrefuse.config import RunConfig
@@ -41,19 +41,21 @@ def export(
     written = export_plan(run, settings, lora, gguf_lora, control_vector, scale)
     if control_vector:
         if written["lengths"][0] > 0:
-            say("llama.cpp has no control vector for layer 0: what the plan does there is left out")
-        say("a control vector only approximates the edit, and was not measured: start with "
+            print_err(
+                "llama.cpp has no control vector for layer 0: what the plan does there is left out"
+            )
+        print_err("a control vector only approximates the edit, and was not measured: start with "
             "--control-vector-scaled FILE:0.3")  # fmt: skip
     if written["scale"] != 1:
-        say_scaled(run, written["scale"])
+        warn_scaled(run, written["scale"])
     if as_json:
         print_json(written)
         return
     if lora or gguf_lora:
         matrices = f"{written['matrices']} matrices, scale {written['scale']:g}"
-        tell(f"adapter: rank {written['rank']}, {matrices}")
+        print_out(f"adapter: rank {written['rank']}, {matrices}")
     for path in filter(None, (lora, gguf_lora, control_vector)):
-        tell(f"saved: {path}")
+        print_out(f"saved: {path}")
 
 
 def revert(
@@ -79,9 +81,9 @@ def revert(
     if as_json:
         print_json(figures)
         return
-    tell(f"reverted {len(names)} tensors: {out}")
+    print_out(f"reverted {len(names)} tensors: {out}")
     if original:
-        tell(
+        print_out(
             f"largest difference from {original}: {largest:.2g}; {equal:.2%} of the entries are "
             "equal"
         )

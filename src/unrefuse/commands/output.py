@@ -27,7 +27,7 @@ def adapt_streams() -> None:
             stream.reconfigure(errors="unrefuse")
 
 
-def tell(text: str, end: str = "\n") -> None:
+def print_out(text: str, end: str = "\n") -> None:
     """Text on stdout. Raises UnrefuseError where that can't be written, as on a full disk."""
     try:
         print(text, end=end, flush=True)
@@ -48,7 +48,7 @@ def show(*items: Any, **options: Any) -> None:
     screen = Console(file=page, markup=False, highlight=False, emoji=False)
     for item in items:
         screen.print(item, **options)
-    tell(page.getvalue(), end="")
+    print_out(page.getvalue(), end="")
 
 
 class _Page(io.StringIO):
@@ -68,19 +68,19 @@ def _encoding() -> str:
 
 def print_json(value: dict[str, Any]) -> None:
     """One object on stdout."""
-    tell(json_text(value, ascii_only=not _encoding().startswith("utf")))
+    print_out(json_text(value, ascii_only=not _encoding().startswith("utf")))
 
 
-def say(line: str) -> None:
+def print_err(line: str) -> None:
     """One line on stderr, where there is one."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(one_line(line), file=sys.stderr)
 
 
-def say_scaled(run: Path, scale: float) -> None:
+def warn_scaled(run: Path, scale: float) -> None:
     """That less than the measured strength was written."""
-    say(f"the figures of {run} are those of scale 1: at scale {scale:g} nothing was measured")
+    print_err(f"the figures of {run} are those of scale 1: at scale {scale:g} nothing was measured")
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unrefuse.commands.options import NO_MODEL, Command, Json, takes
-from unrefuse.commands.output import print_json, show, tell
+from unrefuse.commands.output import print_json, print_out, show
 
 if TYPE_CHECKING:
     from unrefuse.config import RunConfig
@@ -52,7 +52,7 @@ def show_prompts(
         print_json({"prompts": [vars(p) for p in prompts]})
         return
     for p in prompts:
-        tell("\t".join(map(plain, (p.split, p.lang, p.topic, p.text))))
+        print_out("\t".join(map(plain, (p.split, p.lang, p.topic, p.text))))
 
 
 @app.command("check", cls=Command)
@@ -71,7 +71,7 @@ def check_prompts(settings: "RunConfig", as_json: Json = False) -> None:
         print_json({"prompts": len(prompts), "problems": problems})
     else:
         for problem in problems:
-            tell(problem)
-        tell(f"{len(prompts)} prompts, {len(problems)} problems")
+            print_out(problem)
+        print_out(f"{len(prompts)} prompts, {len(problems)} problems")
     if problems:
         raise typer.Exit(2)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from unrefuse.commands.options import Json
-from unrefuse.commands.output import print_json, tell
+from unrefuse.commands.output import print_json, print_out
 
 
 def publish(
@@ -37,10 +37,10 @@ def publish(
     if as_json:
         print_json(found.to_json() | {"uploaded": done, "public": public})
     elif done:
-        tell(f"uploaded, {'private' if done['private'] else 'public'}: {done['url']}")
+        print_out(f"uploaded, {'private' if done['private'] else 'public'}: {done['url']}")
     else:
         seen = "for all to see" if public else "private"
-        tell(f"a dry run: nothing was sent. --upload makes {repo}, {seen}, of these files")
+        print_out(f"a dry run: nothing was sent. --upload makes {repo}, {seen}, of these files")
 
 
 def _print(found: Any) -> None:
@@ -49,13 +49,13 @@ def _print(found: Any) -> None:
     from unrefuse.report.terminal import plain
 
     for part in found.parts:
-        tell(f"{decimal(part.size):>10}  {plain(part.name)}")
-    tell(f"{decimal(sum(p.size for p in found.parts)):>10}  {len(found.parts)} files")
+        print_out(f"{decimal(part.size):>10}  {plain(part.name)}")
+    print_out(f"{decimal(sum(p.size for p in found.parts)):>10}  {len(found.parts)} files")
     for name, e in found.figures.items():
         high = f" to {e['high']:.3f}" if "high" in e else ""
         n = f", n {e['n']}" if "n" in e else ""
-        tell(f"{name} {e['value']:.3f} ({'' if high else 'from '}{e['low']:.3f}{high}{n})")
+        print_out(f"{name} {e['value']:.3f} ({'' if high else 'from '}{e['low']:.3f}{high}{n})")
     for name in found.left_out:
-        tell(f"left out: {plain(name)}")
+        print_out(f"left out: {plain(name)}")
     for note in found.notes:
-        tell(f"note: {plain(note)}")
+        print_out(f"note: {plain(note)}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unrefuse.commands.options import NO_MODEL, Json, takes
-from unrefuse.commands.output import print_json, tell
+from unrefuse.commands.output import print_json, print_out
 
 if TYPE_CHECKING:
     from unrefuse.config import RunConfig
@@ -47,20 +47,20 @@ def reproduce(
 def _print(found: Any) -> None:
     for name, figure in found.figures.items():
         where = "inside" if figure["inside"] else "outside of"
-        tell(f"{name}: {figure['recorded']:.3f} recorded, {figure['now']:.3f} now "
+        print_out(f"{name}: {figure['recorded']:.3f} recorded, {figure['now']:.3f} now "
              f"({figure['difference']:+.3f}, {where} the recorded interval)")  # fmt: skip
     if found.grades:
         share, n = found.grades
         kl = "not measured" if found.kl is None else f"{found.kl:.4f} nats"
-        tell(f"same grades: {share:.1%} of {n} replies; KL of the new model from the old {kl}")
+        print_out(f"same grades: {share:.1%} of {n} replies; KL of the new model from the old {kl}")
     same = {True: "the same bytes", False: "other bytes", None: "not saved by this kind of run"}
     if found.saved:
-        tell(f"plan: {same[found.plan]}; weights: {same[found.weights]}")
+        print_out(f"plan: {same[found.plan]}; weights: {same[found.weights]}")
     else:
-        tell("nothing was saved: the run keeps its floors here no more")
-    told = {
+        print_out("nothing was saved: the run keeps its floors here no more")
+    verdicts = {
         "bytes": "reproduced: bit for bit",
         "behaviour": "reproduced: other bytes, the same behaviour",
         None: "not reproduced",
     }
-    tell(told[found.matches])
+    print_out(verdicts[found.matches])

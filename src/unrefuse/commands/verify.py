@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unrefuse.commands.options import Json
-from unrefuse.commands.output import print_json, tell
+from unrefuse.commands.output import print_json, print_out
 from unrefuse.errors import one_line
 
 
@@ -22,7 +22,7 @@ def verify(
         print_json({"folder": str(folder), "faults": faults})
     else:
         for fault in faults:
-            tell(one_line(fault))
-        tell(f"{folder}: {f'{len(faults)} faults' if faults else 'as it was written'}")
+            print_out(one_line(fault))
+        print_out(f"{folder}: {f'{len(faults)} faults' if faults else 'as it was written'}")
     if faults:
         raise typer.Exit(2)

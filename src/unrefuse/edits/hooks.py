@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unrefuse.edits.plan import MatrixEdit, Plan
-from unrefuse.models.stream import own
+from unrefuse.models.stream import in_this_job
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,7 +19,8 @@ R = TypeVar("R")
 def hooked(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
     """Within the block the model computes as if edited: `y <- y - D A z` after each matrix."""
     handles = [
-        model.get_submodule(edit.module).register_forward_hook(own(_hook(edit))) for edit in plan
+        model.get_submodule(edit.module).register_forward_hook(in_this_job(_hook(edit)))
+        for edit in plan
     ]
     try:
         yield

@@ -155,11 +155,11 @@ def save_plan(plan: Plan, file: Path, metadata: Mapping[str, str]) -> None:
         tensors[f"{edit.module}.write"] = edit.write.contiguous()
         tensors[f"{edit.module}.read"] = edit.read.contiguous()
         matrices[edit.module] = [edit.of_output, edit.parameter, edit.transposed]
-    told = {**metadata, "matrices": json.dumps(matrices)}
+    described = {**metadata, "matrices": json.dumps(matrices)}
     # The library's own order of metadata is another one each time.
-    written = save(tensors, metadata=dict.fromkeys(told, ""))
+    written = save(tensors, metadata=dict.fromkeys(described, ""))
     size = int.from_bytes(written[:8], "little")
-    header = json.loads(written[8 : 8 + size]) | {"__metadata__": dict(sorted(told.items()))}
+    header = json.loads(written[8 : 8 + size]) | {"__metadata__": dict(sorted(described.items()))}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write_bytes(len(text).to_bytes(8, "little") + text + written[8 + size :])

@@ -28,11 +28,11 @@ def planned_tensors(plan: Plan, names: Iterable[str]) -> dict[str, tuple[MatrixE
     found: dict[str, tuple[MatrixEdit, int]] = {}
     missing = dict(matrices)
     for name in names:
-        own = same_name(name)
-        if edit := matrices.get(own):
+        module = same_name(name)
+        if edit := matrices.get(module):
             found[name] = edit, _experts(edit, name) + edit.transposed
-            missing.pop(own, None)
-        elif edit := biases.get(own):
+            missing.pop(module, None)
+        elif edit := biases.get(module):
             found[name] = edit, _experts(edit, name)
     if missing:
         edit = next(iter(missing.values()))
@@ -74,6 +74,6 @@ def edit_tensor(
     """
     edited = tensor.detach().clone(memory_format=torch.contiguous_format)
     with one_thread():
-        for slab, own_axis in slabs(edited, axis):
-            edit_slab(slab, edit, own_axis, preserve_norm)
+        for slab, slab_axis in slabs(edited, axis):
+            edit_slab(slab, edit, slab_axis, preserve_norm)
     return edited

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unrefuse.engine.forward import one_pass, shared_prefix
 from unrefuse.engine.moments import RunningMean
 from unrefuse.models.load import Model
-from unrefuse.models.stream import own
+from unrefuse.models.stream import in_this_job
 from unrefuse.models.writers import blocks
 
 
@@ -26,7 +26,7 @@ def recorded(model: Model, last: Sequence[int]) -> Iterator[list[Tensor]]:
         stream = output[0] if isinstance(output, tuple) else output
         seen.append(stream[range(len(last)), last].detach())
 
-    handles = [block.register_forward_hook(own(record)) for block in blocks(model.network)]
+    handles = [block.register_forward_hook(in_this_job(record)) for block in blocks(model.network)]
     try:
         yield seen
     finally:

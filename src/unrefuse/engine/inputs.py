@@ -17,7 +17,7 @@ from unrefuse.engine.moments import RunningMean
 from unrefuse.errors import UnrefuseError
 from unrefuse.models.device import free_memory
 from unrefuse.models.load import Model
-from unrefuse.models.stream import own
+from unrefuse.models.stream import in_this_job
 from unrefuse.models.writers import Writer, mixers
 
 
@@ -80,7 +80,7 @@ def capture(model: Model, sequences: Sequence[Tokens]) -> Inputs:
             seen = stack.enter_context(recorded(model, last))
             for writer in edited:
                 module = network.get_submodule(writer.name)
-                hook = own(partial(keep, writer.layer))
+                hook = in_this_job(partial(keep, writer.layer))
                 stack.callback(module.register_forward_hook(hook).remove)
             run()
         for layer, total in found.items():
@@ -88,7 +88,7 @@ def capture(model: Model, sequences: Sequence[Tokens]) -> Inputs:
         streams = torch.stack([layer.float().to(model.device) for layer in seen], dim=1)
         groups = [sequences[i].group for i in batch]
         for group in dict.fromkeys(groups):
-            means[group].update(streams[[k for k, own in enumerate(groups) if own == group]])
+            means[group].update(streams[[k for k, of in enumerate(groups) if of == group]])
 
     for _ in one_pass(model, ids, prefix, read, "what attention reads"):
         pass

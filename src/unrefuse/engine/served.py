@@ -80,11 +80,11 @@ def served_replies(
     known = kept(endpoint, chats, limit, run)
     if n := sum(answer is not None for answer in known):
         if _goes_on(endpoint, chats, known, min(OPENING, config.reply_tokens)):
-            told = f"{n} of {len(chats)} replies are kept of a run that was stopped"
+            message = f"{n} of {len(chats)} replies are kept of a run that was stopped"
         else:
             forget(run)
-            told = f"{endpoint.url} answers otherwise than before: all is asked again"
-        stderr.print(f"{when}: {told}")
+            message = f"{endpoint.url} answers otherwise than before: all is asked again"
+        stderr.print(f"{when}: {message}")
     found = ask_all(endpoint, chats, limit, when, config.batch_size or WORKERS, run)
     answers = [answer for answer in found if answer]
     counts = [(answer.read, answer.wrote) for answer in answers]

@@ -60,8 +60,8 @@ def vllm_replies(
     have refused before.
     Raises UnrefuseError where vLLM is not installed or can't run the model, and for a base model.
     """
-    with _model_alone(folder) as own:
-        return _replies(own, config, prompts, adapter)
+    with _model_alone(folder) as alone:
+        return _replies(alone, config, prompts, adapter)
 
 
 @contextmanager

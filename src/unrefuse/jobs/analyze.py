@@ -42,7 +42,7 @@ def look(config: RunConfig, topic: str = "") -> tuple[Prepared, Analysis]:
     assert isinstance(method, Selective)
     targets = search.usable("target")
     with clock(prepared.seconds, "probe"):
-        told = discrimination(method, search, prepared.model.layers, prepared.kernel.weights)
+        told_apart = discrimination(method, search, prepared.model.layers, prepared.kernel.weights)
     with clock(prepared.seconds, "layers"):
         strengths = layer_strengths(
             prepared.model,
@@ -52,7 +52,7 @@ def look(config: RunConfig, topic: str = "") -> tuple[Prepared, Analysis]:
             [e.before for e in targets],
             [e.prompt.text for e in search.usable("baseline")],
         )
-    return prepared, Analysis(strengths, told, prepared.seconds)
+    return prepared, Analysis(strengths, told_apart, prepared.seconds)
 
 
 def write_kernel(found: Analysis, topic: str, threshold: float, file: Path) -> list[float]:

@@ -258,12 +258,12 @@ def save_chat(chat: Chat, file: Path) -> None:
 
 
 def _lines(chat: Chat) -> str:
-    def told(reply: Reply) -> dict[str, Any]:
+    def to_json(reply: Reply) -> dict[str, Any]:
         keys = ("model", "edit", "thoughts", "said", "whole")
         return {key: getattr(reply, key) for key in keys}
 
     return "".join(
-        json_text({"system": chat.system, "prompt": prompt, "replies": [*map(told, replies)]})
+        json_text({"system": chat.system, "prompt": prompt, "replies": [*map(to_json, replies)]})
         + "\n"
         for prompt, replies in chat.turns
     )

@@ -18,7 +18,7 @@ from unrefuse.config import RunConfig
 from unrefuse.errors import UnrefuseError, first_line
 
 if TYPE_CHECKING:
-    from unrefuse.models.fit import Size, Way
+    from unrefuse.models.fit import RunMode, Size
 
 # What is needed for some things only: a module, what for, and how to get it.
 OPTIONAL = (
@@ -39,11 +39,11 @@ class Findings:
     versions: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     model: dict[str, Any] | None = None
-    ways: "list[Way]" = field(default_factory=list)
+    modes: "list[RunMode]" = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"ways": [asdict(way) | {"fits": way.fits} for way in self.ways]}
+        return vars(self) | {"modes": [asdict(mode) | {"fits": mode.fits} for mode in self.modes]}
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -69,7 +69,7 @@ def examine(config: RunConfig | None = None, out: Path | None = None) -> Finding
         return found
     from unrefuse.jobs.save import check_out, free_space
     from unrefuse.models.checkpoint import BESIDE
-    from unrefuse.models.fit import ways_to_run
+    from unrefuse.models.fit import run_modes
 
     found.devices = list(_devices())
     found.faults += _without_card(found.devices)
@@ -79,8 +79,8 @@ def examine(config: RunConfig | None = None, out: Path | None = None) -> Finding
             size = _size(config, found)
             needed = size.stored + BESIDE
             device, dtype = _place(config, size)
-            found.ways = ways_to_run(size, dtype, device, free_space(out or Path.cwd()))
-            if not any(way.fits for way in found.ways[:-1]):
+            found.modes = run_modes(size, dtype, device, free_space(out or Path.cwd()))
+            if not any(mode.fits for mode in found.modes[:-1]):
                 found.faults.append(f"{config.model} does not fit in any way")
     if out is not None:
         with found.looking():

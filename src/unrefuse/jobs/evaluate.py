@@ -204,8 +204,8 @@ def _from_replies(
     """Replies only: divergence and perplexity need states, which nothing but weights gives."""
     lines = [
         line_of(p, r, when, models[when]["name"])
-        for when, own in replies.items()
-        for p, r in zip(asked, own, strict=True)
+        for when, answers in replies.items()
+        for p, r in zip(asked, answers, strict=True)
     ]
     models = {when: {"parameters": None} | facts for when, facts in models.items()}
     return lines, {"models": models, "perplexity": None, "benchmarks": {}}
@@ -316,8 +316,8 @@ def _prompts(config: RunConfig) -> list[Prompt]:
     """What is asked: the test split of the three sets, where a set that an import gives takes the
     place of the configured one, and the matched pairs of the test split. Nothing is learned here,
     so all prompts of an import are asked."""
-    own = load_prompts(config.model_copy(update={"imports": ()}))
-    prompts = [p for name in SETS for p in select(own, name, "test")]
+    configured = load_prompts(config.model_copy(update={"imports": ()}))
+    prompts = [p for name in SETS for p in select(configured, name, "test")]
     imported = [replace(p, split="test") for p in read_imports(config.imports)]
     given = {p.set for p in imported}
     for name in given:

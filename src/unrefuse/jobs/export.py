@@ -70,8 +70,12 @@ def export_plan(
             new = stack.enter_context(new_folder(lora))
             save_adapter(adapter, new, config.model)
             # What was measured, how much of it this is, and what `revert` checks against.
-            told = {"base": config.model, "scale": str(scale), "along": json.dumps(adapter.along)}
-            save_plan(recipe.plan, new / PLAN.name, recipe.metadata | told)
+            described = {
+                "base": config.model,
+                "scale": str(scale),
+                "along": json.dumps(adapter.along),
+            }
+            save_plan(recipe.plan, new / PLAN.name, recipe.metadata | described)
             written["lora"] = str(lora)
         if control_vector:
             file = stack.enter_context(new_file(control_vector))

@@ -1,6 +1,6 @@
 """What a run will do, told before it does it, and about how long that takes."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from unrefuse.config import RunConfig
 from unrefuse.engine.generate import paces
@@ -18,7 +18,7 @@ CONTEXTS = 3 * len(SETS) * CONTEXT_PROMPTS  # prompts of the test that are asked
 
 
 def outlook(
-    model: Model, prompts: Collection[Prompt], splits: Sequence[str], config: RunConfig
+    model: Model, prompts: Sequence[Prompt], splits: Sequence[str], config: RunConfig
 ) -> str:
     """The steps of an edit, a tuning, or, without a test split, of an analysis, and the time.
 

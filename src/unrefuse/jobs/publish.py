@@ -158,7 +158,7 @@ def upload(found: Publication, public: bool = False) -> dict[str, Any]:
 
     # Its warnings of another try hold addresses with their signatures.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    with _told(found.repo, "nothing was uploaded"):
+    with _hub_errors(found.repo, "nothing was uploaded"):
         if not get_token():
             raise UnrefuseError(f"no token for the hub: {LOGIN}")
         api = HfApi(library_name="unrefuse", library_version=version("unrefuse"))
@@ -176,7 +176,7 @@ def upload(found: Publication, public: bool = False) -> dict[str, Any]:
             f"{made.repo_id} holds files that are none of these ({', '.join(others[:3])}): nothing "
             "was uploaded, since the two would be taken for one model; take another name"
         )
-    with _told(made.repo_id, "no file of it can be seen there; the same command goes on"):
+    with _hub_errors(made.repo_id, "no file of it can be seen there; the same command goes on"):
         commit = api.create_commit(
             made.repo_id,
             [CommitOperationAdd(p.name, p.source) for p in found.parts],
@@ -187,7 +187,7 @@ def upload(found: Publication, public: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(repo: str, state: str) -> Iterator[None]:
+def _hub_errors(repo: str, state: str) -> Iterator[None]:
     """What the hub client raises, in one line that says what is there now. Nothing secret is in it:
     no token is in a message, and the signature of an address is cut."""
     try:

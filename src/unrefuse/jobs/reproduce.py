@@ -151,8 +151,10 @@ def _versions(record: RunRecord) -> dict[str, tuple[str | None, str]]:
 
     here = {name: version(name) for name in LIBRARIES}
     here |= {"python": python_version(), "machine": machine()}
-    told = record.versions
-    return {name: (told.get(name), new) for name, new in here.items() if told.get(name) != new}
+    recorded = record.versions
+    return {
+        name: (recorded.get(name), new) for name, new in here.items() if recorded.get(name) != new
+    }
 
 
 def _same_plan(plan: Plan, goal: Path) -> bool:
@@ -163,9 +165,9 @@ def _same_weights(old: Path, new: Path) -> bool:
     """By SHA256SUMS of the old one, which a run on the hub comes with; else by its weights."""
     if not (old / SUMS).is_file():
         return checkpoint_hash(old) == checkpoint_hash(new)
-    told, fresh = recorded_sums(old), recorded_sums(new)
+    recorded, fresh = recorded_sums(old), recorded_sums(new)
     names = {file.relative_to(new).as_posix() for file in checkpoint_files(new)}
-    return all(told.get(name) == fresh[name] for name in names)
+    return all(recorded.get(name) == fresh[name] for name in names)
 
 
 def _compared(record: RunRecord, result: Result) -> dict[str, dict[str, Any]]:
@@ -189,18 +191,18 @@ def _with_behaviour(
     """The two models asked the same test prompts. A run without its weights gets them by its plan,
     from the original."""
     folders = []
-    for name, own in (("old", found.file.parent), ("new", goal)):
-        if not (own / "config.json").is_file():
+    for name, source in (("old", found.file.parent), ("new", goal)):
+        if not (source / "config.json").is_file():
             edited = made / name
-            apply_plan(own, config.model_copy(update={"out": edited}))
-            own = edited
-        folders.append(own)
+            apply_plan(source, config.model_copy(update={"out": edited}))
+            source = edited
+        folders.append(source)
     old, new = folders
     plain = {"model": str(new), "revision": None, "out": made / "evaluation", "tune": None,
              "model_sha256": None, "prompts_sha256": None}  # fmt: skip
-    told = run_evaluate(config.model_copy(update=plain), Options(against=str(old)))
-    kl = told.to_json().get("kl")
-    return replace(same, grades=_same_grades(told.lines), kl=kl and kl["value"])
+    again = run_evaluate(config.model_copy(update=plain), Options(against=str(old)))
+    kl = again.to_json().get("kl")
+    return replace(same, grades=_same_grades(again.lines), kl=kl and kl["value"])
 
 
 def _same_grades(lines: list[Line]) -> tuple[float, int]:

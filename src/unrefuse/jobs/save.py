@@ -39,7 +39,7 @@ def check_out(out: Path, option: str = "--out", size: int = 0) -> Path:
     nothing behind.
     """
     goal = check_writable(out, size)
-    with _told(out):
+    with _system_errors(out):
         if goal.exists() and (not goal.is_dir() or _inside(goal)):
             raise UnrefuseError(f"{out} exists and is not an empty folder: name another {option}")
     return goal
@@ -48,7 +48,7 @@ def check_out(out: Path, option: str = "--out", size: int = 0) -> Path:
 def check_writable(out: Path, size: int = 0) -> Path:
     """Where `out` will lie. Raises UnrefuseError where no folder can be made and renamed there, or
     less than `size` bytes are free. Leaves nothing behind."""
-    with _told(out):
+    with _system_errors(out):
         goal = _goal(out)
         place = _place(goal if goal.is_dir() else goal.parent)
         free = shutil.disk_usage(place).free
@@ -70,7 +70,7 @@ def check_writable(out: Path, size: int = 0) -> Path:
 def free_space(path: Path) -> int:
     """Bytes free on the disk where `path` will lie. Raises UnrefuseError where that can't be
     told."""
-    with _told(path):
+    with _system_errors(path):
         return shutil.disk_usage(_place(_goal(path))).free
 
 
@@ -86,7 +86,7 @@ def check_new(file: Path, replace: bool = False) -> Path:
 def copy_size(folder: Path, out: Path) -> int:
     """Bytes that an edited copy of a checkpoint takes, about. Raises UnrefuseError for an `out`
     that lies in the checkpoint's own folder, of which it would become a part."""
-    with _told(out):
+    with _system_errors(out):
         if _goal(out).is_relative_to(folder.resolve()):
             raise UnrefuseError(f"{out} lies in the folder of the model: name another --out")
     there = [f for f in (*checkpoint_files(folder), *other_files(folder)) if f.is_file()]
@@ -102,7 +102,7 @@ def new_folder(out: Path, size: int = 0) -> Iterator[Path]:
     Raises UnrefuseError as `check_out` does, and for what the system says while writing.
     """
     goal = check_out(out, size=size)
-    with _told(out):
+    with _system_errors(out):
         temporary = _temporary(_place(goal))
         temporary.mkdir()
     with _kept(out, temporary, lambda: _publish(temporary, goal)):
@@ -198,7 +198,7 @@ def _inside(folder: Path) -> set[str]:
 
 
 @contextmanager
-def _told(out: Path) -> Iterator[None]:
+def _system_errors(out: Path) -> Iterator[None]:
     """What the system says of a path, in one line. RuntimeError: `~` of nobody, links in a ring."""
     try:
         yield

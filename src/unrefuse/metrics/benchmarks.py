@@ -85,7 +85,7 @@ def _tasks(names: Sequence[str], path: Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     if path:
-        own = TaskManager(include_path=str(path), include_defaults=False)
-        if set(names) <= set(own.all_tasks):
-            return own
+        manager = TaskManager(include_path=str(path), include_defaults=False)
+        if set(names) <= set(manager.all_tasks):
+            return manager
     return TaskManager(include_path=str(path) if path else None)

@@ -13,7 +13,7 @@ from unrefuse.config import RunConfig
 from unrefuse.detector.refusal import DETECTOR, Grade
 from unrefuse.engine.endpoint import Endpoint, parse_endpoint
 from unrefuse.engine.generate import Reply, graded
-from unrefuse.errors import UnrefuseError, told_as
+from unrefuse.errors import UnrefuseError, raised_as
 from unrefuse.metrics.chat_judge import KEY, chat_grade, chat_grades
 from unrefuse.metrics.statistics import cohens_kappa
 from unrefuse.metrics.transcripts import Line
@@ -89,7 +89,7 @@ def check_judge(judge: Judge) -> None:
         return
     from transformers import AutoConfig
 
-    with told_as(f"no judge {judge.model}"):
+    with raised_as(f"no judge {judge.model}"):
         config = AutoConfig.from_pretrained(judge.model, trust_remote_code=judge.code)
     label_grades(config.id2label, judge.label)
 
@@ -182,7 +182,7 @@ def _classify(judge: Classifier, pairs: Sequence[tuple[str, str]]) -> list[Grade
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    with told_as(f"cannot load the judge {judge.model}"):
+    with raised_as(f"cannot load the judge {judge.model}"):
         tokenizer = AutoTokenizer.from_pretrained(judge.model, trust_remote_code=judge.code)
         network = AutoModelForSequenceClassification.from_pretrained(
             judge.model, trust_remote_code=judge.code
@@ -197,7 +197,7 @@ def _classify(judge: Classifier, pairs: Sequence[tuple[str, str]]) -> list[Grade
     texts = [filled(judge.form, prompt, reply) for prompt, reply in pairs]
     starts = range(0, len(texts), BATCH)
     for start in track(starts, "judging", len(starts)):
-        with told_as(f"the judge {judge.model} cannot be run"), torch.inference_mode():
+        with raised_as(f"the judge {judge.model} cannot be run"), torch.inference_mode():
             inputs = tokenizer(
                 texts[start : start + BATCH],
                 padding=True,

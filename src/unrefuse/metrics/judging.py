@@ -53,8 +53,8 @@ def measured_by(
                 f"prompts, and {MINIMUM} are needed"
             )
     contexts = tuple(
-        replace(context, exchanges=own)
-        for context, own in zip(measured.contexts, others, strict=True)
+        replace(context, exchanges=exchanges)
+        for context, exchanges in zip(measured.contexts, others, strict=True)
     )
     texts = [prompt for prompt, _ in asked]
     return (

@@ -13,7 +13,7 @@ from unrefuse.engine.generate import Reply
 from unrefuse.metrics.margin import make_openings
 from unrefuse.models.device import check_finite
 from unrefuse.models.load import Model
-from unrefuse.models.stream import own
+from unrefuse.models.stream import in_this_job
 from unrefuse.models.writers import blocks, logits_of
 from unrefuse.prompts.chat import left_pad
 
@@ -118,7 +118,7 @@ def _effects(
                     return (_without(output[0], r), *output[1:])
                 return _without(output, r)
 
-            handle = block.register_forward_hook(own(hook))
+            handle = block.register_forward_hook(in_this_job(hook))
             try:
                 result[batch, layer] = whole - _log_odds(model, inputs, wanted)
             finally:

@@ -70,8 +70,8 @@ def opening_margins(
     `hidden` holds, per prompt, the states after the final norm that predict its opening,
     `(opening tokens, d_model)`.
     """
-    own = torch.tensor([t for opening in openings for t in opening])
-    leads = _leads(model, torch.cat(list(hidden)), own)
+    leading = torch.tensor([t for opening in openings for t in opening])
+    leads = _leads(model, torch.cat(list(hidden)), leading)
     return torch.stack([lead.amin() for lead in torch.split(leads, [len(o) for o in openings])])
 
 
@@ -87,9 +87,9 @@ def token_margins(model: Model, prompt: str, reply: Sequence[int], begin: int = 
     return found
 
 
-def _leads(model: Model, hidden: Tensor, own: Tensor) -> Tensor:
+def _leads(model: Model, hidden: Tensor, leading: Tensor) -> Tensor:
     """`(tokens,)`: the logit of each of the tokens `own`, `(tokens,)`, less the highest other."""
     logits = logits_of(model.network, hidden)
-    own = own.to(logits.device).unsqueeze(1)
-    others = logits.scatter(1, own, -torch.inf).amax(dim=1)
-    return logits.gather(1, own).squeeze(1) - others
+    leading = leading.to(logits.device).unsqueeze(1)
+    others = logits.scatter(1, leading, -torch.inf).amax(dim=1)
+    return logits.gather(1, leading).squeeze(1) - others

@@ -195,12 +195,12 @@ def ask_before(
 def _check_thoughts(model: Model, before: Before, name: str, wanted: int) -> None:
     """Raises UnrefuseError where what is short of the `wanted` prompts are replies that are all
     thoughts: that is no lack of prompts."""
-    own = [e for e in before.exchanges if e.prompt.set == name]
-    thoughts = sum(is_thinking(e.before.text) for e in own)
+    asked = [e for e in before.exchanges if e.prompt.set == name]
+    thoughts = sum(is_thinking(e.before.text) for e in asked)
     if thoughts and thoughts + len(before.usable(name)) >= wanted:
         raise UnrefuseError(
             f"the model has not come to the end of its thoughts in {model.thinking_tokens} tokens "
-            f"in {thoughts} of {len(own)} replies to {name} prompts of the {before.split} split, "
+            f"in {thoughts} of {len(asked)} replies to {name} prompts of the {before.split} split, "
             f"so that they can't be graded: {MORE_THOUGHTS.format(4 * model.thinking_tokens)}"
         )
 

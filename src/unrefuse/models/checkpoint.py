@@ -248,12 +248,12 @@ def _read_index(folder: Path, index: Path) -> dict[str, Path]:
     return {name: _inside(folder, file, index, ending) for name, file in where.items()}
 
 
-def _inside(folder: Path, name: Any, told_by: Path, endings: str | tuple[str, ...]) -> Path:
+def _inside(folder: Path, name: Any, named_in: Path, endings: str | tuple[str, ...]) -> Path:
     """The path of a file that lies in `folder`, or below. Raises UnrefuseError for any other
     name."""
     path = PurePosixPath(name) if isinstance(name, str) and name.isprintable() else None
     if path is None or path.is_absolute() or ".." in path.parts or set("\\:") & set(name):
-        raise UnrefuseError(f"{told_by} names weights outside of its folder, or none: {name!r}")
+        raise UnrefuseError(f"{named_in} names weights outside of its folder, or none: {name!r}")
     if not path.name.endswith(endings):
-        raise UnrefuseError(f"{told_by} names {name!r} among weights of another kind")
+        raise UnrefuseError(f"{named_in} names {name!r} among weights of another kind")
     return folder / path

@@ -26,7 +26,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Way:
+class RunMode:
     """One way to run a model, or to edit it: bytes that it needs, and that are free for it."""
 
     name: str
@@ -54,20 +54,20 @@ def size_of(shapes: Mapping[str, Sequence[int]], stored: int) -> Size:
     )
 
 
-def ways_to_run(size: Size, dtype: torch.dtype, device: torch.device, disk: int) -> list[Way]:
+def run_modes(size: Size, dtype: torch.dtype, device: torch.device, disk: int) -> list[RunMode]:
     """In memory, spread over all devices and the main memory, streamed from disk, and the edit on
     disk, which takes `disk` bytes free there. Weights only: what a batch takes beside them comes
     out of what is left."""
     whole, free = size.numbers * dtype.itemsize, free_memory(device)
-    ways = [Way("in memory", "", whole, free)]
+    modes = [RunMode("in memory", "", whole, free)]
     if device.type != "cpu":
         cards = [torch.device(device.type, i) for i in range(torch.accelerator.device_count())]
         places = [*cards, torch.device("cpu")]
         total = sum(free_memory(place) for place in places)
-        ways.append(Way("spread over the devices", "--device-map auto", whole, total))
+        modes.append(RunMode("spread over the devices", "--device-map auto", whole, total))
     held = size.numbers - size.streamed + 2 * size.largest_block
     return [
-        *ways,
-        Way("block by block from disk", "--stream", held * dtype.itemsize, free),
-        Way("the edit of a run, on disk", "unrefuse apply", size.stored + BESIDE, disk),
+        *modes,
+        RunMode("block by block from disk", "--stream", held * dtype.itemsize, free),
+        RunMode("the edit of a run, on disk", "unrefuse apply", size.stored + BESIDE, disk),
     ]

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from unrefuse.config import THINKING_TOKENS, RunConfig
-from unrefuse.errors import UnrefuseError, told_as
+from unrefuse.errors import UnrefuseError, raised_as
 from unrefuse.models.architectures import same_name
 from unrefuse.models.assemble import assemble, read_generation
 from unrefuse.models.checkpoint import (
@@ -132,7 +132,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
                 list(tensors), auto, hf_config, dtype, device, config.trust_remote_code
             )
         else:
-            with told_as(f"cannot load the model in {folder}"):
+            with raised_as(f"cannot load the model in {folder}"):
                 network, info = assemble(
                     tensors,
                     auto,
@@ -209,7 +209,7 @@ def _try_out(network: PreTrainedModel, ids: list[int], folder: Path) -> None:
     """A forward pass over a prompt, as replies begin: a config may fit the weights and not itself.
     Raises UnrefuseError."""
     inputs, decoder = torch.tensor([ids], device=network.device), network.get_decoder()
-    with told_as(f"the model in {folder} cannot be run"):
+    with raised_as(f"the model in {folder} cannot be run"):
         cache = DynamicCache(config=network.config)
         states = decoder(input_ids=inputs, past_key_values=cache, use_cache=True).last_hidden_state
     check_finite(states, f"the states of the model in {folder}", network.dtype)
@@ -225,18 +225,18 @@ def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> Non
                 f"the architecture {kind!r} is not in unrefuse's table, and its checkpoint has no "
                 f"tensor {writer.name}.{writer.parameter}, where an edit would go"
             )
-    told = (
+    message = (
         f"the architecture {kind!r} is not in unrefuse's table; by a traced forward, these write "
         f"into the residual stream: {describe(network, found)}"
     )
     if not config.probe:
-        raise UnrefuseError(f"{told}. To edit them: --probe")
-    stderr.print(told)
+        raise UnrefuseError(f"{message}. To edit them: --probe")
+    stderr.print(message)
 
 
 def read_config(folder: Path, config: RunConfig) -> PretrainedConfig:
     """The transformers configuration in a checkpoint folder. Raises UnrefuseError."""
-    with told_as(f"cannot read {folder / 'config.json'}"):
+    with raised_as(f"cannot read {folder / 'config.json'}"):
         found: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )

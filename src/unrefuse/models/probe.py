@@ -170,14 +170,14 @@ def _parameter(call: Call) -> tuple[str, bool] | None:
     the output at 0, that number is 0 and the others are as they were."""
     module, output = call.module, call.output
     j = int(output.reshape(-1, output.shape[-1]).abs().sum(dim=0).argmax())
-    own = dict(module.named_parameters(recurse=False))
-    for (name, parameter), transposed in product(own.items(), (False, True)):
+    parameters = dict(module.named_parameters(recurse=False))
+    for (name, parameter), transposed in product(parameters.items(), (False, True)):
         axis = -1 if transposed else -2
         if parameter.ndim < 2 or parameter.shape[axis] != output.shape[-1]:
             continue
         parts = [parameter.select(axis, j)]
-        if bias_name(name) in own:
-            parts.append(own[bias_name(name)].select(-1, j))
+        if bias_name(name) in parameters:
+            parts.append(parameters[bias_name(name)].select(-1, j))
         kept = [part.clone() for part in parts]
         for part in parts:
             part.zero_()

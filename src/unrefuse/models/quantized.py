@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from unrefuse.errors import UnrefuseError, told_as
+from unrefuse.errors import UnrefuseError, raised_as
 from unrefuse.models.cache import cached
 from unrefuse.models.files import read_object
 from unrefuse.models.header import Tensors
@@ -54,8 +54,8 @@ def check_full(folder: Path, tensors: Tensors, undo: str = "add --dequantize") -
         if _undone(found, tensors):
             do = undo
     elif (folder / SIDECAR).is_file():
-        told = read_object(folder / SIDECAR).get("quantization")
-        found = told.get("quant_algo") if isinstance(told, dict) else None
+        stated = read_object(folder / SIDECAR).get("quantization")
+        found = stated.get("quant_algo") if isinstance(stated, dict) else None
     if found := found or _rounded(tensors):
         raise UnrefuseError(
             f"the weights in {folder} are quantised ({found}), and an edit needs full weights: {do}"
@@ -151,7 +151,7 @@ def full_weights(
                 (new / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, new / path)
 
-    with told_as(f"cannot dequantise {folder}"):
+    with raised_as(f"cannot dequantise {folder}"):
         return cached(name, _numbers(tensors) * dtype.itemsize, make, cache)
 
 

@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
-from unrefuse.errors import UnrefuseError, told_as
+from unrefuse.errors import UnrefuseError, raised_as
 from unrefuse.models.assemble import empty_network
 from unrefuse.models.device import check_finite, free_memory
 from unrefuse.models.weights import lazy_weights
@@ -45,7 +45,7 @@ class _Job(greenlet):
     room: Tensor | None = None
 
 
-def own(hook: Callable[..., Any]) -> Callable[..., Any]:
+def in_this_job(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A forward hook that acts only on what runs in the job that makes it, and in jobs of that.
 
     Jobs share the modules of a streamed model. Made outside of any job it acts always, and in every
@@ -283,6 +283,6 @@ def stream_network(
     """
     if files[0].suffix != ".safetensors":
         raise UnrefuseError("a pickle checkpoint cannot be streamed: leave out --stream")
-    with told_as(f"cannot load the model in {files[0].parent}"):
+    with raised_as(f"cannot load the model in {files[0].parent}"):
         network = empty_network(auto, config, dtype, trust_remote_code)
         return network, Stream(network, files, device)

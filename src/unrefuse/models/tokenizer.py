@@ -7,14 +7,14 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from unrefuse.errors import UnrefuseError, told_as
+from unrefuse.errors import UnrefuseError, raised_as
 from unrefuse.models.files import read_object
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer in a checkpoint folder. Raises UnrefuseError, for the file at fault."""
     try:
-        with told_as(f"cannot read the tokenizer in {folder}"):
+        with raised_as(f"cannot read the tokenizer in {folder}"):
             found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code
             )
@@ -26,9 +26,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
             if file.suffix == ".json":
                 read_object(file)
         if type(error.__cause__) is Exception:  # what the library of tokenizers raises
-            own = version("tokenizers")
+            installed = version("tokenizers")
             raise UnrefuseError(
-                f"{error}: it is damaged, or of a newer version of tokenizers than {own}"
+                f"{error}: it is damaged, or of a newer version of tokenizers than {installed}"
             ) from error
         if not (folder / "tokenizer.json").is_file():
             raise UnrefuseError(f"{error}; there is no tokenizer.json in it") from error
@@ -46,15 +46,15 @@ def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     given: list[Any] = [tokenizer.eos_token_id]
     if file.is_file():
         read_object(file)
-        with told_as(f"cannot read {file}"):
+        with raised_as(f"cannot read {file}"):
             stated = [GenerationConfig.from_pretrained(folder).eos_token_id]
     else:  # not the class of the config, which says 2 where the file says nothing
         file = folder / "config.json"
         config = read_object(file)
         parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
         stated = [part.get("eos_token_id") for part in parts]
-    for own in stated:
-        given += own if isinstance(own, list) else [own]
+    for ends in stated:
+        given += ends if isinstance(ends, list) else [ends]
     ends = [end for end in given if end is not None]
     if strange := [end for end in ends if type(end) is not int]:
         raise UnrefuseError(f"{file}: the eos_token_id {strange[0]!r} is no number of a token")

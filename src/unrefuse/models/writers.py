@@ -56,8 +56,8 @@ def text_config(model: "PreTrainedModel") -> "PretrainedConfig":
 
 def is_known(model: "PreTrainedModel") -> bool:
     """Whether the table has the architecture: code that a model ships may differ from its name."""
-    own = type(model).__module__.startswith("transformers.models.")
-    return own and text_config(model).model_type in ARCHITECTURES
+    native = type(model).__module__.startswith("transformers.models.")
+    return native and text_config(model).model_type in ARCHITECTURES
 
 
 def is_stateful(model: "PreTrainedModel") -> bool:

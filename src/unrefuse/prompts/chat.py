@@ -12,7 +12,7 @@ from jinja2 import TemplateSyntaxError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from unrefuse.errors import UnrefuseError, first_line, is_told
+from unrefuse.errors import UnrefuseError, first_line, is_error
 from unrefuse.prompts.sets import Prompt
 from unrefuse.prompts.thinking import after_thinking, is_tag, opened_tag
 
@@ -27,8 +27,8 @@ class ChatError(UnrefuseError):
     """A chat that the model can't be given. `index` is that of the prompt at fault, None where it
     is the chat template or the tokenizer, whatever the prompt."""
 
-    def __init__(self, told: str, index: int | None = None) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message)
         self.index = index
 
 
@@ -167,7 +167,7 @@ def _encode(
     try:
         ids: list[int] = apply(sanitize_control_tokens=sanitize)
     except BaseException as error:
-        if not is_told(error):
+        if not is_error(error):
             raise
         raise ChatError(_failure(error, apply)) from error
     # What an assistant thought, a template may leave out of later turns.

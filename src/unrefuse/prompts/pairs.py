@@ -41,17 +41,17 @@ def load_pairs(config: RunConfig, prompts: Sequence[Prompt] = ()) -> list[Prompt
         taken = {p.pair for p in limited([harmless for harmless, _ in pairs], config.limit)}
         pairs = [p for p in pairs if p[0].pair in taken]
     if config.pairs is not None:
-        source, rows = _own_rows(config.pairs)
-        own = [_pair(row, source, n, f"{source}:{n}") for n, row in rows]
-        if not own:
+        source, rows = _given_rows(config.pairs)
+        added = [_pair(row, source, n, f"{source}:{n}") for n, row in rows]
+        if not added:
             raise UnrefuseError(f"{source}: no pairs in it")
-        divided = split([harmless for harmless, _ in own], config.seed, (0.75, 0.25))
+        divided = split([harmless for harmless, _ in added], config.seed, (0.75, 0.25))
         splits = {p.pair: p.split for p in divided}
-        pairs += [tuple(replace(p, split=splits[p.pair]) for p in pair) for pair in own]
+        pairs += [tuple(replace(p, split=splits[p.pair]) for p in pair) for pair in added]
     return [p for pair in pairs for p in pair]
 
 
-def _own_rows(pairs: Path | Pairs) -> tuple[str, Iterable[tuple[int, Any]]]:
+def _given_rows(pairs: Path | Pairs) -> tuple[str, Iterable[tuple[int, Any]]]:
     """Where a user's pairs come from, and their rows with their numbers."""
     if isinstance(pairs, Path):
         return str(pairs), file_rows(pairs)

@@ -57,19 +57,19 @@ def load_prompts(config: RunConfig) -> list[Prompt]:
     """
 
     def read(source: str, name: str) -> list[Prompt]:
-        own = read_set(source, name, config.column, config.data_split)
-        return beside_shipped(own) if name == "keep" else own
+        given = read_set(source, name, config.column, config.data_split)
+        return beside_shipped(given) if name == "keep" else given
 
     main = _with_imports({name: read(getattr(config, name), name) for name in SETS}, config)
     tests = {name: read(file, name) for name in SETS if (file := getattr(config, f"test_{name}"))}
     shipped = {name: read_set(SHIPPED, name) if name == "keep" else [] for name in SETS}
-    every = {name: [*shipped[name], *own] for name, own in main.items()}
-    check_prompts([p for part in (every, tests) for own in part.values() for p in own])
+    every = {name: [*shipped[name], *of_set] for name, of_set in main.items()}
+    check_prompts([p for part in (every, tests) for of_set in part.values() for p in of_set])
     prompts = split([p for name in SETS if name not in tests for p in every[name]], config.seed)
-    for name, own in tests.items():
+    for name, of_set in tests.items():
         rest = [replace(p, split="") for p in main[name]]
         prompts += shipped[name] + split(rest, config.seed, SHARES[:2])
-        prompts += [replace(p, split="test") for p in own]
+        prompts += [replace(p, split="test") for p in of_set]
     if config.languages:
         prompts = _in_languages(prompts, config.languages)
     if config.limit:
@@ -145,10 +145,10 @@ def _with_imports(main: dict[str, list[Prompt]], config: RunConfig) -> dict[str,
     if any(p.set == "target" for p in imported):
         check_place(config, "target")
         main = main | {"target": []}
-    known = {same_text(p.text) for own in main.values() for p in own}
+    known = {same_text(p.text) for of_set in main.values() for p in of_set}
     known |= _shipped_texts()
     new = [p for p in imported if same_text(p.text) not in known]
-    return {name: [*own, *(p for p in new if p.set == name)] for name, own in main.items()}
+    return {name: [*of_set, *(p for p in new if p.set == name)] for name, of_set in main.items()}
 
 
 def check_place(config: RunConfig, name: str) -> None:
@@ -173,7 +173,7 @@ def split(prompts: Sequence[Prompt], seed: int, shares: tuple[float, ...] = SHAR
         for name, n in totals.items()
         for part, (start, end) in zip(SPLITS, pairwise(ends), strict=False)
     }
-    for group in sorted(_groups(prompts, totals), key=lambda own: _lot(own, seed)):
+    for group in sorted(_groups(prompts, totals), key=lambda group: _lot(group, seed)):
         free = sorted((p for p in group if not p.split), key=lambda p: (p.text, p.set))
         counts = Counter(p.set for p in free)
         # The first split with room for the whole group, else for a prompt of it, else the first.
@@ -225,11 +225,11 @@ def _in_languages(prompts: list[Prompt], languages: Iterable[str]) -> list[Promp
     wanted = {language_code(name) for name in languages}
     taken = [p for p in prompts if not p.lang or p.lang in wanted]
     for name in SETS:
-        own = [p for p in prompts if p.set == name]
-        if own and not any(p.set == name for p in taken):
-            there = ", ".join(sorted({p.lang for p in own}))
+        of_set = [p for p in prompts if p.set == name]
+        if of_set and not any(p.set == name for p in taken):
+            there = ", ".join(sorted({p.lang for p in of_set}))
             raise UnrefuseError(
-                f"{own[0].source}: no {name} prompts in {', '.join(sorted(wanted))} (there: "
+                f"{of_set[0].source}: no {name} prompts in {', '.join(sorted(wanted))} (there: "
                 f"{there})"
             )
     return taken

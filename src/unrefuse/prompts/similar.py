@@ -34,8 +34,8 @@ def alike(texts: Sequence[str]) -> list[tuple[int, int]]:
     for i in sorted(range(len(texts)), key=texts.__getitem__):
         hashes = np.array([zlib.crc32(group.encode()) for group in groups[i]], np.uint64)
         sketch = ((np.outer(hashes >> np.uint64(1), factors) + offsets) % PRIME).min(axis=0)
-        for band, own in enumerate(sketch.reshape(BANDS, ROWS)):
-            key = bytes([band]) + own.tobytes()
+        for band, values in enumerate(sketch.reshape(BANDS, ROWS)):
+            key = bytes([band]) + values.tobytes()
             if key in last:
                 pairs.add((last[key], i))
             last[key] = i

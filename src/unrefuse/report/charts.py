@@ -207,8 +207,8 @@ def _front(points: Sequence[Any], x: Axis, y: Axis, floor: float) -> list[tuple[
 
 def _kind_of_trial(trial: Record, record: Record) -> str:
     """The chosen one has the peak and the width of the kernel."""
-    own, kernel = trial["parameters"], record["kernel"]
-    numbers = [(own.get(k), kernel.get(k)) for k in ("peak", "width")]
+    parameters, kernel = trial["parameters"], record["kernel"]
+    numbers = [(parameters.get(k), kernel.get(k)) for k in ("peak", "width")]
     if all(a == b is not None for a, b in numbers) and chosen_stage(record) is not None:
         return "chosen"
     kept = _number(trial["score"], "retention")

@@ -78,32 +78,34 @@ def figures(lines: Sequence[Line], seed: int, floor: float) -> dict[str, Any]:
     exchanges = exchanges_of(lines)
     if exchanges:
         result |= _compared(exchanges, lines, seed, floor)
-    own = {when: [x for x in lines if x.when == when and x.set in SETS] for when in WHENS}
-    there = [when for when in WHENS if own[when]]
-    names = [name for name in SETS if any(x.set == name for x in own["after"])]
+    said = {when: [x for x in lines if x.when == when and x.set in SETS] for when in WHENS}
+    there = [when for when in WHENS if said[when]]
+    names = [name for name in SETS if any(x.set == name for x in said["after"])]
     result["refused"] = {
-        name: {when: _refused(own[when], name) for when in there} for name in names
+        name: {when: _refused(said[when], name) for when in there} for name in names
     }
     result["rates"] = {
         when: {
             name: {
-                "all": _rate(own[when], name),
-                "by_topic": _rates(own[when], name, "topic"),
-                "by_lang": _rates(own[when], name, "lang"),
+                "all": _rate(said[when], name),
+                "by_topic": _rates(said[when], name, "topic"),
+                "by_lang": _rates(said[when], name, "lang"),
             }
             for name in names
         }
         for when in there
     }
     result["grades"] = {
-        when: {name: {g: c for g in GRADES if (c := _grades(own[when], name)[g])} for name in names}
+        when: {
+            name: {g: c for g in GRADES if (c := _grades(said[when], name)[g])} for name in names
+        }
         for when in there
     }
     result["unsure"] = {
-        when: unsure_share((x.reply, x.prompt, x.grade) for x in own[when]) for when in there
+        when: unsure_share((x.reply, x.prompt, x.grade) for x in said[when]) for when in there
     }
     result["broken"] = {
-        when: share(x.grade == "broken" for x in own[when]).to_json() for when in there
+        when: share(x.grade == "broken" for x in said[when]).to_json() for when in there
     }
     pairs = {
         when: pair_outcomes((x.pair, x.set, x.grade) for x in lines if x.when == when)

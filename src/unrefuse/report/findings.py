@@ -81,7 +81,7 @@ class Seen:
         if stage.removal.value >= target or not any(s.keeps_floors for s in record.stages):
             return
         short = (
-            f"removal {_told(stage.removal)} is under the target {target:g} at multiplier "
+            f"removal {_interval(stage.removal)} is under the target {target:g} at multiplier "
             f"{stage.multiplier:g}"
         )
         grades = stage.grades.get("target", {})
@@ -144,8 +144,8 @@ class Seen:
             options, how = self._search()
         return Finding(
             "retention falls",
-            f"{where}: retention {_told(stage.retention)}, floor {self.config.retention_floor:g}"
-            + (f"; lost: {kinds}" if kinds else ""),
+            f"{where}: retention {_interval(stage.retention)}, "
+            f"floor {self.config.retention_floor:g}" + (f"; lost: {kinds}" if kinds else ""),
             f"{how}; or {do}" if options else do,
             {"retention": stage.retention.model_dump(), "lost": lost},
             self._edit(options),
@@ -158,7 +158,7 @@ class Seen:
         counts = ", ".join(f"{n} {grade}" for grade, n in lost.items())
         return Finding(
             "quality falls",
-            f"{where}: quality {_told(stage.quality)}, floor {self.config.quality_floor:g} "
+            f"{where}: quality {_interval(stage.quality)}, floor {self.config.quality_floor:g} "
             f"(its interval from {self.config.quality_bound:g}); KL {stage.kl.value:.3f}"
             + (f"; everyday prompts: {counts}" if lost else ""),
             do,
@@ -231,14 +231,14 @@ class Seen:
 
     def _idle(self, record: RunRecord) -> Iterator[Finding]:
         """Prompts of the search split that decide nothing."""
-        asked = {name: own.topics for name, own in record.original.get("search", {}).items()}
+        asked = {name: found.topics for name, found in record.original.get("search", {}).items()}
         counts = _counted(record)
         idle = {name: [n - k, n] for name, (k, n) in counts.items() if n > k}
         if not idle:
             return
         grades = {
-            name: {g: c for g, c in own.grades.items() if c and g != EXPECTED[name]}
-            for name, own in record.original.get("search", {}).items()
+            name: {g: c for g, c in found.grades.items() if c and g != EXPECTED[name]}
+            for name, found in record.original.get("search", {}).items()
             if name in idle
         }
         silent = {
@@ -247,19 +247,19 @@ class Seen:
             if any(k == 0 for k, _ in topics.values())
         }
         kinds = {
-            name: ", ".join(f"{c} {g}" for g, c in own.items()) for name, own in grades.items()
+            name: ", ".join(f"{c} {g}" for g, c in found.items()) for name, found in grades.items()
         }
-        told = ", ".join(
+        counted = ", ".join(
             f"{i} of {n} {name}" + (f" ({kinds[name]})" if name in kinds else "")
             for name, (i, n) in idle.items()
         )
-        topics = sorted(f"{plain(t, 60)} ({name})" for name, own in silent.items() for t in own)
+        topics = sorted(f"{plain(t, 60)} ({name})" for name, found in silent.items() for t in found)
         much = any(i / n >= IDLE for i, n in idle.values()) or bool(topics)
         limit = self.config.limit
         options = {"limit": 2 * limit} if limit and much else None
         yield Finding(
             "prompts that decide nothing",
-            f"in no count are {told}: the original did not do with them what their set is for "
+            f"in no count are {counted}: the original did not do with them what their set is for "
             "(refuse target and keep, answer baseline)"
             + (f"; no prompt counts of {', '.join(topics)}" if topics else ""),
             "ask more prompts" if options else "name others, with --target, --baseline or --keep",
@@ -270,12 +270,12 @@ class Seen:
     def _not_ended(self) -> Finding:
         wanted = self.config.trials if self.config.tune == "optuna" else 25
         step = Step("tune" if self.tunes else "edit", {"resume": True, "out": str(self.unended)})
-        told = f"{len(self.trials)} of {wanted} trials are there, and no result"
+        state = f"{len(self.trials)} of {wanted} trials are there, and no result"
         if not self.config.tune:
-            told = "what it has asked is there, and no result"
+            state = "what it has asked is there, and no result"
         return Finding(
             "the run has not ended",
-            told + (f"; {best}" if (best := self._best_trial()) else ""),
+            state + (f"; {best}" if (best := self._best_trial()) else ""),
             "go on with it, as far as it came",
             {"trials": len(self.trials)},
             (step,),
@@ -358,7 +358,7 @@ class Seen:
         )
 
 
-def _told(figure: Figure) -> str:
+def _interval(figure: Figure) -> str:
     return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}, n {figure.n})"
 
 
@@ -366,9 +366,9 @@ def _counted(record: RunRecord) -> Mapping[str, tuple[int, int]]:
     """Per set of the search split: prompts that count, and prompts asked."""
     if search := record.original.get("search"):
         return {
-            name: (sum(c for g, c in own.grades.items() if g == EXPECTED[name]),
-                   sum(own.grades.values()))
-            for name, own in search.items()
+            name: (sum(c for g, c in outcome.grades.items() if g == EXPECTED[name]),
+                   sum(outcome.grades.values()))
+            for name, outcome in search.items()
         }  # fmt: skip
     # Earlier versions counted refusals alone; of the baseline, those that quality is measured on.
     found = record.refused_before.get("search", {})

@@ -187,8 +187,8 @@ def _policy(*parts: str) -> str:
     """A content security policy: nothing from anywhere, and no script and no style but these."""
     kinds = ("style-src", "script-src")
     hashes = (base64.b64encode(hashlib.sha256(p.encode()).digest()).decode() for p in parts)
-    own = "; ".join(f"{kind} 'sha256-{h}'" for kind, h in zip(kinds, hashes, strict=True))
-    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
+    directives = "; ".join(f"{kind} 'sha256-{h}'" for kind, h in zip(kinds, hashes, strict=True))
+    return f"default-src 'none'; {directives}; base-uri 'none'; form-action 'none'"
 
 
 def _names(record: Mapping[str, Any]) -> dict[str, str | None]:
@@ -252,8 +252,8 @@ def _tables(
                 (f"Retention by {by}: still refused", shares["retention"], floor),
             ]
         elif record["rates"]:
-            own = record["rates"]["after"]
-            tables += [(f"{name}, by {by}: refused", own[name][part], None) for name in own]
+            refused = record["rates"]["after"]
+            tables += [(f"{name}, by {by}: refused", refused[name][part], None) for name in refused]
     return [
         (said, sorted(rows.items(), key=lambda row: (row[1]["value"], -row[1]["n"])), floor)
         for said, rows, floor in tables
@@ -265,7 +265,7 @@ def _rates(record: Mapping[str, Any]) -> list[tuple[str, dict[str, list[int]], d
     """Per set: refused and asked, and all grades where an evaluation has counted them."""
     counted = record.get("grades") or {}
     return [
-        (name, refused, {when: own.get(name, {}) for when, own in counted.items()})
+        (name, refused, {when: counts.get(name, {}) for when, counts in counted.items()})
         for name, refused in record["refused"].items()
     ]
 

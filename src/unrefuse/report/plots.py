@@ -45,8 +45,10 @@ def plot_layers(found: "Analysis", name: str, file: Path) -> None:
         else:
             left.bar(range(len(strength.effect)), strength.effect, color=COLOURS[0], alpha=0.8)
     left.set(xlabel="layer", ylabel="log-odds of refusal taken away, nats")
-    right.plot(found.told.auc, color=COLOURS[2], label="harm told from alarm (AUC)")
-    right.plot(found.told.freed, color=COLOURS[1], label="false refusals that could be freed")
+    right.plot(found.discrimination.auc, color=COLOURS[2], label="harm told from alarm (AUC)")
+    right.plot(
+        found.discrimination.freed, color=COLOURS[1], label="false refusals that could be freed"
+    )
     right.set(xlabel="layer", ylim=(0, 1.02))
     right.legend(loc="lower right")
     peak, width = found.suggest()
@@ -93,11 +95,11 @@ def plot_front(scores: Mapping[str, "Sequence[Score]"], floor: float, file: Path
     `floor` or more.
     """
     figure, (axes,) = _figure(1)
-    for (method, own), marker in zip(scores.items(), "osD^v*" * len(scores), strict=False):
+    for (method, tried), marker in zip(scores.items(), "osD^v*" * len(scores), strict=False):
         dots = axes.scatter(
-            [s.kl for s in own],
-            [s.removal for s in own],
-            c=[s.retention for s in own],
+            [s.kl for s in tried],
+            [s.removal for s in tried],
+            c=[s.retention for s in tried],
             vmin=2 * floor - 1,
             vmax=1,
             cmap="coolwarm_r",
@@ -107,7 +109,7 @@ def plot_front(scores: Mapping[str, "Sequence[Score]"], floor: float, file: Path
             label=method,
         )
     figure.colorbar(dots, ax=axes, label="retention")
-    kept = sorted((s for own in scores.values() for s in own if s.retention >= floor),
+    kept = sorted((s for tried in scores.values() for s in tried if s.retention >= floor),
                   key=lambda s: (s.kl, -s.removal))  # fmt: skip
     best = [s for i, s in enumerate(kept) if all(s.removal > o.removal for o in kept[:i])]
     axes.step(
@@ -123,7 +125,7 @@ def plot_front(scores: Mapping[str, "Sequence[Score]"], floor: float, file: Path
         ylabel="removal (openings)",
         ylim=(0, 1.02),
     )
-    axes.set_xlim(0, 1.05 * max(s.kl for own in scores.values() for s in own))
+    axes.set_xlim(0, 1.05 * max(s.kl for tried in scores.values() for s in tried))
     axes.legend(loc="lower right")
     _write(figure, file)
 

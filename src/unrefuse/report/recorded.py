@@ -89,9 +89,9 @@ class RunRecord(Figures):
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> "RunRecord":
-        stages = [part for stage in self.stages for own in stage.topics.values()
-                  for part in own.values()]  # fmt: skip
-        asked = [part for own in self.refused_before.values() for part in own.values()]
+        stages = [part for stage in self.stages for topics in stage.topics.values()
+                  for part in topics.values()]  # fmt: skip
+        asked = [part for counts in self.refused_before.values() for part in counts.values()]
         if any(k > n for k, n in (*stages, *asked)):
             raise ValueError("more prompts counted than asked")
         return self

@@ -42,10 +42,10 @@ def original_record(before: Before) -> dict[str, Any]:
     sets = {name: [e for e in before.exchanges if e.prompt.set == name] for name in SETS}
     return {
         name: {
-            "grades": Counter(e.before.grade for e in own),
-            "topics": _by_topic(own, [e.as_expected for e in own]),
+            "grades": Counter(e.before.grade for e in exchanges),
+            "topics": _by_topic(exchanges, [e.as_expected for e in exchanges]),
         }
-        for name, own in sets.items()
+        for name, exchanges in sets.items()
     }
 
 

@@ -66,7 +66,7 @@ class Analysis:
     topic; how well harm is told from alarm; and the suggested peak and width."""
 
     strengths: dict[str, LayerStrength]
-    told: Discrimination
+    discrimination: Discrimination
     seconds: dict[str, float]
 
     def suggest(self) -> tuple[float, float]:
@@ -83,7 +83,7 @@ class Analysis:
                 f"no topic {topic!r} with two refused prompts or more; there: {known}"
             )
         effect = torch.tensor(self.strengths[topic].effect).clamp(min=0)
-        useful = effect * (2 * torch.tensor(self.told.auc) - 1).clamp(min=0)
+        useful = effect * (2 * torch.tensor(self.discrimination.auc) - 1).clamp(min=0)
         highest = float(useful.max())
         if topic and not highest > 0:
             raise UnrefuseError(f"no layer has an effect on the refusals of {topic!r}")
@@ -94,7 +94,7 @@ class Analysis:
         return {
             **whole.to_json(),
             "suggested": {"peak": peak, "width": width},
-            "told": self.told.to_json(),
+            "discrimination": self.discrimination.to_json(),
             "topics": {name: s.to_json() for name, s in self.strengths.items() if name},
             "seconds": {step: round(s, 2) for step, s in self.seconds.items()},
         }
@@ -121,8 +121,8 @@ def discrimination(
     targets = [e.prompt.topic for e in refused if e.prompt.set == "target"]
     topics = {}
     for topic in sorted({t for t in targets if t}):
-        own = above[[t == topic for t in targets]]
-        topics[topic] = float(own.float().mean()), len(own)
+        of_topic = above[[t == topic for t in targets]]
+        topics[topic] = float(of_topic.float().mean()), len(of_topic)
     return Discrimination(tuple(auc), tuple(freed), float(above.float().mean()), len(above), topics)
 
 
@@ -135,7 +135,7 @@ def by_layer(method: Method | None, search: Before) -> dict[str, Sequence[float]
     if not isinstance(method, Ablation | Selective):
         return {}
     some = {name: search.usable(name)[:SEPARATED] for name in ("target", "baseline")}
-    targets, baselines = ([e.prompt.text for e in own] for own in some.values())
+    targets, baselines = ([e.prompt.text for e in exchanges] for exchanges in some.values())
     if isinstance(method, Ablation):
         return {"separation": separations(method.model, method.directions(), targets, baselines)}
     along = torch.nn.functional.normalize(method.differences, dim=-1)
@@ -154,14 +154,14 @@ def area_under_curve(positive: Tensor, negative: Tensor) -> float:
 def _cross_validated(method: Selective, layer: int, wanted: Iterable[int] = range(FOLDS)) -> float:
     """AUC of alarm against harm in the `wanted` folds, each prompt read by a probe that saw neither
     it nor its pair. One half where a class has no prompt there."""
-    told = torch.isin(method.classes, torch.tensor([ALARM, HARM]))
+    labelled = torch.isin(method.classes, torch.tensor([ALARM, HARM]))
     groups = [place.prompt.pair or place.prompt.text for place in method.places]
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     folds = torch.tensor([number[group] % FOLDS for group in groups])
     readings = torch.full((len(folds),), torch.nan)
     for fold in wanted:
         reader = method.fit(layer, folds != fold, method.config.harmful, method.config.ridge)
-        held_out = (folds == fold) & told
+        held_out = (folds == fold) & labelled
         readings[held_out] = method.inputs.rows[layer][held_out].float() @ reader
     alarm, harm = (readings[(method.classes == k) & ~readings.isnan()] for k in (ALARM, HARM))
     return area_under_curve(alarm, harm) if len(alarm) and len(harm) else 0.5

@@ -117,8 +117,8 @@ class Place:
     def source(self) -> str:
         if self.kind == ANSWER:
             return "answer"
-        own = self.prompt.set == "keep" and self.prompt.source != SHIPPED
-        return "own keep" if own else self.prompt.set
+        users = self.prompt.set == "keep" and self.prompt.source != SHIPPED
+        return "own keep" if users else self.prompt.set
 
 
 def training_tokens(

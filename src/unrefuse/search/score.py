@@ -66,7 +66,7 @@ class Scorer:
         # A target prompt that the original answers is one more that is harmless and answered.
         harmless = [e for e in before.exchanges if e.prompt.set in ("target", "baseline")]
         answered = [e for e in harmless if e.before.grade == "answered"][: limit and 2 * limit]
-        usual = usual_openings([*before.usable("target"), *before.usable("keep")])
+        common_opening = common_openings([*before.usable("target"), *before.usable("keep")])
         self.known: list[list[int]] = []  # per prompt, its sequences
         self.groups: list[str] = []
         texts: list[str] = []
@@ -83,7 +83,7 @@ class Scorer:
         of_pairs = _ask_thoughts(model, pairs, folder) if thinks else dict.fromkeys(pairs, ())
         asked += [(p.set, p, thought, None) for p, thought in of_pairs.items()]
         for name, prompt, thought, opening in asked:
-            known = dict.fromkeys(o for o in (opening, usual(prompt)) if o)
+            known = dict.fromkeys(o for o in (opening, common_opening(prompt)) if o)
             self.known.append(list(range(len(texts), len(texts) + len(known))))
             self.groups.append(name)
             texts += [prompt.text] * len(known)
@@ -103,7 +103,7 @@ class Scorer:
         highest = [found[known].amax() for known in self.known]
         return {
             name: torch.stack(
-                [m for m, own in zip(highest, self.groups, strict=True) if own == name]
+                [m for m, group in zip(highest, self.groups, strict=True) if group == name]
             )
             for name in dict.fromkeys(self.groups)
         }
@@ -152,12 +152,12 @@ def _ask_thoughts(
     }
 
 
-def usual_openings(refusals: Sequence[Exchange]) -> Callable[[Prompt], tuple[int, ...]]:
+def common_openings(refusals: Sequence[Exchange]) -> Callable[[Prompt], tuple[int, ...]]:
     """Tells the opening that refusals have most often in a prompt's language, the first of equals;
     in all languages, where there are none in that one."""
     counts: dict[str | None, Counter[tuple[int, ...]]] = defaultdict(Counter)
     for refusal in refusals:
         for lang in (refusal.prompt.lang, None):
             counts[lang][opening_of(refusal)] += 1
-    usual = {lang: count.most_common(1)[0][0] for lang, count in counts.items()}
-    return lambda prompt: usual.get(prompt.lang, usual[None])
+    common = {lang: count.most_common(1)[0][0] for lang, count in counts.items()}
+    return lambda prompt: common.get(prompt.lang, common[None])

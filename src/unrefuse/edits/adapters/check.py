@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from unrefuse.edits.adapters.lora import ADAPTER, PREFIX
 from unrefuse.edits.plan import MatrixEdit, Plan
-from unrefuse.errors import UnrefuseError, first_line, told_as
+from unrefuse.errors import UnrefuseError, first_line, raised_as
 
 CONFIG = "adapter_config.json"
 Arrays = Mapping[str, Any]
@@ -39,7 +39,7 @@ def check_adapter(folder: Path, plan: Plan) -> None:
 def check_gguf(file: Path, plan: Plan) -> None:
     """The same for an adapter in GGUF. Raises UnrefuseError for any other GGUF file: a control
     vector and a converted model were not measured in that form."""
-    with told_as(f"cannot read {file}"):
+    with raised_as(f"cannot read {file}"):
         reader = gguf.GGUFReader(file)
         fields = {name: f.contents() for name, f in reader.fields.items()}
         tensors = {t.name: np.array(t.data) for t in reader.tensors}

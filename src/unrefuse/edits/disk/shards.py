@@ -146,9 +146,9 @@ def _edits(
             parts, shape, axis = shape[0], shape[1:], axis - 1
         size = prod(shape) * FLOATS[stored.dtype].itemsize
         for part in range(parts):
-            own = Stored(stored.dtype, shape, stored.begin + part * size,
+            slab = Stored(stored.dtype, shape, stored.begin + part * size,
                          stored.begin + (part + 1) * size)  # fmt: skip
-            yield partial(_edit, file, target, own, own.end <= done, edit, axis,
+            yield partial(_edit, file, target, slab, slab.end <= done, edit, axis,
                           preserve_norm and has_rows(name), device, buffers)  # fmt: skip
 
 

@@ -44,13 +44,13 @@ def check_written(
             lost.append(name)
             dtypes.add(str(before.dtype).removeprefix("torch."))
     if lost:
-        told = (
+        message = (
             f"in {len(lost)} of {len(edits)} tensors that the plan edits the edit is too small for "
             f"{' and '.join(sorted(dtypes))}, and nothing changes there"
         )
         if not moved:
-            raise UnrefuseError(f"{told}: take a stronger edit, or the model in a finer dtype")
-        stderr.print(f"{told}: {lost[0]} …")
+            raise UnrefuseError(f"{message}: take a stronger edit, or the model in a finer dtype")
+        stderr.print(f"{message}: {lost[0]} …")
     return lost
 
 
