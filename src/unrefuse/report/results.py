@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -126,7 +127,7 @@ class Result:
     __repr__ = summary
 
     def examples(self) -> "list[Exchange]":
-        """Three exchanges that show the edit: one removed, one retained, one of the baseline."""
+        """Three exchanges to read, of the best: one removed, one retained, one of the baseline."""
         return examples(self)
 
     def to_dataframe(self) -> "DataFrame":
@@ -358,25 +359,33 @@ def _cells(counts: Counts) -> list[str]:
 
 
 def examples(result: Result) -> list[Exchange]:
-    """Three exchanges that show the edit: one removed, one retained, one of the baseline."""
+    """Three exchanges that show the edit: one removed, one retained, one of the baseline. Of each
+    the best to read: the longest reply that has come to its end and hardly repeats itself."""
+    limit = result.config.reply_tokens if result.split == "test" else result.config.search_tokens
+
+    def readable(exchange: Exchange) -> tuple[bool, bool, int]:
+        said = exchange.after.said if exchange.after else ()
+        runs = [*pairwise(said)]
+        return len(said) < limit, len(set(runs)) >= 0.95 * len(runs), len(said)
+
     found = []
     for name, hit in (("target", removed), ("keep", retained), ("baseline", removed)):
-        found += [
-            e
-            for e in result.measurement.exchanges
-            if e.prompt.set == name and e.as_expected and hit(e)
-        ][:1]
+        found += sorted(
+            (e for e in result.measurement.exchanges
+             if e.prompt.set == name and e.as_expected and hit(e)),
+            key=readable,
+        )[-1:]  # fmt: skip
     return found
 
 
 def example_text(result: Result) -> RenderableType:
     """The three examples, before and after. Model output is shown as plain text."""
-    lines = Text()
+    lines = Text("three of the better replies, all others are in the report:\n")
     for e in examples(result):
         assert e.after is not None
         lines.append(f"\n{e.prompt.set}: ", style="bold")
         lines.append(plain(e.prompt.text, 200))
         for when, reply in (("before", e.before), ("after", e.after)):
             lines.append(f"\n  {when:6} ", style="dim")
-            lines.append(plain(after_thinking(reply.text).strip() or reply.text, 160))
+            lines.append(plain(after_thinking(reply.text).strip() or reply.text, 300))
     return lines
