@@ -1,15 +1,13 @@
 """The pictures: written, of the type that the name says, the same bytes for the same data."""
 
 import pytest
-from matplotlib.axes import Axes
 
 from tests.results import result
 from unrefuse.errors import UnrefuseError
 from unrefuse.kernel import gaussian
 from unrefuse.metrics.layers import LayerStrength
-from unrefuse.report.plots import plot_front, plot_kernels, plot_layers, plot_result
+from unrefuse.report.plots import plot_kernels, plot_layers, plot_result
 from unrefuse.search.discrimination import Analysis, Discrimination
-from unrefuse.search.score import Score
 
 KERNELS = [("a", gaussian(8, 0.6, 0.15)), ("b", gaussian(6, 0.4, 0.2))]
 FOUND = Analysis(
@@ -17,10 +15,6 @@ FOUND = Analysis(
     Discrimination((0.6, 0.9), (0.1, 0.5), 0.4, 9, {"t": (0.5, 3)}),
     {},
 )
-SCORES = {
-    "optuna": [Score(0.9, 0.8, 0.0, 0.05), Score(0.4, 0.97, 0.0, 0.01)],
-    "grid": [Score(0.7, 0.96, 0.0, 0.03), Score(0.6, 0.99, 0.0, 0.04)],
-}
 STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 
@@ -31,7 +25,6 @@ def test_pictures_are_of_the_type_named(tmp_path, ending):
             lambda file: plot_kernels(KERNELS, file),
             lambda file: plot_layers(FOUND, "m", file),
             lambda file: plot_result(result(), file),
-            lambda file: plot_front(SCORES, 0.95, file),
         )
     ):
         file = tmp_path / f"{i}{ending}"
@@ -57,13 +50,6 @@ def test_svg_names_the_kernels(tmp_path):
     text = (tmp_path / "k.svg").read_text(encoding="utf-8")
     assert "<!-- a -->" in text
     assert "<!-- b -->" in text
-
-
-def test_the_front_is_of_the_trials_that_keep_the_floor(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(Axes, "step", lambda axes, x, y, **_: drawn.update(x=list(x), y=list(y)))
-    plot_front(SCORES, 0.95, tmp_path / "f.png")
-    assert drawn == {"x": [0.01, 0.03], "y": [0.4, 0.7]}
 
 
 def test_another_type_and_a_missing_folder_are_told(tmp_path):

@@ -33,11 +33,11 @@ from unrefuse.prompts.sets import (
 )
 from unrefuse.report.card import write_card
 from unrefuse.report.page import write_run
-from unrefuse.report.plots import plot_front, plot_result
+from unrefuse.report.plots import plot_result
 from unrefuse.report.results import Result, stage_line
 from unrefuse.report.sbom import write_sbom
 from unrefuse.report.seal import write_sums
-from unrefuse.report.tuned import FRONT, keep_record, save_tuned
+from unrefuse.report.tuned import keep_record, save_tuned
 from unrefuse.search.discrimination import by_layer
 from unrefuse.search.finalists import Trial, hold_finals, merit
 from unrefuse.search.stage import Stage, advice, confirm, keeps_floors, try_plan, verdict
@@ -244,8 +244,6 @@ def _tuned(prepared: Prepared) -> tuple[list[Stage], Stage | None]:
     trials = tune(
         model, prepared.method, before["search"], pairs, config, prepared.run, _tell_trial
     )
-    scores = {str(config.tune): [trial.score for trial in trials]}
-    plot_front(scores, config.retention_floor, prepared.run / FRONT)
     if config.tune == "grid" and config.strength is None:
         top = max(trials, key=lambda trial: merit(trial.score, config))
         stages = run_stages(model, prepared.method, top.kernel, before["search"], config, _tell)

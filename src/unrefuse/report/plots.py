@@ -1,6 +1,6 @@
 """Pictures: PNG, SVG and PDF by matplotlib, without a display."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from unrefuse.kernel import Kernel
 if TYPE_CHECKING:  # a kernel is drawn without torch
     from unrefuse.report.results import Result
     from unrefuse.search.discrimination import Analysis
-    from unrefuse.search.score import Score
 
 IMAGE_TYPES = (".png", ".svg", ".pdf")
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
@@ -85,48 +84,6 @@ def plot_result(result: "Result", file: Path) -> None:
     strengths = [weight * result.multiplier * unit for weight in weights]
     right.bar(range(len(strengths)), strengths, color=COLOURS[1])
     right.set(xlabel="layer", ylabel="mean differences written" if selective else "strength")
-    _write(figure, file)
-
-
-def plot_front(scores: Mapping[str, "Sequence[Score]"], floor: float, file: Path) -> None:
-    """The trials of each tuning method: removal against divergence, coloured by retention.
-
-    The line is the front: the most removal within a divergence, of the trials whose retention is
-    `floor` or more.
-    """
-    figure, (axes,) = _figure(1)
-    for (method, tried), marker in zip(scores.items(), "osD^v*" * len(scores), strict=False):
-        dots = axes.scatter(
-            [s.kl for s in tried],
-            [s.removal for s in tried],
-            c=[s.retention for s in tried],
-            vmin=2 * floor - 1,
-            vmax=1,
-            cmap="coolwarm_r",
-            marker=marker,
-            edgecolors="#333333",
-            linewidths=0.5,
-            label=method,
-        )
-    figure.colorbar(dots, ax=axes, label="retention")
-    kept = sorted((s for tried in scores.values() for s in tried if s.retention >= floor),
-                  key=lambda s: (s.kl, -s.removal))  # fmt: skip
-    best = [s for i, s in enumerate(kept) if all(s.removal > o.removal for o in kept[:i])]
-    axes.step(
-        [s.kl for s in best],
-        [s.removal for s in best],
-        where="post",
-        color="#333333",
-        linewidth=0.8,
-        label=f"front at retention ≥ {floor:g}",
-    )
-    axes.set(
-        xlabel="KL divergence on baseline answers, nats",
-        ylabel="removal (openings)",
-        ylim=(0, 1.02),
-    )
-    axes.set_xlim(0, 1.05 * max(s.kl for tried in scores.values() for s in tried))
-    axes.legend(loc="lower right")
     _write(figure, file)
 
 

@@ -13,7 +13,7 @@ from unrefuse.metrics.record import SETTINGS, TRIALS, write_whole
 from unrefuse.report.results import Result
 from unrefuse.search.stage import Stage
 
-KERNEL, PLAN, FRONT = "kernel.json", "plan.safetensors", "front.png"
+KERNEL, PLAN = "kernel.json", "plan.safetensors"
 
 
 def save_tuned(stage: Stage, result: Result, folder: Path, fingerprint: str) -> None:
@@ -56,7 +56,7 @@ def record_of(plan: Plan, result: Result) -> Measured:
 def keep_record(run: Path, folder: Path) -> None:
     """Copies the record of a run, without what only going on with it would need."""
     folder.mkdir()
-    for name in (SETTINGS, TRIALS, FRONT, KERNEL, PLAN):
+    for name in (SETTINGS, TRIALS, KERNEL, PLAN):
         shutil.copyfile(run / name, folder / name)
 
 
