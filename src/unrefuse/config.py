@@ -67,7 +67,9 @@ class ModelSettings(_Settings):
     allow_pickle: bool = Field(False, description="Read .bin weights; a pickle can run code.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with a model.")
     dequantize: bool = Field(False, description="Edit a full copy of FP8 or MXFP4 weights.")
-    probe: bool = Field(False, description="Edit what a probe finds in an unknown architecture.")
+    discover: bool = Field(
+        False, description="Edit what an experiment finds in an unknown architecture."
+    )
 
 
 class PromptSettings(_Settings):

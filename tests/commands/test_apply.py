@@ -21,7 +21,7 @@ from tests.command import unrefuse
 from tests.edits.plans import KINDS, edit_model, one_direction, save_measured, selective
 from tests.models.test_quantized import to_fp8
 from unrefuse.cli import app
-from unrefuse.edits.compare import compare
+from unrefuse.edits.difference import difference
 from unrefuse.edits.disk.header import fingerprint
 from unrefuse.edits.plan import load_plan, save_plan
 from unrefuse.errors import UnrefuseError
@@ -62,7 +62,7 @@ def test_the_edit_of_a_full_copy_is_applied_to_the_quantised_checkpoint(tmp_path
     with pytest.raises(UnrefuseError, match="add --dequantize"):
         apply_plan(run, config(model, tmp_path / "out"))
     assert apply_plan(run, config(model, tmp_path / "out", dequantize=True))["matrices"] == 4
-    assert len(compare(copy, tmp_path / "out").changed) == 4
+    assert len(difference(copy, tmp_path / "out").changed) == 4
 
 
 def test_the_edit_of_a_saved_model_is_applied_again(made, tmp_path):

@@ -109,9 +109,9 @@ def test_an_option_wins_over_the_file_and_the_file_over_a_default(tmp_path):
 
 
 def test_a_command_takes_what_it_names_under_the_flag_that_it_wants():
-    names = {"names": ("model", "tune"), "flags": {"tune": "--search"}, "without": ("probe",)}
+    names = {"names": ("model", "tune"), "flags": {"tune": "--search"}, "without": ("discover",)}
     assert settings_of("m", "--search", "grid", **names).tune == "grid"
-    for word in ("--tune=grid", "--limit=20", "--probe"):
+    for word in ("--tune=grid", "--limit=20", "--discover"):
         with pytest.raises(typer.TyperException, match="No such option"):
             settings_of("m", word, **names)
 
@@ -126,7 +126,7 @@ def test_a_model_is_asked_for_unless_the_command_does_without():
 def test_a_command_that_loads_a_model_has_the_options_that_its_messages_name(command):
     said = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (load, quantized))
     named = {name.replace("-", "_") for name in re.findall(r"--([a-z-]+[a-z])", said)}
-    assert {"stream", "probe", "dequantize"} <= named
+    assert {"stream", "discover", "dequantize"} <= named
     assert named - {*options(command)} == ({"stream"} if command == "tune" else set())
 
 

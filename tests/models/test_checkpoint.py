@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import pico
 from tests.edits.plans import one_direction
-from unrefuse.edits.compare import compare
+from unrefuse.edits.difference import difference
 from unrefuse.edits.disk.header import fingerprint
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.engine.generate import last_logits
@@ -82,7 +82,7 @@ def test_a_stray_single_file_beside_an_index_is_nobodys_model(sharded, tmp_path,
     assert not list(out.glob("*.bin*"))
     assert "not copied" in capsys.readouterr().err
     if not pickled:
-        assert {c.name for c in compare(sharded, out).changed} == {
+        assert {c.name for c in difference(sharded, out).changed} == {
             f"{edit.module}.weight" for edit in plan
         }
     assert not torch.equal(logits(out), plain)
@@ -126,7 +126,7 @@ def test_an_index_that_leads_elsewhere_is_one_line(sharded, tmp_path, name):
     shutil.copy(next(sharded.glob("*.safetensors")), tmp_path / "m.safetensors")
     where = json.loads((sharded / INDEX).read_text())["weight_map"]
     change(sharded / INDEX, weight_map=where | {"model.norm.weight": name})
-    for act in (check, checkpoint_files, checkpoint_hash, lambda f: compare(f, f)):
+    for act in (check, checkpoint_files, checkpoint_hash, lambda f: difference(f, f)):
         with pytest.raises(UnrefuseError, match=r"outside of its folder|of another kind") as caught:
             act(sharded)
         assert "\n" not in str(caught.value)
@@ -165,7 +165,7 @@ def test_an_index_and_its_shards_say_the_same(sharded):
     save_file(
         load_file(sharded / other) | {name: torch.zeros(2)}, sharded / other, {"format": "pt"}
     )
-    for act in (check, checkpoint_tensors, lambda folder: compare(folder, folder)):
+    for act in (check, checkpoint_tensors, lambda folder: difference(folder, folder)):
         with pytest.raises(UnrefuseError, match="which of them counts differs"):
             act(sharded)
     (sharded / other).unlink()

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import pico
-from unrefuse.edits.compare import compare
+from unrefuse.edits.difference import difference
 from unrefuse.errors import UnrefuseError
 from unrefuse.models.checkpoint import check_checkpoint
 from unrefuse.models.load import find_checkpoint, load_folder, load_model
@@ -173,7 +173,7 @@ def test_rounded_weights_are_told_from_the_tensors_alone(tmp_path, kind):
             load_model(pico.run_config(str(folder), **settings))
         assert "\n" not in str(caught.value)
     with pytest.raises(UnrefuseError, match="are quantised"):
-        compare(tmp_path / "full", folder)
+        difference(tmp_path / "full", folder)
 
 
 def test_rounded_weights_in_a_pickle_are_told_too(tmp_path):

@@ -15,7 +15,7 @@ from unrefuse.report.results import RECORD
 REPORT = "report.html"
 
 
-class Figure(BaseModel):
+class _Figure(BaseModel):
     value: float | None
     low: float | None
     high: float | None
@@ -28,14 +28,14 @@ class _Config(BaseModel):
 
 class _Record(BaseModel):
     saved: bool
-    removal: Figure
-    retention: Figure
-    quality: Figure
+    removal: _Figure
+    retention: _Figure
+    quality: _Figure
     config: _Config
 
 
 @dataclass(frozen=True)
-class Run:
+class PastRun:
     """One past run. `record` is empty where there is only a report, or a record that says nothing:
     `fault` then says why."""
 
@@ -51,7 +51,7 @@ class Run:
         return hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
 
 
-def past_runs(folder: Path) -> list[Run]:
+def past_runs(folder: Path) -> list[PastRun]:
     """The runs directly in `folder`, newest first. Raises UnrefuseError for one that cannot be
     read."""
     if not folder.exists():
@@ -64,7 +64,7 @@ def past_runs(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: run.when, reverse=True)
 
 
-def _run(folder: Path) -> Run | None:
+def _run(folder: Path) -> PastRun | None:
     record, report = folder / RECORD, folder / REPORT
     there = [file for file in (record, report) if file.is_file()]
     if not there:
@@ -72,9 +72,9 @@ def _run(folder: Path) -> Run | None:
     when = datetime.fromtimestamp(there[0].stat().st_mtime)
     shown = report if report in there else None
     if record not in there:
-        return Run(folder, when, {}, shown)
+        return PastRun(folder, when, {}, shown)
     try:
         read = _Record.model_validate_json(record.read_bytes())
     except (OSError, ValidationError) as error:
-        return Run(folder, when, {}, shown, f"{RECORD}: {first_line(error)}")
-    return Run(folder, when, read.model_dump(), shown)
+        return PastRun(folder, when, {}, shown, f"{RECORD}: {first_line(error)}")
+    return PastRun(folder, when, read.model_dump(), shown)

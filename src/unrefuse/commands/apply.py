@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @takes(
     *("model", "out", "device", "preserve_norm"),
-    without=("probe",),
+    without=("discover",),
     defaults={"device": "cpu", "method": "ablate"},
 )
 def apply(

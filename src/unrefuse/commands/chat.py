@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from unrefuse.config import RunConfig
-    from unrefuse.jobs.chat import Chat, Reply
+    from unrefuse.jobs.chat import Answer, Chat
 
 WIDE = 100  # columns of a terminal in which two replies stand side by side
 HELP = """/strength 0.8   the edit at this share of what was measured: 0 is none, 1 all, 2 the most
@@ -33,7 +33,7 @@ A line that begins with a blank is a prompt, whatever comes then."""
 
 @takes(
     *("reply_tokens", "thinking_tokens", "revision", "dtype", "device", "device_map", "stream"),
-    *("allow_pickle", "trust_remote_code", "dequantize", "probe"),
+    *("allow_pickle", "trust_remote_code", "dequantize", "discover"),
     defaults={"model": NO_MODEL, "reply_tokens": 512, "batch_size": 1},
 )
 def chat(
@@ -162,7 +162,7 @@ def _turn(talking: "Chat", name: str, rest: str) -> None:
     print_err(state)
 
 
-def _answer(replies: Sequence["Reply"]) -> None:
+def _answer(replies: Sequence["Answer"]) -> None:
     """Shows replies while they are written: side by side where there is room."""
     from rich.console import Console
 
@@ -183,7 +183,7 @@ def _answer(replies: Sequence["Reply"]) -> None:
             print_err(f"{whose}(cut at the most tokens: --reply-tokens)")
 
 
-def _one_after_the_other(reply: "Reply") -> None:
+def _one_after_the_other(reply: "Answer") -> None:
     from rich.text import Text
 
     from unrefuse.report.terminal import visible
@@ -202,7 +202,7 @@ def _one_after_the_other(reply: "Reply") -> None:
         print_out("")
 
 
-def _side_by_side(replies: Sequence["Reply"], screen: Any) -> None:
+def _side_by_side(replies: Sequence["Answer"], screen: Any) -> None:
     """In columns. While they grow, the screen shows their last lines; at the end, all."""
     from rich.live import Live
     from rich.segment import Segment
@@ -222,7 +222,7 @@ def _side_by_side(replies: Sequence["Reply"], screen: Any) -> None:
             show(_columns(replies))
 
 
-def _columns(replies: Sequence["Reply"]) -> "Table":
+def _columns(replies: Sequence["Answer"]) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -19,10 +19,10 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Which tensors differ between two checkpoints: by how much, of what rank, along what."""
-    from unrefuse.edits.compare import compare
+    from unrefuse.edits.difference import difference
     from unrefuse.edits.recipe import read_plan
 
-    found = compare(a, b, read_plan(plan)[0] if plan else None)
+    found = difference(a, b, read_plan(plan)[0] if plan else None)
     if as_json:
         print_json(_json(found))
         return
@@ -46,7 +46,7 @@ def diff(
 
 
 def _table(found: Any) -> Any:
-    from unrefuse.edits.compare import MAX_RANK
+    from unrefuse.edits.difference import MAX_RANK
     from unrefuse.report.terminal import Table, number
 
     table = Table("tensor", "shape", "|B-A| / |A|", "rank", "along the plan")
@@ -59,7 +59,7 @@ def _table(found: Any) -> Any:
 
 
 def _json(found: Any) -> dict[str, Any]:
-    from unrefuse.edits.compare import MAX_RANK
+    from unrefuse.edits.difference import MAX_RANK
 
     keys = ("name", "shape", "relative", "rank", "along")
     return {

@@ -56,7 +56,7 @@ def _about(model: dict[str, Any]) -> str:
     line = f"model: {model['name']}"
     if "architecture" in model:
         line += f", {model['architecture']}"
-        line += "" if model["known"] else " (not in unrefuse's table: --probe)"
+        line += "" if model["known"] else " (not in unrefuse's table: --discover)"
     if "parameters" in model:
         line += (
             f", {model['parameters'] / 1e6:.1f} M parameters, {decimal(model['stored'])} on disk"

@@ -110,7 +110,7 @@ class Side:
     edit: Edit | None = None
 
 
-class Reply:
+class Answer:
     """A reply of one side, under way: what it has thought and said so far, and whether it came to
     its end by itself."""
 
@@ -150,14 +150,14 @@ class Chat:
     sides: list[Side]
     system: str | None
     limit: int
-    turns: list[tuple[str, list[Reply]]] = field(default_factory=list)
+    turns: list[tuple[str, list[Answer]]] = field(default_factory=list)
 
-    def ask(self, prompt: str, sides: Sequence[int] | None = None) -> list[Reply]:
+    def ask(self, prompt: str, sides: Sequence[int] | None = None) -> list[Answer]:
         """The replies to `prompt`, not begun yet, of all sides or of these."""
         which = range(len(self.sides)) if sides is None else sides
-        return [Reply(self.sides[i], self._messages(i, prompt), self.limit) for i in which]
+        return [Answer(self.sides[i], self._messages(i, prompt), self.limit) for i in which]
 
-    def keep(self, prompt: str, replies: list[Reply]) -> None:
+    def keep(self, prompt: str, replies: list[Answer]) -> None:
         """Makes a turn part of the conversation, for the sides that said something."""
         if any(reply.said for reply in replies):
             self.turns.append((prompt, replies))
@@ -258,7 +258,7 @@ def save_chat(chat: Chat, file: Path) -> None:
 
 
 def _lines(chat: Chat) -> str:
-    def to_json(reply: Reply) -> dict[str, Any]:
+    def to_json(reply: Answer) -> dict[str, Any]:
         keys = ("model", "edit", "thoughts", "said", "whole")
         return {key: getattr(reply, key) for key in keys}
 

@@ -13,7 +13,7 @@ from unrefuse.errors import UnrefuseError
 from unrefuse.jobs.runs import BESIDE, Found, find_run
 from unrefuse.metrics.record import read_trials
 from unrefuse.report.findings import Seen, Tried
-from unrefuse.report.recorded import RunRecord, Trial, read_record, trusting
+from unrefuse.report.recorded import RunRecord, TrialRecord, read_record, trusting
 from unrefuse.report.results import Result
 from unrefuse.report.steps import Finding
 from unrefuse.search.score import Score
@@ -101,7 +101,7 @@ def _trials(folder: Path) -> list[Tried]:
     trials = []
     for row in read_trials(folder):
         try:
-            trial = Trial.model_validate(row)
+            trial = TrialRecord.model_validate(row)
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise UnrefuseError(f"{folder}: a trial is damaged at {where}") from None

@@ -66,7 +66,7 @@ def run_edit(config: RunConfig) -> Result:
         with clock(seconds, "save"):
             stored = write_checkpoint(model.folder, plan, folder, config.preserve_norm)
             lost = check_written(model.folder, folder, plan, config.preserve_norm)
-            wanted = _probe(model, before["search"], plan)
+            wanted = _few_logits(model, before["search"], plan)
             name, dtype = model.name, model.network.dtype
             original, made_for = model.folder, fingerprint(checkpoint_files(model.folder))
             del model, prepared
@@ -76,7 +76,7 @@ def run_edit(config: RunConfig) -> Result:
             if config.preserve_norm:
                 stderr.print("rows keep their length, which no hook does: the test split decides")
             else:
-                check_logits(wanted, _probe(saved, before["search"], ()), coarser)
+                check_logits(wanted, _few_logits(saved, before["search"], ()), coarser)
         with clock(seconds, "test"):
             measured = measure(saved, before["test"], config, everything=True)
         result = _tested(replace(result, lost_in_rounding=tuple(lost)), measured, judge)
@@ -264,7 +264,7 @@ def _tell(stage: Stage) -> None:
     stderr.print(stage_line(stage))
 
 
-def _probe(model: Model, before: Before, plan: Plan) -> Tensor:
+def _few_logits(model: Model, before: Before, plan: Plan) -> Tensor:
     """Next-token logits of a few prompts, the same before saving and after."""
     prompts = [e.prompt.text for name in SETS for e in before.usable(name)[:4]]
     with hooked(model.network, plan):

@@ -52,7 +52,7 @@ def is_itself(quality: float, low: float, floor: float, bound: float) -> bool:
     return quality >= floor and low >= bound
 
 
-class Figures(BaseModel):
+class HeldFigures(BaseModel):
     """What an edit was held to, and what it showed: `quality_low` is the lower end of quality's
     interval."""
 
@@ -83,7 +83,7 @@ class Figures(BaseModel):
         )
 
 
-class Measured(Figures):
+class Measured(HeldFigures):
     """The record of a plan: its measurement on the test split, and the floors that it was held to.
 
     `plan_sha256` is that of the plan itself, `preserve_norm` whether rows kept their length.

@@ -33,8 +33,8 @@ from unrefuse.models.checkpoint import (
     other_files,
 )
 from unrefuse.models.device import check_finite, choose_device, choose_dtype, free_memory
+from unrefuse.models.discover import describe, discover
 from unrefuse.models.header import Tensors
-from unrefuse.models.probe import describe, probe
 from unrefuse.models.quantized import full_weights
 from unrefuse.models.stream import Stream, stream_network
 from unrefuse.models.tokenizer import end_of_turn, load_tokenizer
@@ -103,7 +103,8 @@ def load_model(config: RunConfig) -> Model:
 
     Raises UnrefuseError for a folder that is no model, a missing or truncated file, weights that
     are not finite or lack a tensor or are quantised, an architecture that is not known unless
-    `config.probe` and the probe finds it out, and a base model without a chat template.
+    `config.discover` and an experiment shows what to edit, and a base model without a chat
+    template.
     """
     folder = find_checkpoint(config)
     return load_folder(folder, config, config.model)
@@ -163,7 +164,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
             check_finite(parameter, f"{name}: the weights of {parameter_name}", network.dtype)
     network.eval().requires_grad_(False)
     if not is_known(network):
-        _probe(network, tensors, config)
+        _discover(network, tensors, config)
     _try_out(network, _sample(tokenizer, name, _rows(network)), folder)
     # The last position of a batch is a strided view, for which torch's bfloat16 linear on a CPU
     # copies the head once per row: 27 s for 32 rows of Qwen2.5-0.5B, where the product takes 0.1.
@@ -215,9 +216,9 @@ def _try_out(network: PreTrainedModel, ids: list[int], folder: Path) -> None:
     check_finite(states, f"the states of the model in {folder}", network.dtype)
 
 
-def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> None:
-    """Shows what writes into the stream of an unknown model; goes on only with `config.probe`."""
-    found, kind = probe(network), text_config(network).model_type
+def _discover(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> None:
+    """Shows what writes into an unknown model's stream; goes on only with `config.discover`."""
+    found, kind = discover(network), text_config(network).model_type
     stored = {same_name(name) for file in tensors.values() for name in file}
     for writer in found:
         if same_name(f"{writer.name}.{writer.parameter}") not in stored:
@@ -229,8 +230,8 @@ def _probe(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> Non
         f"the architecture {kind!r} is not in unrefuse's table; by a traced forward, these write "
         f"into the residual stream: {describe(network, found)}"
     )
-    if not config.probe:
-        raise UnrefuseError(f"{message}. To edit them: --probe")
+    if not config.discover:
+        raise UnrefuseError(f"{message}. To edit them: --discover")
     stderr.print(message)
 
 

@@ -32,8 +32,8 @@ class Writer:
     scale: float = 1.0
 
 
-# What `probe` found in models that are not in the table, for as long as these live.
-PROBED: WeakKeyDictionary[nn.Module, list[Writer]] = WeakKeyDictionary()
+# What `discover` found in models that are not in the table, for as long as these live.
+DISCOVERED: WeakKeyDictionary[nn.Module, list[Writer]] = WeakKeyDictionary()
 
 
 def check_architecture(config: "PretrainedConfig") -> None:
@@ -83,14 +83,16 @@ def blocks(model: "PreTrainedModel") -> nn.ModuleList:
 def writers(model: "PreTrainedModel") -> list[Writer]:
     """Every matrix that writes into the residual stream, block by block.
 
-    Raises UnrefuseError for a model that is neither in the table nor probed, and where a block
+    Raises UnrefuseError for a model that is neither in the table nor discovered, and where a block
     lacks what the table says.
     """
-    if model in PROBED:
-        return PROBED[model]
+    if model in DISCOVERED:
+        return DISCOVERED[model]
     kind = text_config(model).model_type
     if not is_known(model):
-        raise UnrefuseError(f"the architecture {kind!r} is not known, and the model was not probed")
+        raise UnrefuseError(
+            f"the architecture {kind!r} is not known, and its matrices were not discovered"
+        )
     found = []
     for layer, block in enumerate(blocks(model)):
         modules = dict(block.named_modules())

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from unrefuse.config import RunConfig
 from unrefuse.metrics.measurement import EXPECTED
 from unrefuse.metrics.statistics import share_of
-from unrefuse.report.recorded import Figure, RunRecord, StageRecord
+from unrefuse.report.recorded import FigureRecord, RunRecord, StageRecord
 from unrefuse.report.steps import Finding, Step
 from unrefuse.report.terminal import plain
 from unrefuse.search.finalists import merit
@@ -358,7 +358,7 @@ class Seen:
         )
 
 
-def _interval(figure: Figure) -> str:
+def _interval(figure: FigureRecord) -> str:
     return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}, n {figure.n})"
 
 

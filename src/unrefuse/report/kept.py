@@ -14,7 +14,7 @@ from unrefuse.report.results import RECORD, Result, write_json
 
 
 @dataclass(frozen=True)
-class Run:
+class KeptRun:
     """The object of run.json or evaluation.json, the replies, and the trials of a tuning."""
 
     record: dict[str, Any]
@@ -30,7 +30,7 @@ def write_record(result: Result, folder: Path) -> None:
     write_whole(folder / FILE, to_text(lines))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> KeptRun:
     """The run whose record lies in `folder`. Runs of earlier versions kept no replies."""
     file = next((f for name in (RECORD, REPORT) if (f := folder / name).exists()), None)
     if file is None:
@@ -43,4 +43,4 @@ def read_run(folder: Path) -> Run:
         raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
     lines = read_transcripts(folder) if (folder / FILE).exists() else []
     places = [place for place in (folder, folder / "tuning") if (place / TRIALS).exists()]
-    return Run(record, lines, read_trials(places[0]) if places else [])
+    return KeptRun(record, lines, read_trials(places[0]) if places else [])

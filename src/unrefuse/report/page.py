@@ -26,7 +26,7 @@ from unrefuse.progress import stderr
 from unrefuse.report.card import MEANINGS
 from unrefuse.report.charts import MOST, chosen_stage, front_charts, layer_charts, parallel_chart
 from unrefuse.report.evaluation import WHENS
-from unrefuse.report.kept import Run, read_run, write_record
+from unrefuse.report.kept import KeptRun, read_run, write_record
 from unrefuse.report.results import Result, judge_lines, retention_line
 from unrefuse.report.terminal import number
 from unrefuse.report.wording import Part, differences, visible
@@ -100,7 +100,7 @@ def write_report(folder: Path) -> Path:
     return file
 
 
-def page(run: Run) -> str:
+def page(run: KeptRun) -> str:
     """The whole page, of SIZE bytes at most: where it would be larger, replies are cut, then left
     out, and it says so. Raises UnrefuseError for what is no record of a run."""
     try:
@@ -126,7 +126,7 @@ def _size(text: str) -> int:
     return len(text.encode())
 
 
-def _rendered(run: Run, length: int, share: float) -> str:
+def _rendered(run: KeptRun, length: int, share: float) -> str:
     environment, style, script = _parts_of_a_page()
     record = dict.fromkeys(OPTIONAL) | run.record
     edit = record["kernel"] is not None

@@ -20,7 +20,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Figure(_Strict):
+class FigureRecord(_Strict):
     """A figure, the prompts behind it, and the ends of its interval."""
 
     value: float
@@ -29,20 +29,20 @@ class Figure(_Strict):
     high: float
 
 
-class Figures(_Strict):
+class FigureRecords(_Strict):
     """The four figures of a measurement."""
 
-    removal: Figure
-    retention: Figure
-    quality: Figure
-    kl: Figure
+    removal: FigureRecord
+    retention: FigureRecord
+    quality: FigureRecord
+    kl: FigureRecord
 
-    def named(self) -> dict[str, Figure]:
+    def named(self) -> dict[str, FigureRecord]:
         """The four by name."""
-        return {name: getattr(self, name) for name in Figures.model_fields}
+        return {name: getattr(self, name) for name in FigureRecords.model_fields}
 
 
-class StageRecord(Figures):
+class StageRecord(FigureRecords):
     """One stage on the search split: see `searched.stage_record`. Earlier versions wrote no
     grades."""
 
@@ -72,14 +72,14 @@ class KernelRecord(_Strict):
     weights: list[float]
 
 
-class RunRecord(Figures):
+class RunRecord(FigureRecords):
     """What a run.json says. Its figures are those of the test split where `split` says so, and
     those choose nothing; `stages` are those of the search split, which does."""
 
     saved: bool
     split: Literal["search", "test"]
     judge: str = "builtin"
-    by_detector: Figures | None = None
+    by_detector: FigureRecords | None = None
     stages: Annotated[list[StageRecord], Len(1)]
     kernel: KernelRecord
     refused_before: dict[str, dict[Set, Part]]
@@ -102,7 +102,7 @@ class RunRecord(Figures):
         same = [s for s in self.stages if s.multiplier == self.kernel.multiplier]
         return (same or self.stages)[-1]
 
-    def detected(self) -> dict[str, Figure]:
+    def detected(self) -> dict[str, FigureRecord]:
         """The figures by the built-in detector's grades, which every run has."""
         return (self.by_detector or self).named()
 
@@ -148,7 +148,7 @@ class TrialScore(_Strict):
     pairs: float = 0.0
 
 
-class Trial(_Strict):
+class TrialRecord(_Strict):
     """One line of trials.jsonl."""
 
     trial: int

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from unrefuse.config import make_config
 from unrefuse.errors import UnrefuseError, first_line
-from unrefuse.metrics.floors import Figures
+from unrefuse.metrics.floors import HeldFigures
 from unrefuse.models.checkpoint import CARD, SUMS
 from unrefuse.progress import track
 from unrefuse.report.card import evaluation_results, figures_text, results_of
@@ -81,12 +81,12 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
         yield f"{RECORD} is no record of this version of unrefuse: {first_line(error)}"
 
 
-def _figures(found: dict[str, Any], config: dict[str, Any]) -> Figures:
+def _figures(found: dict[str, Any], config: dict[str, Any]) -> HeldFigures:
     """The figures of a record, or of a part of it, as the floors read them."""
     floors = make_config(config)
     retention, quality = found["retention"], found["quality"]
     kept = round(retention["value"] * retention["n"])
-    return Figures.model_validate(
+    return HeldFigures.model_validate(
         {
             "retention": {"kept": kept, "n": retention["n"]},
             "shipped": found["kept_shipped"],

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.models.architectures import Component, Matrix, bias_name
 from unrefuse.models.writers import (
-    PROBED,
+    DISCOVERED,
     Writer,
     blocks,
     logits_of,
@@ -59,7 +59,7 @@ class Call:
 
 
 @torch.no_grad()
-def probe(model: PreTrainedModel) -> list[Writer]:
+def discover(model: PreTrainedModel) -> list[Writer]:
     """The writers of a loaded model, found by experiment; `writers` gives them from then on.
 
     Raises UnrefuseError, in one line, where what a block adds to the stream is not all the output
@@ -90,7 +90,7 @@ def probe(model: PreTrainedModel) -> list[Writer]:
             f"the architecture {kind!r} is not in unrefuse's table, and a traced forward does not "
             f"show which matrices write into the residual stream: {first_line(error)}"
         ) from error
-    PROBED[model] = found
+    DISCOVERED[model] = found
     return found
 
 

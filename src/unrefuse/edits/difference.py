@@ -33,7 +33,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Difference:
     """`changed` holds the tensors that differ in value, the rest names: of one side only, or with
     another shape. `same` counts the equal ones."""
 
@@ -52,7 +52,7 @@ class Comparison:
         return sum(c.energy * (c.along or 0.0) for c in self.changed) / total
 
 
-def compare(a: Path, b: Path, plan: Plan | None = None) -> Comparison:
+def difference(a: Path, b: Path, plan: Plan | None = None) -> Difference:
     """Compares two safetensors checkpoints; one tensor of each is in memory at a time.
 
     Raises UnrefuseError for a folder that is no checkpoint, and for a plan of another model.
@@ -67,7 +67,7 @@ def compare(a: Path, b: Path, plan: Plan | None = None) -> Comparison:
             other_shape.append(name)
         elif not _equal(x, y):
             changed.append(_change(name, x, y, edits.get(name)))
-    return Comparison(
+    return Difference(
         len(both) - len(changed) - len(other_shape),
         tuple(changed),
         tuple(name for name in ours if name not in theirs),

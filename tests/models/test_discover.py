@@ -15,9 +15,9 @@ from tests.edits.plans import IDS, KINDS, directions, edit_model, one_direction,
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.hooks import hooked
 from unrefuse.errors import UnrefuseError
+from unrefuse.models.discover import describe, discover
 from unrefuse.models.load import load_model
-from unrefuse.models.probe import describe, probe
-from unrefuse.models.writers import PROBED, is_known, mixers, writers
+from unrefuse.models.writers import DISCOVERED, is_known, mixers, writers
 
 UNKNOWN = ["gpt2", "gpt_neox", "flex_olmo"]
 
@@ -28,23 +28,23 @@ def in_order(found):
 
 
 @pytest.mark.parametrize("model_type", pico.MODELS)
-def test_the_probe_finds_what_the_table_says(model_type):
+def test_the_experiment_finds_what_the_table_says(model_type):
     model = pico.network(model_type)
     table, read = writers(model), mixers(model)
-    assert in_order(probe(model)) == in_order(table)
+    assert in_order(discover(model)) == in_order(table)
     found = mixers(model)
     assert in_order(found) == in_order(read)
     assert [w.scale for w in found] == pytest.approx([w.scale for w in read], rel=1e-3)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
-def test_the_probe_sees_through_the_rounding_of_bfloat16_and_leaves_weights_as_they_were(
+def test_the_experiment_sees_through_the_rounding_of_bfloat16_and_leaves_weights_as_they_were(
     model_type,
 ):
     model = pico.network(model_type).to(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     table = writers(model)
-    assert in_order(probe(model)) == in_order(table)
+    assert in_order(discover(model)) == in_order(table)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(not module._forward_hooks for module in model.modules())
 
@@ -55,7 +55,7 @@ def test_an_edit_of_what_was_found_is_the_same_in_every_form(model_type, make, t
     """GPT-2's matrices lie the other way round, GPT-NeoX's blocks are parallel, Flex OLMo has a
     norm after its experts; all have other names than the table's."""
     folder = pico.save(tmp_path / "m", model_type)
-    model = load_model(pico.run_config(str(folder), probe=True)).network
+    model = load_model(pico.run_config(str(folder), discover=True)).network
     assert not is_known(model)
     plan = make(model, (0.0, 1.0, 0.0))
     assert len(plan) == (2 if make is one_direction else 1)
@@ -81,22 +81,22 @@ def test_an_edit_of_what_was_found_is_the_same_in_every_form(model_type, make, t
         assert now < 1e-4 * was
 
 
-def test_without_probe_what_was_found_is_shown_and_loading_ends(tmp_path):
+def test_without_discover_what_was_found_is_shown_and_loading_ends(tmp_path):
     folder = pico.save(tmp_path / "m", "gpt2")
     with pytest.raises(UnrefuseError) as caught:
         load_model(pico.run_config(str(folder)))
     said = str(caught.value)
     assert "'gpt2' is not in unrefuse's table" in said
     assert "attn.c_proj (attention) in 3 of 3 blocks; mlp.c_proj (mlp) in 3 of 3 blocks" in said
-    assert said.endswith("--probe")
+    assert said.endswith("--discover")
     assert "\n" not in said
 
 
-def test_with_probe_what_was_found_is_shown(tmp_path, capsys):
+def test_with_discover_what_was_found_is_shown(tmp_path, capsys):
     folder = pico.save(tmp_path / "m", "gpt2")
-    model = load_model(pico.run_config(str(folder), probe=True)).network
+    model = load_model(pico.run_config(str(folder), discover=True)).network
     shown = re.sub(r"\s+", " ", capsys.readouterr().err)
-    assert describe(model, PROBED[model]) in shown
+    assert describe(model, DISCOVERED[model]) in shown
 
 
 class WithSquares(LlamaForCausalLM):
@@ -120,9 +120,9 @@ def own(kind):
 def test_a_class_that_is_not_that_of_transformers_is_not_believed_by_its_name():
     model = own(WithSquares)
     assert not is_known(model)
-    with pytest.raises(UnrefuseError, match="not probed"):
+    with pytest.raises(UnrefuseError, match="not discovered"):
         writers(model)
-    found = probe(model)
+    found = discover(model)
     assert {w.name.split(".", 3)[3] for w in found} == {"self_attn.o_proj", "mlp.1"}
     assert writers(model) == found
 
@@ -153,7 +153,7 @@ class WithParameter(LlamaForCausalLM):
 )
 def test_what_cannot_be_told_is_refused_in_one_line(kind, says):
     with pytest.raises(UnrefuseError, match=says) as caught:
-        probe(own(kind))
+        discover(own(kind))
     assert "\n" not in str(caught.value)
 
 
@@ -167,7 +167,7 @@ def test_a_model_with_an_encoder_is_refused_before_it_is_loaded(tmp_path):
 
 def test_a_state_space_without_an_mlp_is_refused():
     with pytest.raises(UnrefuseError, match="no attention or no MLP"):
-        probe(pico.network("mamba"))
+        discover(pico.network("mamba"))
 
 
 def test_a_table_that_lacks_a_blocks_matrix_says_so():

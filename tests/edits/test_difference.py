@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from tests import pico
 from tests.edits.plans import KINDS
-from unrefuse.edits.compare import MAX_RANK, compare, numerical_rank, rounding_noise
+from unrefuse.edits.difference import MAX_RANK, difference, numerical_rank, rounding_noise
 from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.edits.plan import MatrixEdit
 from unrefuse.errors import UnrefuseError
@@ -26,7 +26,7 @@ def test_an_edit_shows_its_tensors_ranks_and_directions(tmp_path, dtype, make):
     plan = make(network)
     (tmp_path / "out").mkdir()
     write_checkpoint(tmp_path / "m", plan, tmp_path / "out")
-    found = compare(tmp_path / "m", tmp_path / "out", plan)
+    found = difference(tmp_path / "m", tmp_path / "out", plan)
     assert {c.name for c in found.changed} == {f"{edit.module}.weight" for edit in plan}
     assert found.same + len(found.changed) == len(network.state_dict())
     assert all(c.rank == 1 for c in found.changed)
@@ -71,12 +71,12 @@ def test_noise_is_just_above_the_rounding_that_is_measured():
 def test_a_whole_other_matrix_has_the_largest_rank_told_and_no_share(tmp_path):
     a = checkpoint(tmp_path / "a", w=torch.randn(100, 90), v=torch.randn(7), e=torch.randn(2, 3, 4))
     b = checkpoint(tmp_path / "b", w=torch.randn(100, 90), v=torch.randn(7), e=torch.randn(2, 3, 4))
-    found = {c.name: c for c in compare(a, b).changed}
+    found = {c.name: c for c in difference(a, b).changed}
     assert found["w"].rank == MAX_RANK
     assert found["v"].rank is None
     assert found["e"].rank is None
     assert found["w"].along is None
-    assert compare(a, b).along is None
+    assert difference(a, b).along is None
 
 
 @pytest.mark.parametrize("of_output", [True, False])
@@ -91,7 +91,7 @@ def test_along_is_the_share_of_energy_in_the_span(tmp_path, of_output):
     name = "m.weight"
     a = checkpoint(tmp_path / "a", **{name: w, "other.weight": w})
     b = checkpoint(tmp_path / "b", **{name: w + 3 * r @ row + 4 * across @ row, "other.weight": w})
-    (change,) = compare(a, b, (plan,)).changed
+    (change,) = difference(a, b, (plan,)).changed
     assert change.along == pytest.approx(9 / 25, rel=1e-4)
     assert change.rank == 1  # both along the same row
 
@@ -105,14 +105,14 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
         (MatrixEdit("n", torch.ones(32, 1), torch.ones(1, 48)), "no tensor n.weight"),
     ):
         with pytest.raises(UnrefuseError, match=says):
-            compare(a, b, (edit,))
+            difference(a, b, (edit,))
 
 
 def test_other_names_shapes_and_dtypes_are_told_apart(tmp_path):
     x = torch.randn(4, 6).bfloat16()
     a = checkpoint(tmp_path / "a", same=x, cast=x, shape=x, mine=x)
     b = checkpoint(tmp_path / "b", same=x, cast=x.float(), shape=x.T.contiguous(), yours=x)
-    found = compare(a, b)
+    found = difference(a, b)
     assert found.same == 2  # another dtype with the same values is no change
     assert found.changed == ()
     assert found.only_a == ("mine",)
@@ -124,13 +124,13 @@ def test_layer_2_comes_before_layer_10(tmp_path):
     names = [f"layers.{layer}.w" for layer in (2, 9, 10, 11)]
     a = checkpoint(tmp_path / "a", **{name: torch.zeros(2, 2) for name in names})
     b = checkpoint(tmp_path / "b", **{name: torch.ones(2, 2) for name in names})
-    assert [c.name for c in compare(a, b).changed] == names
+    assert [c.name for c in difference(a, b).changed] == names
 
 
 def test_values_that_are_not_numbers_do_not_break_it(tmp_path):
     a = checkpoint(tmp_path / "a", w=torch.randn(4, 6))
     b = checkpoint(tmp_path / "b", w=torch.full((4, 6), torch.nan))
-    (change,) = compare(a, b).changed
+    (change,) = difference(a, b).changed
     assert change.rank is None
 
 
@@ -139,26 +139,26 @@ def test_bad_folders_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "not there", good / "model.safetensors"):
         with pytest.raises(UnrefuseError, match="no weights"):
-            compare(good, folder)
+            difference(good, folder)
     pickle = tmp_path / "pickle"
     pickle.mkdir()
     torch.save({"w": torch.ones(1)}, pickle / "pytorch_model.bin")
     with pytest.raises(UnrefuseError, match="is a pickle"):
-        compare(good, pickle)
+        difference(good, pickle)
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(UnrefuseError, match="truncated or damaged"):
-        compare(good, broken)
+        difference(good, broken)
 
 
 def test_tensors_of_zeros_and_of_nan(tmp_path):
     one, nan = torch.ones(3, 4), torch.full((3, 4), torch.nan)
     tensors = {"zero": 0 * one, "tiny": 1e-30 * one, "nan": nan, "scalar": torch.tensor(torch.nan)}
     a = checkpoint(tmp_path / "a", **tensors)
-    assert compare(a, a).same == 4  # though a NaN is not equal to itself
+    assert difference(a, a).same == 4  # though a NaN is not equal to itself
     b = checkpoint(tmp_path / "b", **tensors | {"zero": one, "tiny": 2e-30 * one, "nan": one})
-    changed = {c.name: c for c in compare(a, b).changed}
+    changed = {c.name: c for c in difference(a, b).changed}
     assert changed["zero"].relative is None
     assert changed["zero"].rank == changed["tiny"].rank == 1
     assert changed["tiny"].relative == pytest.approx(1)
