@@ -71,7 +71,7 @@ def test_reply_tokens_rule_the_final_test_and_up_to_32_of_them_the_search(
     settings = config(reply_tokens=setting)
     longest = {}
     for split in ("search", "test"):
-        before = ask_before(model, prompts(split, baseline="L " * 30), split, settings)
+        before = ask_before(model, prompts(split, baseline="L B " * 15), split, settings)
         longest[split] = max(len(e.before.tokens) for e in before.exchanges)
     assert longest == {"search": search, "test": final}
     for everything, tokens in ((False, search), (True, final)):

@@ -116,10 +116,10 @@ def test_stages_stop_at_the_removal_target(tried):
 
 def test_full_length_goes_on_with_the_answers_under_the_same_hooks(model, asked):
     config = CONFIG.model_copy(update={"reply_tokens": 48})
-    before = asked(target="L10 " * 10 + "T10 " * 4)
+    before = asked(target="L10 " * 3 + "T10 " * 2)
     plan = talker.removal(model, KERNEL.weights, 0.5)
     short = try_plan(model, "s", KERNEL, 0.5, plan, before, config)
-    assert short.measurement.removal.value == 14 / 20
+    assert short.measurement.removal.value == 5 / 20
     long = at_length(model, short, config)
     assert long.name == "s, 48 tokens"
     grown = 0
@@ -130,8 +130,8 @@ def test_full_length_goes_on_with_the_answers_under_the_same_hooks(model, asked)
             grown += len(b.after.tokens) == 48 > len(a.after.tokens) == 32
         else:
             assert b.after is a.after  # not asked again
-    assert grown == 10
-    assert long.measurement.removal.value == 4 / 20  # what is answered without an end loops
+    assert grown == 3
+    assert long.measurement.removal.value == 2 / 20  # what is answered without an end loops
     for figure in ("retention", "quality", "kl"):
         assert getattr(long.measurement, figure) == getattr(short.measurement, figure)
 
