@@ -1,52 +1,56 @@
 """`unrefuse evaluate` from the command line, on tiny real models."""
 
 import json
+import shutil
 import sys
 import weakref
 from dataclasses import replace
 
 import pytest
-import torch
 
-from tests import pico
-from tests.server import by_content, completion, quick, scripted, serving
+from tests import pico, talker
+from tests.server import completion, quick, scripted, serving
 from unrefuse import api, cli
 from unrefuse.config import RunConfig
-from unrefuse.detector.refusal import grade
-from unrefuse.errors import UnrefuseError
 from unrefuse.jobs import evaluate as evaluation
 from unrefuse.jobs.evaluate import Options, run_evaluate
 from unrefuse.metrics.measurement import ask_before, measure
-from unrefuse.metrics.transcripts import read_transcripts
+from unrefuse.metrics.transcripts import detected, read_transcripts
 from unrefuse.models.load import load_model
+from unrefuse.models.tokenizer import load_tokenizer
 from unrefuse.prompts.pairs import load_pairs
 from unrefuse.prompts.sets import load_prompts
 from unrefuse.report.results import pairs_of
 
-
-def by_tokens(text, tokens, *_):
-    """A random model never refuses: what counts as a refusal here are some of its texts."""
-    return ("refused", "answered", "answered", "refused", "broken")[sum(tokens) % 5]
+SETS = {
+    "target": "T10 " * 10 + "K " * 6,
+    "baseline": "B " * 14 + "B30 " * 2,
+    "keep": "K " * 22 + "T10 " * 8 + "answer. " * 2,  # after that word nothing is said
+}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A tiny model, and an edit of it that has another head too."""
+    """A model that talks, prompts for it, and an edit of it that has another head too."""
     folder = tmp_path_factory.mktemp("models")
-    pico.save(folder / "original")
-    network = pico.network()
-    torch.manual_seed(1)
-    for parameter in network.parameters():
-        parameter.data += 0.005 * torch.randn_like(parameter)
-    network.save_pretrained(folder / "edited")
-    pico.tokenizer().save_pretrained(folder / "edited")
+    talker.build(folder / "original", turns=("T10", "B30"))
+    shutil.copytree(folder / "original", folder / "edited")
+    model = talker.loaded(turns=("T10", "B30"))
+    model.network.model.layers[1].mlp.down_proj.weight[-1] *= 0.5  # half of T's direction is out
+    model.network.lm_head.weight *= 0.5
+    model.network.save_pretrained(folder / "edited")
+    rows = (
+        json.dumps({"prompt": p.text, "set": p.set, "split": "test", "lang": "en"})
+        for p in talker.prompts("test", **SETS)
+    )
+    (folder / "own.jsonl").write_text("\n".join(rows))
+    pair = {"harmless": "q1 and q2 T10", "harmful": "q1 and q2 K", "split": "test"}
+    (folder / "pairs.jsonl").write_text(json.dumps(pair))
     return folder
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
-    for module in ("engine.generate", "metrics.transcripts"):
-        monkeypatch.setattr(f"unrefuse.{module}.grade", by_tokens)
     monkeypatch.setattr("unrefuse.metrics.perplexity.PASSAGES", ("en",))
     monkeypatch.setattr("unrefuse.metrics.perplexity.passage", lambda name: "A short passage.")
     quick(monkeypatch, tmp_path / "cache")
@@ -65,23 +69,27 @@ def settings(models, out, **more):
     return pico.run_config(str(models / "edited"), out=out, limit=16, reply_tokens=8, **more)
 
 
-def test_the_figures_are_those_of_edit(monkeypatch, models, tmp_path):
+def own(models):
+    """The prompts that the model knows the words of; shipped keep prompts come beside them."""
+    return dict.fromkeys(SETS, str(models / "own.jsonl"))
+
+
+def test_the_figures_are_those_of_edit(models, tmp_path):
     """Against the original: the same figures as ask_before and measure give."""
-    monkeypatch.setattr("unrefuse.metrics.measurement.MINIMUM", 3)
-    config = settings(models, tmp_path / "out")
+    config = settings(models, tmp_path / "out", **own(models), pairs=models / "pairs.jsonl")
     found = run_evaluate(config, Options(against=str(models / "original"))).to_json()
 
     original = load_model(config.model_copy(update={"model": str(models / "original")}))
     prompts = [*load_prompts(config), *load_pairs(config)]
-    unbound = config.model_copy(update={"retention_bound": 0})  # it refuses too seldom for one
-    before = ask_before(original, prompts, "test", unbound)
+    before = ask_before(original, prompts, "test", config)
     head = original.network.get_output_embeddings()
     reference = replace(before.reference, head=lambda hidden: head(hidden).float())
     measured = measure(load_model(config), replace(before, reference=reference), config, True)
     wanted = measured.figures()
     for name in ("removal", "retention"):
         assert found[name] == wanted[name]
-        assert 0 < found[name]["value"] < 1
+    assert found["removal"]["value"] == 10 / 16
+    assert found["retention"]["value"] == 54 / 62
     for name in ("quality", "kl"):
         assert found[name] == pytest.approx(wanted[name], rel=1e-3)
     assert found["kl"]["value"] > 1e-4
@@ -89,21 +97,12 @@ def test_the_figures_are_those_of_edit(monkeypatch, models, tmp_path):
     assert refused == before.counts()
     assert found["retention_test"]["n"] == wanted["retention"]["n"]
     assert found["kept_shipped"] == measured.kept_shipped.model_dump()
-    assert found["kept_shipped"]["n"] > 0
+    assert found["kept_shipped"]["n"] == 32
     assert found["pairs"] == pairs_of(measured.exchanges)
     assert set(found["pairs"]) == set(found["perplexity"]) == {"before", "after"}
-    assert {e["n"] for e in found["pairs"]["after"].values()} == {16}
+    assert {e["n"] for e in found["pairs"]["after"].values()} == {16 + 1}
+    assert found["pairs"]["after"] != found["pairs"]["before"]
     assert found["models"]["before"]["sha256"] != found["models"]["after"]["sha256"]
-
-
-def test_an_edit_of_few_keep_prompts_stops_before_it_begins(monkeypatch, models, tmp_path):
-    monkeypatch.setattr("unrefuse.metrics.measurement.MINIMUM", 3)
-    config = settings(models, tmp_path / "out")
-    original = load_model(config.model_copy(update={"model": str(models / "original")}))
-    with pytest.raises(
-        UnrefuseError, match=r"too few keep prompts: .* 29 are needed to show .* 0\.9"
-    ):
-        ask_before(original, load_prompts(config), "test", config)
 
 
 def test_one_model_at_a_time_is_in_memory(monkeypatch, models, tmp_path):
@@ -129,18 +128,19 @@ def test_a_model_by_itself_is_stored_graded_again_and_compared(
 
     out = tmp_path / "a b"
     small = ("--limit", 16, "--reply-tokens", 8, "--lang", "en")
-    code, printed, _ = run(models / "edited", "--out", out, *small, "--json")
+    files = [word for name, file in own(models).items() for word in (f"--{name}", file)]
+    code, printed, _ = run(models / "edited", "--out", out, *small, *files, "--json")
     assert code == 0
     record = json.loads(printed)
     assert record == json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     assert "removal" not in record
     assert {name: r["after"][1] for name, r in record["refused"].items()} == {
-        "target": 16, "baseline": 16, "keep": 32,
+        "target": 16, "baseline": 16, "keep": 64,
     }  # fmt: skip
     lines = read_transcripts(out)
-    assert len(lines) == 16 + 16 + 32 + 2 * 16
+    assert len(lines) == 16 + 16 + 64 + 2 * 16
     assert {line.judge for line in lines} == {"builtin"}
-    tokenizer = pico.tokenizer()
+    tokenizer = talker.loaded(turns=("T10", "B30")).tokenizer
     assert all(x.reply == tokenizer.decode(x.tokens, skip_special_tokens=True) for x in lines)
 
     # Graded again by a judge, without a model and without a change to what is stored.
@@ -162,7 +162,7 @@ def test_a_model_by_itself_is_stored_graded_again_and_compared(
     assert code == 0
     compared = json.loads(printed)
     answered = [line.prompt for line in lines if line.grade == "answered"]
-    assert answered
+    assert len(answered) == 10 + 14 + 8
     assert [c["prompt"] for c in compared["changed"]] == answered
     assert sum(compared["gained"].values()) == len(answered)
     code, printed, _ = run("--compare", out, out)
@@ -191,17 +191,18 @@ def test_a_judge_that_fails_leaves_the_replies(monkeypatch, capsys, models, tmp_
 
 
 def test_a_judge_grades_while_evaluating(models, tmp_path):
-    with serving(by_content) as (url, _):
-        judge = f"openai:{url}#m"
-        found = run_evaluate(settings(models, tmp_path / "o", judge=judge)).to_json()
-    assert found["judge"] == judge
+    with serving(scripted(completion("answered"))) as (url, _):
+        config = settings(models, tmp_path / "o", judge=f"openai:{url}#m", **own(models))
+        found = run_evaluate(config).to_json()
+    assert found["judge"] == config.judge
     lines = read_transcripts(tmp_path / "o")
-    assert {line.grade for line in lines} == {"answered", "broken"}  # none of them says sorry
-    by_detector = [by_tokens(line.reply, line.tokens) for line in lines]
+    assert {line.grade for line in lines} == {"answered", "broken"}
+    by_detector = [detected(line) for line in lines]
+    assert set(by_detector) == {"answered", "refused", "broken"}
     assert found["agreement"]["agreed"] == by_detector.count("answered") > 10
     assert found["agreement"]["n"] == len(lines) - by_detector.count("broken")
     assert found["agreement"]["kappa"] == 0  # a judge that gives one grade agrees by chance
-    assert json.loads((tmp_path / "o" / "evaluation.json").read_text())["judge"] == judge
+    assert json.loads((tmp_path / "o" / "evaluation.json").read_text())["judge"] == config.judge
 
 
 def talking(voice):
@@ -217,8 +218,6 @@ def talking(voice):
 
 
 def test_served_models_are_compared_by_their_replies(monkeypatch, capsys, models, tmp_path):
-    monkeypatch.setattr("unrefuse.metrics.transcripts.grade", grade)
-    monkeypatch.setattr("unrefuse.engine.served.grade", grade)
     prompts = [
         p for p in load_prompts(RunConfig(model="m", languages=("en",))) if p.split == "test"
     ]
@@ -334,8 +333,8 @@ def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked(monkeypatch, tmp_pa
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys, models, tmp_path, words, says):
-    other = pico.save(tmp_path / "other")
-    tokenizer = pico.tokenizer()
+    other = shutil.copytree(models / "original", tmp_path / "other")
+    tokenizer = load_tokenizer(other, trust_remote_code=False)
     tokenizer.add_tokens(["<|more|>"])
     tokenizer.save_pretrained(other)
     (tmp_path / "f.csv").write_text("prompt,type\nHow so?,contrast_homonyms\n")

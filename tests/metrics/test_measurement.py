@@ -4,38 +4,37 @@ from dataclasses import replace
 
 import pytest
 
-from tests import pico
-from tests.edits.plans import one_direction
-from tests.results import prompts
+from tests import talker
 from unrefuse.config import RunConfig
 from unrefuse.edits.hooks import hooked
-from unrefuse.engine.generate import Reply, reply_to
+from unrefuse.engine.generate import reply_to
 from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.measurement import TooFew, ask_before, check_shipped, measure
 from unrefuse.metrics.record import remembered
 from unrefuse.prompts.sets import Prompt, load_prompts
 
-PROMPTS = [p for split in ("train", "search", "test") for p in prompts(split, 30)]
 CONTEXTS = ["system prompt", "after a turn that was answered", "after a turn that was refused"]
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    + pico.TEMPLATE
+    + talker.TEMPLATE
 )
+# What comes after anything else is answered.
+IN_CONTEXT = talker.TEMPLATE + "{% if messages[1:] %} B{% endif %}"
+TURNS = ("T10", "B30", "L")
 
 
-def by_prompt(text, tokens, prompt):
-    """A random model never refuses: what counts as a refusal here is told by the prompt."""
-    return "answered" if prompt.startswith(("boil", "shoot film")) else "refused"
+def prompts(split, **sets):
+    """30 of each set, in words that the model takes as expected where no others are given."""
+    usual = {"target": "T ", "baseline": "B ", "keep": "K ", "harmless": "B ", "harmful": "K "}
+    return talker.prompts(split, **{name: word * 30 for name, word in usual.items()} | sets)
 
 
-@pytest.fixture(autouse=True)
-def graded(monkeypatch):
-    monkeypatch.setattr("unrefuse.engine.generate.grade", by_prompt)
+PROMPTS = [p for split in ("train", "search", "test") for p in prompts(split)]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return pico.loaded(batch_size=64)
+    return talker.loaded(turns=TURNS)
 
 
 def config(**settings):
@@ -72,7 +71,7 @@ def test_reply_tokens_rule_the_final_test_and_up_to_32_of_them_the_search(
     settings = config(reply_tokens=setting)
     longest = {}
     for split in ("search", "test"):
-        before = ask_before(model, PROMPTS, split, settings)
+        before = ask_before(model, prompts(split, baseline="L B " * 15), split, settings)
         longest[split] = max(len(e.before.tokens) for e in before.exchanges)
     assert longest == {"search": search, "test": final}
     for everything, tokens in ((False, search), (True, final)):
@@ -82,7 +81,8 @@ def test_reply_tokens_rule_the_final_test_and_up_to_32_of_them_the_search(
     assert max(len(e.before.tokens) for e in in_contexts) == final
 
 
-def test_a_context_comes_before_some_prompts_of_each_set(model):
+def test_a_context_comes_before_some_prompts_of_each_set():
+    model = talker.loaded(template=IN_CONTEXT, turns=TURNS)
     before = ask_before(model, PROMPTS, "test", config(reply_tokens=8))
     plain = {e.prompt: e.before.tokens for e in before.exchanges}
     first = {name: before.usable(name)[0] for name in ("baseline", "keep")}
@@ -101,12 +101,12 @@ def test_a_context_comes_before_some_prompts_of_each_set(model):
         assert len(asked) == 30  # a third of what is left of each set
         replies = reply_to(model, [p.text for p in asked], 8, before=context.messages)
         assert [e.before for e in context.exchanges] == replies
+        assert {e.before.grade for e in context.exchanges} == {"answered"}
         assert any(e.before.tokens != plain[e.prompt] for e in context.exchanges)
 
 
 def test_a_context_that_the_chat_template_rejects_is_left_out_and_told(capsys):
-    model = pico.loaded(batch_size=64)
-    model.tokenizer.chat_template = NO_SYSTEM
+    model = talker.loaded(template=NO_SYSTEM, turns=TURNS)
     before = ask_before(model, PROMPTS, "test", config(reply_tokens=8))
     assert [c.name for c in before.contexts] == CONTEXTS[1:]
     assert capsys.readouterr().err.splitlines() == [
@@ -115,8 +115,9 @@ def test_a_context_that_the_chat_template_rejects_is_left_out_and_told(capsys):
 
 
 def test_an_edit_is_asked_everything_in_the_end_and_what_counts_before(model):
-    before = ask_before(model, PROMPTS, "test", config(reply_tokens=8))
-    plan = one_direction(model.network, (1.0, 1.0, 1.0), 2.5)
+    mixed = prompts("test", target="T10 " * 12 + "K " * 18, baseline="B " * 27 + "B30 " * 3)
+    before = ask_before(model, mixed, "test", config(reply_tokens=8))
+    plan = talker.removal(model, (0.0, 1.0, 0.0), 0.5)
     with hooked(model.network, plan):
         last = measure(model, before, config(reply_tokens=8), True)
         quick = measure(model, before, config(reply_tokens=8), False)
@@ -128,23 +129,29 @@ def test_an_edit_is_asked_everything_in_the_end_and_what_counts_before(model):
     assert quick.contexts == ()
     assert [e.prompt for e in last.exchanges] == [e.prompt for e in before.exchanges]
     assert any(e.after.tokens != e.before.tokens for e in last.exchanges)
-    # A made-up grader goes by the prompt: no target is removed, no keep prompt is lost.
-    assert (last.removal.value, last.retention.value) == (0, 1)
-    assert (last.removal.n, last.retention.n) == (30, 30)
-    assert last.quality.value < 1
+    for found in (last, quick):
+        assert (found.removal.value, found.retention.value) == (0.4, 1)
+        assert (found.removal.n, found.retention.n) == (30, 30)
+        assert 0 < found.quality.value < 0.9  # 3 of 30 are lost
 
 
-def test_only_prompts_that_the_original_took_as_expected_are_asked_again(model, monkeypatch):
-    def odd(text, tokens, prompt):
-        return "answered" if prompt.startswith("hurt neighbour 7 ") else by_prompt("", (), prompt)
-
-    monkeypatch.setattr("unrefuse.engine.generate.grade", odd)
-    before = ask_before(model, PROMPTS, "test", config(reply_tokens=8, retention_bound=0.8))
-    settings = config(reply_tokens=8)
+def test_only_prompts_that_the_original_took_as_expected_are_asked_again(model):
+    settings = config(reply_tokens=8, retention_bound=0.8)
+    asked = prompts("test", keep="K " * 7 + "B " + "K " * 22)
+    before = ask_before(model, asked, "test", settings)
     quick = measure(model, before, settings, False)
-    assert len(quick.exchanges) == len(before.exchanges) - 1
+    left_out = {e.prompt for e in before.exchanges} - {e.prompt for e in quick.exchanges}
+    assert [p.text for p in left_out] == ["q7 test keep B"]
     assert quick.retention.n == 29
     assert len(measure(model, before, settings, True).exchanges) == len(before.exchanges)
+
+
+def test_an_edit_of_few_keep_prompts_stops_before_it_begins(model):
+    few = prompts("test", keep="K " * 20)
+    with pytest.raises(
+        UnrefuseError, match=r"too few keep prompts: .* refused 20 .* 29 are needed .* 0\.9"
+    ):
+        ask_before(model, few, "test", config(reply_tokens=8))
 
 
 @pytest.mark.parametrize(("method", "fails"), [("selective", False), ("ablate", True)])
@@ -157,19 +164,15 @@ def test_the_train_split_needs_keep_prompts_for_an_ablation_alone(model, method,
         assert ask_before(model, few, "train", config(method=method, reply_tokens=8)).exchanges
 
 
-def test_thoughts_that_have_not_ended_are_no_lack_of_prompts(model, monkeypatch):
-    """A random model of which every reply but some to target prompts is a thought without end."""
-    thinks = replace(model, thinking_tokens=8)
-    thought = Reply("<think>hm", (1, 2), "broken")
-
-    def replies(model, texts, *rest, **options):
-        return [Reply("I'm sorry.", (3,), "refused") if "kill" in t else thought for t in texts]
-
-    monkeypatch.setattr("unrefuse.metrics.measurement.reply_to", replies)
+def test_thoughts_that_have_not_ended_are_no_lack_of_prompts():
+    """A refusal that its prompt has begun goes on without a thought; all other replies of this
+    model are thoughts without an end."""
+    thinks = replace(talker.loaded(thoughts=12), thinking_tokens=8)
+    asked = prompts("search", target="I'm " * 30)
     with pytest.raises(UnrefuseError, match=r"30 of 30 replies to baseline .*--thinking-tokens 32"):
-        ask_before(thinks, PROMPTS, "search", config())
-    few = [p for p in PROMPTS if p.set != "baseline" or p.line < 15]
-    with pytest.raises(TooFew, match=r"15 in the search split"):
+        ask_before(thinks, asked, "search", config())
+    few = prompts("search", target="I'm " * 30, baseline="B " * 15)
+    with pytest.raises(TooFew, match=r"answered 0 of 15 in the search split"):
         ask_before(thinks, few, "search", config())
 
 

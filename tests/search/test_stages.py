@@ -1,27 +1,26 @@
 """The stages: which are tried, when they stop, which wins; each starts from the original."""
 
 from dataclasses import replace
+from functools import partial
 from math import comb
 
 import numpy as np
 import pytest
 import torch
 
-from tests import pico
-from tests.edits.plans import directions
-from tests.results import measurement, original, result
+from tests import talker
+from tests.results import measurement, result
 from unrefuse.config import RunConfig
 from unrefuse.edits.hooks import hooked
-from unrefuse.edits.plan import ablation_plan
 from unrefuse.engine.generate import Reply, last_logits, reply_to
 from unrefuse.jobs.edit import _tested
 from unrefuse.kernel import gaussian
 from unrefuse.metrics.floors import Kept
-from unrefuse.metrics.measurement import Before, removed
-from unrefuse.metrics.quality import kl_and_quality, make_reference
+from unrefuse.metrics.measurement import ask_before, removed
+from unrefuse.metrics.quality import kl_and_quality
 from unrefuse.metrics.statistics import Estimate
-from unrefuse.search import stage as stage_module
 from unrefuse.search.stage import (
+    Stage,
     advice,
     at_length,
     best_stage,
@@ -32,49 +31,57 @@ from unrefuse.search.stage import (
 from unrefuse.search.stages import gentler_multipliers, multipliers, run_stages
 
 CONFIG = RunConfig(model="x", retention_bound=0.8)  # what 20 keep prompts can show
+KERNEL = gaussian(3, 0.5, 0.3)  # 1 in the middle layer
+TURNS = ("T3", "T10", "T30", "T45", "T60", "T75", "L10", "B30", "B75", "B82")
 
 
-class Fixed:
-    """The method of an ablation along given directions."""
-
-    def __init__(self, network):
-        self.network = network
-
-    def plan(self, weights, multiplier, **numbers):
-        return ablation_plan(self.network, directions(), weights, multiplier)
+@pytest.fixture(scope="module")
+def model():
+    return talker.loaded(turns=TURNS)
 
 
 @pytest.fixture
-def tried(monkeypatch):
-    """Runs the stages on a tiny model, each measured as the next of the figures given."""
+def asked(model):
+    """What the model replies to 20 prompts a set; those that are not named it refuses, or answers,
+    whatever is edited."""
 
-    def run(figures, config=CONFIG):
-        model = pico.loaded()
-        queue, logits = list(figures), []
+    def ask(target="", baseline="", keep="", config=CONFIG):
+        def filled(words, word):
+            return " ".join([*words.split(), *[word] * (20 - len(words.split()))])
 
-        def measure(model, before, config, everything, name):
-            assert not everything
-            logits.append(last_logits(model, ["Hi"]))
-            return measurement(**queue.pop(0))
-
-        monkeypatch.setattr(stage_module, "measure", measure)
-        unedited = last_logits(model, ["Hi"])
-        heard = []
-        found = run_stages(
-            model, Fixed(model.network), gaussian(3, 0.5, 0.3), Before("search", ()), config,
-            heard.append,
+        prompts = talker.prompts(
+            "search",
+            target=filled(target, "K"), baseline=filled(baseline, "B"), keep=filled(keep, "K"),
         )  # fmt: skip
+        return ask_before(model, prompts, "search", config)
+
+    return ask
+
+
+class Fixed:
+    """The method of an ablation along a given direction."""
+
+    def __init__(self, model):
+        self.plan = partial(talker.removal, model)
+
+
+@pytest.fixture
+def tried(model, asked):
+    """Runs the stages on a model of which each prompt tells at what strength it turns."""
+
+    def run(config=CONFIG, **sets):
+        before, heard = asked(**sets), []
+        unedited = last_logits(model, ["T"])
+        found = run_stages(model, Fixed(model), KERNEL, before, config, heard.append)
         assert heard == found
-        torch.testing.assert_close(last_logits(model, ["Hi"]), unedited)
-        distances = {
-            s.multiplier: float((row - unedited).norm())
-            for s, row in zip(found, logits, strict=True)
-        }
-        assert min(distances.values()) > 0
-        assert sorted(distances) == sorted(distances, key=distances.__getitem__)
+        torch.testing.assert_close(last_logits(model, ["T"]), unedited)
         return found
 
     return run
+
+
+def figures(stages, name):
+    return [getattr(s.measurement, name).value for s in stages]
 
 
 def test_multipliers_rise_by_the_step_to_the_maximum():
@@ -89,30 +96,30 @@ def test_gentler_multipliers_fall_by_the_step_above_zero():
 
 
 def test_a_first_stage_under_a_floor_is_followed_by_gentler_ones(tried):
-    low = {"removal": 0.6, "retention": 0.9}
-    found = tried([low, low | {"removal": 0.4}, {"removal": 0.3}])
+    found = tried(target="T10 " * 6 + "T30 " * 2 + "T45 " * 4, keep="T30 " * 2)
     assert [s.multiplier for s in found] == [0.5, 0.35, 0.2]
+    assert figures(found, "removal") == [0.6, 0.4, 0.3]
+    assert figures(found, "retention") == [0.9, 0.9, 1]
+    assert [s.keeps_floors for s in found] == [False, False, True]
     assert best_stage(found, CONFIG) is found[2]
-    assert best_stage(tried([low] * 4), CONFIG) is None
+    none = tried(target="T10 " * 6, keep="T3 " * 2)
+    assert [s.multiplier for s in none] == [0.5, 0.35, 0.2, 0.05]
+    assert best_stage(none, CONFIG) is None
 
 
 def test_stages_stop_at_the_removal_target(tried):
-    found = tried([{"removal": 0.3}, {"removal": 0.6}, {"removal": 0.8}])
+    found = tried(target="T10 " * 6 + "T60 " * 6 + "T75 " * 4)
     assert [s.name for s in found] == ["multiplier 0.50", "multiplier 0.65", "multiplier 0.80"]
+    assert figures(found, "removal") == [0.3, 0.6, 0.8]
     assert best_stage(found, CONFIG) is found[2]
 
 
-def test_full_length_goes_on_with_the_answers_under_the_same_hooks():
-    model = pico.loaded(batch_size=16)
-    before = original(model, "search")
-    answered = before.usable("baseline")
-    reference = make_reference(
-        model, [e.prompt.text for e in answered], [e.before for e in answered]
-    )
-    before = Before("search", before.exchanges, reference)
-    config = RunConfig(model="x", reply_tokens=48)
-    plan = Fixed(model.network).plan((0.0, 0.7, 1.0), 1.0)
-    short = try_plan(model, "s", gaussian(3, 0.5, 0.3), 1.0, plan, before, config)
+def test_full_length_goes_on_with_the_answers_under_the_same_hooks(model, asked):
+    config = CONFIG.model_copy(update={"reply_tokens": 48})
+    before = asked(target="L10 " * 3 + "T10 " * 2)
+    plan = talker.removal(model, KERNEL.weights, 0.5)
+    short = try_plan(model, "s", KERNEL, 0.5, plan, before, config)
+    assert short.measurement.removal.value == 5 / 20
     long = at_length(model, short, config)
     assert long.name == "s, 48 tokens"
     grown = 0
@@ -122,36 +129,67 @@ def test_full_length_goes_on_with_the_answers_under_the_same_hooks():
                 assert b.after == reply_to(model, [a.prompt.text], 48)[0]
             grown += len(b.after.tokens) == 48 > len(a.after.tokens) == 32
         else:
-            assert a == b
-    assert grown
-    targets = [e for e in long.measurement.exchanges if e.prompt.set == "target"]
-    assert long.measurement.removal.value == sum(map(removed, targets)) / 17
+            assert b.after is a.after  # not asked again
+    assert grown == 3
+    assert long.measurement.removal.value == 2 / 20  # what is answered without an end loops
     for figure in ("retention", "quality", "kl"):
         assert getattr(long.measurement, figure) == getattr(short.measurement, figure)
 
 
-@pytest.mark.parametrize("figure", [{"retention": 0.9}, {"quality": 0.6}])
-def test_stages_stop_under_a_floor_and_take_the_best_before_it(tried, figure):
-    found = tried([{"removal": 0.3}, {"removal": 0.5}, {"removal": 0.7} | figure])
+def test_an_answer_at_full_length_begins_as_it_has_begun(model, asked):
+    plan = talker.removal(model, KERNEL.weights, 0.5)
+    stage = try_plan(model, "s", KERNEL, 0.5, plan, asked(target="T10"), CONFIG)
+    first, *others = stage.measurement.exchanges
+    begun = Reply("is a", tuple(model.tokenizer("is a").input_ids), "answered")
+    begun = replace(stage.measurement, exchanges=(replace(first, after=begun), *others))
+    long = at_length(model, replace(stage, measurement=begun), CONFIG)
+    assert first.after.text == "Sure, here is a short answer."
+    assert long.measurement.exchanges[0].after.text == "is a short answer."
+
+
+UNDER = [{"keep": "T75 " * 2}, {"baseline": "B75 " * 6}]
+
+
+@pytest.mark.parametrize("lost", UNDER, ids=["retention", "quality"])
+def test_stages_stop_under_a_floor_and_take_the_best_before_it(tried, lost):
+    found = tried(target="T10 " * 6 + "T60 " * 4 + "T75 " * 4, **lost)
+    assert figures(found, "removal") == [0.3, 0.5, 0.7]
     assert [s.keeps_floors for s in found] == [True, True, False]
+    kept = [r >= CONFIG.retention_floor for r in figures(found, "retention")]
+    assert kept == [True, True, "keep" not in lost]
+    itself = [q >= CONFIG.quality_floor for q in figures(found, "quality")]
+    assert itself == [True, True, "keep" in lost]
     assert best_stage(found, CONFIG) is found[1]
 
 
 def test_the_gentlest_of_equal_stages_wins(tried):
     config = CONFIG.model_copy(update={"max_multiplier": 0.8})
-    found = tried([{"removal": 0.3}, {"removal": 0.5}, {"removal": 0.5}], config)
-    assert best_stage(found, CONFIG) is found[1]
+    found = tried(config, target="T10 " * 6 + "T60 " * 4, baseline="B82 " * 2)
+    assert figures(found, "removal") == [0.3, 0.5, 0.5]
+    assert all(s.keeps_floors for s in found)
+    assert found[1].measurement.kl.value < found[2].measurement.kl.value
+    assert best_stage(found, CONFIG) is best_stage(found[::-1], CONFIG) is found[1]
 
 
-@pytest.mark.parametrize("figure", [{"retention": 0.9}, {"quality": 0.6}, {"removal": 0.0}])
-def test_no_stage_is_taken_under_a_floor_or_without_removal(tried, figure):
-    found = tried([{"removal": 0.9} | figure], RunConfig(model="x", strength=0.5))
-    assert best_stage(found, CONFIG) is None
+NOT_TAKEN = [
+    {"target": "T10 " * 18, "keep": "T10 " * 2},
+    {"target": "T10 " * 18, "baseline": "B30 " * 6},
+    {"target": ""},
+]
 
 
-def test_a_floor_is_kept_by_its_own_value(tried):
-    found = tried([{"removal": 0.9, "quality": 0.7}])
-    assert best_stage(found, CONFIG) is found[0]
+@pytest.mark.parametrize("sets", NOT_TAKEN, ids=["retention", "quality", "removal"])
+def test_no_stage_is_taken_under_a_floor_or_without_removal(tried, sets):
+    (found,) = tried(RunConfig(model="x", strength=0.5, retention_bound=0.8), **sets)
+    assert found.measurement.removal.value == (0.9 if sets["target"] else 0)
+    assert found.keeps_floors == (not sets["target"])
+    assert best_stage([found], CONFIG) is None
+
+
+def test_a_floor_is_kept_by_its_own_value():
+    found = measurement(removal=0.9, quality=0.7)
+    stage = Stage("s", KERNEL, 0.5, (), found, keeps_floors(found, CONFIG, chosen=True))
+    assert best_stage([stage], CONFIG) is stage
     assert keeps_floors(measurement(retention=0.95, quality=0.7, n=40), CONFIG)
 
 
