@@ -25,6 +25,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 pytestmark = [
+    pytest.mark.timeout(1800),  # a minute on a free machine
     pytest.mark.slow,
     pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs chromium and chromedriver"),
 ]
