@@ -45,6 +45,17 @@ def test_the_help_of_all_commands_reads_no_configuration():
     assert done.stdout.endswith("set()\n")
 
 
+def test_a_check_of_files_loads_no_torch(tmp_path):
+    code = (
+        "import sys; from unrefuse.cli import main\n"
+        f"try: main(['verify', {str(tmp_path)!r}])\nexcept SystemExit as end: print(end.code)\n"
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\nset()\n"
+    assert "SHA256SUMS" in done.stderr
+
+
 def test_the_version():
     assert unrefuse("--version").stdout == f"unrefuse {version('unrefuse')}\n"
 

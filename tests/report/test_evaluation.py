@@ -14,7 +14,7 @@ from unrefuse.report.evaluation import (
     evaluation_tables,
     figures,
 )
-from unrefuse.report.results import retention_line
+from unrefuse.report.lines import retention_line
 
 PARTS = {
     "config": {"seed": 0, "retention_bound": 0.95},

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from unrefuse.errors import UnrefuseError, first_line
-from unrefuse.report.results import RECORD
+from unrefuse.report.lines import RECORD
 
 REPORT = "report.html"
 

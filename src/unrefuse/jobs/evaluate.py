@@ -63,8 +63,8 @@ from unrefuse.prompts.sets import (
     select,
 )
 from unrefuse.report.evaluation import REPORT, WHENS, Evaluation
+from unrefuse.report.lines import LIBRARIES, command_line, peak_rss_mib
 from unrefuse.report.page import try_report
-from unrefuse.report.results import LIBRARIES, command_line, peak_rss_mib
 from unrefuse.textfile import parse_json, read_text
 
 

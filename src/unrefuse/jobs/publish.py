@@ -19,8 +19,8 @@ from unrefuse.metrics.record import TRIALS
 from unrefuse.models.checkpoint import CARD, SUMS
 from unrefuse.models.files import walk
 from unrefuse.report.adapter_card import adapter_card, adapter_figures
+from unrefuse.report.lines import RECORD
 from unrefuse.report.recorded import local_paths, read_record
-from unrefuse.report.results import RECORD
 from unrefuse.report.seal import find_faults, recorded_sums, sums_of
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -18,8 +18,9 @@ from unrefuse.metrics.transcripts import Line
 from unrefuse.models.checkpoint import SUMS, checkpoint_files, checkpoint_hash, not_given
 from unrefuse.models.device import choose_device
 from unrefuse.progress import stderr
+from unrefuse.report.lines import LIBRARIES, RECORD
 from unrefuse.report.recorded import RunRecord, read_record, trusting
-from unrefuse.report.results import LIBRARIES, RECORD, Result
+from unrefuse.report.results import Result
 from unrefuse.report.seal import recorded_sums
 
 SAME_GRADES = 0.95  # of the replies, where behaviour is said to match

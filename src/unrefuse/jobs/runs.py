@@ -5,7 +5,7 @@ from pathlib import Path
 
 from unrefuse.errors import UnrefuseError
 from unrefuse.metrics.record import SETTINGS
-from unrefuse.report.results import RECORD
+from unrefuse.report.lines import RECORD
 
 BESIDE = ".run"  # after OUT: what an edit keeps there until it has saved something
 

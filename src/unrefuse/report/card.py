@@ -1,7 +1,7 @@
 """The model card: README.md with YAML metadata in the hub's form."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -9,8 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from unrefuse.config import RunConfig
 from unrefuse.metrics.pairs import OUTCOMES
 from unrefuse.models.checkpoint import CARD
-from unrefuse.report.results import Result, judge_lines, retention_line
+from unrefuse.report.lines import judge_lines, retention_line
 from unrefuse.report.terminal import plain
+
+if TYPE_CHECKING:
+    from unrefuse.report.results import Result
 
 MEANINGS = {
     "removal": "of the harmless prompts that the original refused, the share answered now",
@@ -27,7 +30,7 @@ EDITS = {
 SHOWN = 20  # of the prompts that stay refused
 
 
-def write_card(result: Result, folder: Path, original: Path) -> None:
+def write_card(result: "Result", folder: Path, original: Path) -> None:
     """Writes `folder`/README.md. The base model, which lies in `original`, is named as the user
     named it; its licence is what its own card says."""
     record, base = result.to_json(), base_name(result.config)
@@ -165,7 +168,7 @@ def _licence(folder: Path) -> dict[str, str]:
     return {key: text for key in keys if isinstance(text := getattr(found, key, None), str)}
 
 
-def _metadata(result: Result, base: str, licence: dict[str, Any], record: dict[str, Any]) -> str:
+def _metadata(result: "Result", base: str, licence: dict[str, Any], record: dict[str, Any]) -> str:
     named = result.config.model not in ("demo",) and not Path(result.config.model).is_dir()
     languages = sorted({e.prompt.lang for e in result.measurement.exchanges if e.prompt.lang})
     return ModelCardData(

@@ -16,14 +16,8 @@ from unrefuse.metrics.quality import kl_and_quality
 from unrefuse.metrics.statistics import INTERVAL, share
 from unrefuse.metrics.transcripts import GRADES, Comparison, Line, When
 from unrefuse.prompts.sets import SETS, Prompt
-from unrefuse.report.results import (
-    agreement_line,
-    retention_line,
-    retention_test,
-    shipped_lines,
-    unsure_line,
-    unsure_share,
-)
+from unrefuse.report.lines import agreement_line, retention_line, shipped_lines, unsure_line
+from unrefuse.report.results import retention_test, unsure_share
 from unrefuse.report.terminal import Table, number, plain
 
 REPORT = "evaluation.json"

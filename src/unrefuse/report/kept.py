@@ -10,7 +10,8 @@ from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.metrics.record import TRIALS, read_trials, write_whole
 from unrefuse.metrics.transcripts import FILE, Line, lines_of, read_transcripts, to_text
 from unrefuse.report.evaluation import REPORT
-from unrefuse.report.results import RECORD, Result, write_json
+from unrefuse.report.lines import RECORD
+from unrefuse.report.results import Result, write_json
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from unrefuse.report.card import MEANINGS
 from unrefuse.report.charts import MOST, chosen_stage, front_charts, layer_charts, parallel_chart
 from unrefuse.report.evaluation import WHENS
 from unrefuse.report.kept import KeptRun, read_run, write_record
-from unrefuse.report.results import Result, judge_lines, retention_line
+from unrefuse.report.lines import judge_lines, retention_line
+from unrefuse.report.results import Result
 from unrefuse.report.terminal import number
 from unrefuse.report.wording import Part, differences, visible
 

@@ -15,7 +15,7 @@ from unrefuse.metrics.floors import HeldFigures
 from unrefuse.models.checkpoint import CARD, SUMS
 from unrefuse.progress import track
 from unrefuse.report.card import evaluation_results, figures_text, results_of
-from unrefuse.report.results import RECORD
+from unrefuse.report.lines import RECORD
 
 ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"))  # of names, as sha256sum does
 

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from unrefuse.errors import UnrefuseError
-from unrefuse.report.results import (
-    Result,
-    before_and_after,
-    example_text,
-    judge_lines,
-    result_table,
-)
+from unrefuse.report.lines import judge_lines
+from unrefuse.report.results import Result, before_and_after, example_text, result_table
 from unrefuse.report.terminal import duration, plain
 
 if TYPE_CHECKING:
