@@ -303,8 +303,9 @@ def examples(result: Result) -> list[Exchange]:
 
 def example_text(result: Result) -> RenderableType:
     """The three examples, before and after. Model output is shown as plain text."""
-    lines = Text("three of the better replies, all others are in the report:\n")
-    for e in examples(result):
+    found = examples(result)
+    lines = Text("some of the best replies; all are in the report:\n" if found else "")
+    for e in found:
         assert e.after is not None
         lines.append(f"\n{e.prompt.set}: ", style="bold")
         lines.append(plain(e.prompt.text, 200))
