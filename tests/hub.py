@@ -55,7 +55,7 @@ def serving(monkeypatch, fail=lambda method, path: None):
                 if name in hub.repos:
                     return 409, {"error": "You already created this", "url": f"{hub.url}/{name}"}
                 private = asked.get("visibility") == "private"
-                hub.repos[name] = repo({}, private)
+                hub.repos[name] = stored({}, private)
                 return 200, {"url": f"{hub.url}/{name}"}
             if path == "/api/validate-yaml":
                 return 200, {"warnings": [], "errors": []}
@@ -156,6 +156,6 @@ def _etag(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def repo(files, private=False):
+def stored(files, private=False):
     """What the hub has under one name: the bytes of each file."""
     return SimpleNamespace(private=private, files=dict(files))

@@ -1,5 +1,5 @@
-"""Where all is local, nothing is looked up elsewhere: every command on a model folder, with the sockets
-of this process closed."""
+"""Where all is local, nothing is looked up elsewhere: every command on a model folder, with the
+sockets of this process closed."""
 
 import json
 import socket

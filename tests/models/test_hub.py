@@ -1,5 +1,5 @@
-"""A model of a hub that stops half-way: the cache and the output are whole or absent, one line tells
-it, and the next call goes on."""
+"""A hub that stops half-way: the cache and the output are whole or absent, one line tells it, and
+the next call goes on."""
 
 import json
 
@@ -31,7 +31,7 @@ def published(hub, tmp_path):
     files = {file.name: file.read_bytes() for file in model.iterdir()}
     assert WEIGHTS in files
     beside = {"onnx/model.onnx": b"a second copy", ".gitattributes": b"*.bin filter=lfs"}
-    hub.repos[NAME] = hubs.repo(files | beside)
+    hub.repos[NAME] = hubs.stored(files | beside)
     return model, run
 
 
@@ -88,7 +88,7 @@ def test_a_line_that_breaks_once_is_taken_up_again(hub, published, tmp_path):
         return None
 
     hub.fail = once
-    model, run = published
+    _, run = published
     assert unrefuse("apply", run, NAME, "--out", tmp_path / "out").returncode == 0
     assert asked(hub).count(WEIGHTS) == 2
 
