@@ -117,6 +117,19 @@ def test_a_mistake_in_usage_is_one_line_that_says_what_to_type(words, says):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("doctor", "NAME"), ("apply", "NAME", "x", "--out", "y"), ("verify", "NAME"),
+     ("publish", "NAME", "--repo", "a/b"), ("reproduce", "NAME"), ("diagnose", "NAME"),
+     ("chat", "NAME", "-p", "x"), ("kernel", "--kernel", "NAME", "--layers", 3)],
+)  # fmt: skip
+def test_a_name_that_is_too_long_is_one_line(words):
+    done = unrefuse(*("a" * 5000 if word == "NAME" else word for word in words))
+    assert done.returncode == 2
+    assert "File name too long" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_kernel_json_is_one_object():
     done = unrefuse("kernel", "--layers", 32, "--peak", 0.6, "--width", 0.15, "--json")
     assert done.returncode == 0

@@ -1,5 +1,6 @@
 """The command line: every command is in `commands/`, and this is where it gets its name."""
 
+import errno
 import signal
 import sys
 import traceback
@@ -81,7 +82,10 @@ def main(words: Sequence[str] | None = None) -> None:
         if end.code in (INTERRUPTED, *(128 + number for number in ENDING)):
             output.say(STOPPED)
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            output.say(f"unrefuse: {error.strerror}: {str(error.filename)[:60]}...")
+            sys.exit(2)
         traceback.print_exc()
         output.say("unrefuse: the lines above show a defect of unrefuse: please report them")
         sys.exit(DEFECT)

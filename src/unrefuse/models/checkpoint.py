@@ -50,14 +50,19 @@ def find_folder(config: RunConfig) -> Path:
 
     Raises UnrefuseError for a name that is none of these.
     """
-    name, folder = config.model, Path(config.model).expanduser()
+    name = config.model
+    try:
+        folder = Path(name).expanduser()
+        is_there, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long; `~` of nobody
+        raise UnrefuseError(f"cannot read the folder {name}: {first_line(error)}") from None
     if name == "demo":
         from unrefuse.models.demo import demo_model
 
         return demo_model()
-    if folder.is_dir():
+    if is_folder:
         return folder
-    if folder.exists():
+    if is_there:
         raise UnrefuseError(f"{name} is a file: name the folder of the model")
     from huggingface_hub.errors import HFValidationError
 
