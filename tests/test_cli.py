@@ -1,5 +1,6 @@
 """The command line as a whole: its speed, its help, its colours, completion, and its mistakes."""
 
+import errno
 import json
 import os
 import pty
@@ -128,6 +129,15 @@ def test_a_name_that_is_too_long_is_one_line(words):
     assert done.returncode == 2
     assert "File name too long" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_place_that_may_not_be_read_is_one_line(monkeypatch):
+    def denied(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", "a/b")
+
+    monkeypatch.setattr("unrefuse.report.seal.find_faults", denied)
+    done = unrefuse("verify", "a")
+    assert (done.returncode, done.stderr) == (2, "unrefuse: Permission denied: a/b\n")
 
 
 def test_kernel_json_is_one_object():

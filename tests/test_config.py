@@ -137,7 +137,7 @@ def test_the_demo_has_planted_targets_in_english():
 
 
 def test_a_value_of_two_kinds_is_named_by_its_setting_alone():
-    with pytest.raises(UnrefuseError, match="^pairs: ") as caught:
+    with pytest.raises(UnrefuseError, match=r"^pairs: ") as caught:
         load_config(model="x", pairs={"value": 1})
     assert "[" not in str(caught.value).replace(repr({"value": 1}), "")
 
@@ -146,5 +146,5 @@ def test_a_value_of_two_kinds_is_named_by_its_setting_alone():
 def test_a_record_whose_configuration_is_no_table(tmp_path, config):
     file = tmp_path / "run.json"
     file.write_text(f'{{"config": {config}, "model": "m"}}')
-    with pytest.raises(UnrefuseError, match="run.json is not a table of settings"):
+    with pytest.raises(UnrefuseError, match=r"run\.json is not a table of settings"):
         load_config(file)

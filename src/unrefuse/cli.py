@@ -28,12 +28,14 @@ from unrefuse.commands import (
 )
 from unrefuse.commands.app import app as page
 from unrefuse.commands.options import Command
-from unrefuse.errors import UnrefuseError
+from unrefuse.errors import UnrefuseError, one_line
 
 DEFECT, INTERRUPTED = 70, 130
 STOPPED = "unrefuse: interrupted, nothing was saved"
 # What `kill`, a container that is stopped, a queue and a terminal that is closed send.
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# What the system says of a path that a user named, wherever it is first looked at.
+OF_A_NAME = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)
 
 app = typer.Typer(name="unrefuse", no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
@@ -83,8 +85,8 @@ def main(words: Sequence[str] | None = None) -> None:
             output.say(STOPPED)
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            output.say(f"unrefuse: {error.strerror}: {str(error.filename)[:60]}...")
+        if isinstance(error, OSError) and error.errno in OF_A_NAME:
+            output.say(f"unrefuse: {error.strerror}: {one_line(str(error.filename)[:200])}")
             sys.exit(2)
         traceback.print_exc()
         output.say("unrefuse: the lines above show a defect of unrefuse: please report them")

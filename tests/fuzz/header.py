@@ -39,7 +39,8 @@ def check(content: bytes) -> None:
     try:
         tensors = read_header(FILE)
     except UnrefuseError as error:
-        assert len(str(error).splitlines()) == 1, error
+        lines = str(error).splitlines()
+        assert len(lines) == 1, lines
         return
     start = 8 + int.from_bytes(content[:8], "little")
     for name, stored in tensors.items():

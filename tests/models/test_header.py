@@ -18,7 +18,7 @@ def write(file, header, data=b""):
 
 def test_a_tensor_that_is_told_as_a_list(tmp_path):
     file = write(tmp_path / "x", json.dumps({"a": ["F32", [1], [0, 4]]}).encode(), bytes(4))
-    with pytest.raises(UnrefuseError, match="x is truncated or damaged: .*'a' is no object"):
+    with pytest.raises(UnrefuseError, match=r"x is truncated or damaged: .*'a' is no object"):
         read_header(file)
 
 
