@@ -214,7 +214,7 @@ def test_an_adapter_at_a_scale_was_not_measured(written, tmp_path):
          "of another strength"),
         (lambda f: change(f / "adapter_config.json", '"use_rslora": false', '"use_rslora": true'),
          "of another strength"),
-        (lambda f: (f / "adapter_config.json").write_text("[]"), "cannot read the adapter"),
+        (lambda f: (f / "adapter_config.json").write_text("[]"), r"adapter_config\.json: it is no JSON object"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x"), "cannot read the adapter"),
         (lambda f: (f / "b.gguf").write_bytes(b"x"), "cannot read .*b.gguf"),
         (lambda f: (f / "plan.safetensors").unlink(), "there is no plan in"),
