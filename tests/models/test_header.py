@@ -1,5 +1,5 @@
-"""Headers of safetensors files that the library takes, or that are slow to refuse: what fuzzing
-found (`tests/fuzz/header.py`)."""
+"""Headers of safetensors files that the library takes, or that are slow to refuse. What
+`tests/fuzz/header.py` finds goes here too."""
 
 import json
 
