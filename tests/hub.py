@@ -1,5 +1,5 @@
-"""A hub on a local socket: the few addresses that an upload goes to, and failures where a test
-wants them."""
+"""A hub on a local socket: the few addresses that uploads and downloads go to, and failures where a
+test wants them."""
 
 import base64
 import hashlib
@@ -20,7 +20,8 @@ def serving(monkeypatch, fail=lambda method, path: None):
     """Yields the hub: `repos` by name, each with `private` and `files`, and the `calls`.
 
     `fail` maps a method and a path to a status in place of an answer, or to "drop": the line is
-    cut. The client's waits between tries are left out.
+    cut, or to "half": it is cut in the middle of a file. The client's waits between tries are left
+    out.
     """
     hub = SimpleNamespace(repos={}, calls=[], blobs={}, fail=fail, tokens={})
 
@@ -34,6 +35,9 @@ def serving(monkeypatch, fail=lambda method, path: None):
             if wrong == "drop":
                 self.close_connection = True
                 self.connection.close()
+                return
+            if "/resolve/" in self.path and wrong in (None, "half"):
+                self.send_file(method, wrong)
                 return
             status, value = (wrong, {"error": "no"}) if wrong else self.done(method, body)
             data = json.dumps(value).encode()
@@ -51,7 +55,7 @@ def serving(monkeypatch, fail=lambda method, path: None):
                 if name in hub.repos:
                     return 409, {"error": "You already created this", "url": f"{hub.url}/{name}"}
                 private = asked.get("visibility") == "private"
-                hub.repos[name] = SimpleNamespace(private=private, files={})
+                hub.repos[name] = stored({}, private)
                 return 200, {"url": f"{hub.url}/{name}"}
             if path == "/api/validate-yaml":
                 return 200, {"warnings": [], "errors": []}
@@ -81,6 +85,11 @@ def serving(monkeypatch, fail=lambda method, path: None):
             if "/commit/" in path:
                 repo.files |= dict(map(self.file, body.splitlines()[1:]))
                 return 200, {"commitUrl": f"{hub.url}/{name}/commit/{SHA}", "commitOid": SHA}
+            if "/tree/" in path:
+                return 200, [
+                    {"type": "file", "path": file, "size": len(data), "oid": _etag(data)}
+                    for file, data in repo.files.items()
+                ]
             siblings = [{"rfilename": file} for file in repo.files]
             return 200, {"id": name, "private": repo.private, "sha": SHA, "siblings": siblings}
 
@@ -92,6 +101,26 @@ def serving(monkeypatch, fail=lambda method, path: None):
                 assert hashlib.sha256(data).hexdigest() == value["oid"]
                 return value["path"], data
             return value["path"], base64.b64decode(value["content"])
+
+        def send_file(self, method, wrong):
+            name, _, rest = self.path[1:].partition("/resolve/")
+            data = hub.repos[name].files[rest.partition("/")[2]]
+            asked = self.headers.get("Range")
+            first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+            self.send_response(206 if asked else 200)
+            self.send_header("ETag", f'"{_etag(data)}"')
+            self.send_header("X-Repo-Commit", SHA)
+            self.send_header("Content-Length", str(len(data) - first))
+            if asked:
+                self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
+            self.end_headers()
+            if method == "GET":
+                half = (len(data) - first) // 2
+                self.wfile.write(data[first:][:half] if wrong else data[first:])
+            self.close_connection = True
+
+        def do_HEAD(self):
+            self.answer("HEAD")
 
         def do_GET(self):
             self.answer("GET")
@@ -109,6 +138,8 @@ def serving(monkeypatch, fail=lambda method, path: None):
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
@@ -119,3 +150,12 @@ def serving(monkeypatch, fail=lambda method, path: None):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _etag(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def stored(files, private=False):
+    """What the hub has under one name: the bytes of each file."""
+    return SimpleNamespace(private=private, files=dict(files))

@@ -1,5 +1,6 @@
 """The command line as a whole: its speed, its help, its colours, completion, and its mistakes."""
 
+import errno
 import json
 import os
 import pty
@@ -126,6 +127,28 @@ def test_a_mistake_in_usage_is_one_line_that_says_what_to_type(words, says):
     assert done.stderr.startswith("unrefuse: ")
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("doctor", "NAME"), ("apply", "NAME", "x", "--out", "y"), ("verify", "NAME"),
+     ("publish", "NAME", "--repo", "a/b"), ("reproduce", "NAME"), ("diagnose", "NAME"),
+     ("chat", "NAME", "-p", "x"), ("kernel", "--kernel", "NAME", "--layers", 3)],
+)  # fmt: skip
+def test_a_name_that_is_too_long_is_one_line(words):
+    done = unrefuse(*("a" * 5000 if word == "NAME" else word for word in words))
+    assert done.returncode == 2
+    assert "File name too long" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_place_that_may_not_be_read_is_one_line(monkeypatch):
+    def denied(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", "a/b")
+
+    monkeypatch.setattr("unrefuse.report.seal.find_faults", denied)
+    done = unrefuse("verify", "a")
+    assert (done.returncode, done.stderr) == (2, "unrefuse: Permission denied: a/b\n")
 
 
 def test_kernel_json_is_one_object():

@@ -134,3 +134,17 @@ def test_the_demo_has_planted_targets_in_english():
     config = RunConfig(model="demo")
     assert (config.target, config.languages) == ("planted", ("en",))
     assert RunConfig(model="demo", target="mine.txt").target == "mine.txt"
+
+
+def test_a_value_of_two_kinds_is_named_by_its_setting_alone():
+    with pytest.raises(UnrefuseError, match=r"^pairs: ") as caught:
+        load_config(model="x", pairs={"value": 1})
+    assert "[" not in str(caught.value).replace(repr({"value": 1}), "")
+
+
+@pytest.mark.parametrize("config", ['"x"', "[1]", "null"])
+def test_a_record_whose_configuration_is_no_table(tmp_path, config):
+    file = tmp_path / "run.json"
+    file.write_text(f'{{"config": {config}, "model": "m"}}')
+    with pytest.raises(UnrefuseError, match=r"run\.json is not a table of settings"):
+        load_config(file)

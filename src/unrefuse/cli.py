@@ -1,5 +1,6 @@
 """The command line: every command is in `commands/`, and this is where it gets its name."""
 
+import errno
 import signal
 import sys
 import traceback
@@ -27,12 +28,14 @@ from unrefuse.commands import (
 )
 from unrefuse.commands.app import app as page
 from unrefuse.commands.options import Command
-from unrefuse.errors import UnrefuseError
+from unrefuse.errors import UnrefuseError, one_line
 
 DEFECT, INTERRUPTED = 70, 130
 STOPPED = "unrefuse: interrupted, nothing was saved"
 # What `kill`, a container that is stopped, a queue and a terminal that is closed send.
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# What the system says of a path that a user named, wherever it is first looked at.
+OF_A_NAME = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)
 
 app = typer.Typer(name="unrefuse", no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
@@ -81,7 +84,10 @@ def main(words: Sequence[str] | None = None) -> None:
         if end.code in (INTERRUPTED, *(128 + number for number in ENDING)):
             output.print_err(STOPPED)
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_A_NAME:
+            output.print_err(f"unrefuse: {error.strerror}: {one_line(str(error.filename)[:200])}")
+            sys.exit(2)
         traceback.print_exc()
         output.print_err("unrefuse: the lines above show a defect of unrefuse: please report them")
         sys.exit(DEFECT)

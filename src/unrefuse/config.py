@@ -314,14 +314,17 @@ def _read(file: Path) -> dict[str, Any]:
         values = parse_json(text) if file.suffix.lower() == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UnrefuseError(f"cannot read the configuration {file}: {error}") from None
+    if isinstance(values, dict):  # run.json holds the resolved configuration beside the figures
+        values = values.get("config", values)
     if not isinstance(values, dict):
         raise UnrefuseError(f"the configuration {file} is not a table of settings")
-    # run.json holds the resolved configuration beside the figures.
-    return dict(values["config"] if isinstance(values.get("config"), dict) else values)
+    return values
 
 
 def _say(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    # Between the names pydantic says which kind of a union it tried.
+    parts = [str(part) for part in error["loc"]]
+    where = ".".join(part for part in parts if part.isidentifier() or part.isdigit())
     message = error["msg"].removeprefix("Value error, ")
     # A rule about several settings is given all of them, and its message names them.
     has_input = error["type"] != "missing" and not isinstance(error["input"], dict)

@@ -1,6 +1,7 @@
 """Text files that a user wrote: UTF-8 with or without a byte order mark, and strict JSON."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,6 @@ def parse_json(text: str) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice!r} stands twice")
     return found

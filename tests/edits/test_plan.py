@@ -1,6 +1,7 @@
 """A plan on disk: it comes back as it was, and a file that is none is said to be none."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -147,3 +148,33 @@ def test_a_plan_of_another_model_is_refused_by_shape(tmp_path, make, change, say
     assert list(out.iterdir()) == []
     with pytest.raises(UnrefuseError, match=f"the plan is of another model: it {says}"):
         checkpoint_adapter(source, make(model))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float64, torch.int32, torch.complex64, torch.float8_e4m3fn]
+)
+def test_a_plan_of_another_dtype_is_damaged(tmp_path, dtype):
+    (edit, *_) = selective(pico.network())
+    other = replace(edit, write=edit.write.to(dtype), read=edit.read.to(dtype))
+    save_plan((other,), tmp_path / "p", {})
+    with pytest.raises(UnrefuseError, match=f"p is damaged at {edit.module}"):
+        load_plan(tmp_path / "p")
+
+
+@pytest.mark.parametrize("how", ["[" * 100_000, "[]", "{}", '{"x": 5}', '{"x": [1, 2, 3, 4]}'])
+def test_a_plan_whose_matrices_are_not_told_is_one_line(tmp_path, how):
+    save_plan(selective(pico.network()), tmp_path / "p", {})
+    tensors = load_file(tmp_path / "p")
+    save_file(tensors, tmp_path / "p", metadata={"matrices": how})
+    with pytest.raises(UnrefuseError, match="cannot read the plan"):
+        load_plan(tmp_path / "p")
+
+
+@pytest.mark.parametrize("told", [[1, "weight", False], [False, 5, False], "abc"])
+def test_a_plan_whose_matrices_are_told_otherwise_is_damaged(tmp_path, told):
+    (edit, *_) = selective(pico.network())
+    save_plan((edit,), tmp_path / "p", {})
+    tensors = load_file(tmp_path / "p")
+    save_file(tensors, tmp_path / "p", metadata={"matrices": json.dumps({edit.module: told})})
+    with pytest.raises(UnrefuseError, match=f"p is damaged at {edit.module}"):
+        load_plan(tmp_path / "p")

@@ -120,6 +120,7 @@ def test_a_reply_that_gives_orders_is_data():
         ("not refused", None),
         ('{"grade": ["refused"]}', None),
         ("{broken", None),
+        ('{"grade": ' + "[" * 100_000, None),
         ("", None),
     ],
 )

@@ -88,7 +88,7 @@ def test_replies_are_asked_for_once(tmp_path):
     assert json.loads(rows[0])["grade"] == "refused"
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b"7", b"\xff", b"null"])
+@pytest.mark.parametrize("line", [b"{", b"[1]", b"7", b"\xff", b"null", b"[" * 100_000])
 def test_a_damaged_line_is_named(tmp_path, line):
     append_trial(tmp_path, {"number": 0})
     with (tmp_path / "trials.jsonl").open("ab") as file:
@@ -100,8 +100,15 @@ def test_a_damaged_line_is_named(tmp_path, line):
         remembered(tmp_path, "before-test", [Prompt("a", "target")], list)
 
 
+@pytest.mark.parametrize("row", [{}, {"text": 7, "tokens": [1]}, {"text": "a", "tokens": None}])
+def test_a_damaged_reply_is_named_with_what_to_do(tmp_path, row):
+    (tmp_path / "before-test.jsonl").write_text(json.dumps({"prompt": "a"} | row) + "\n")
+    with pytest.raises(UnrefuseError, match=r"before-test\.jsonl is damaged: remove it"):
+        remembered(tmp_path, "before-test", [Prompt("a", "target")], list)
+
+
 def test_damaged_settings_are_named(tmp_path):
-    for text in ("[]", "{", "7"):
+    for text in ("[]", "{", "7", "[" * 100_000):
         (tmp_path / "settings.json").write_text(text)
         with pytest.raises(UnrefuseError, match=r"cannot read .*settings\.json"):
             open_run(tmp_path, CONFIG)

@@ -121,6 +121,15 @@ def test_a_folder_without_sums_has_nothing_to_check(tmp_path):
             find_faults(folder)
 
 
+@pytest.mark.parametrize(("value", "n"), [("1.0", "1" + "0" * 400), ("1e999", "60")])
+def test_a_figure_beyond_all_numbers_is_a_fault(saved, value, n):
+    record = json.loads((saved / "run.json").read_text(encoding="utf-8"))
+    record["retention"] = "HERE"
+    text = json.dumps(record).replace('"HERE"', f'{{"value": {value}, "n": {n}, "low": 0.9}}')
+    (saved / "run.json").write_text(text, encoding="utf-8")
+    assert any("no record of this version" in fault for fault in find_faults(saved))
+
+
 def test_the_command_says_faults_and_has_a_status(saved, capsys):
     command.verify(saved, as_json=True)
     assert json.loads(capsys.readouterr().out)["faults"] == []

@@ -1,11 +1,14 @@
 """Tuning both methods on a tiny model: recorded, gone on with, and the same each time."""
 
+import json
+
 import pytest
 import torch
 
 from tests import pico
 from tests.results import original, prompts
 from unrefuse.config import RunConfig
+from unrefuse.errors import UnrefuseError
 from unrefuse.kernel import gaussian
 from unrefuse.metrics.record import read_trials
 from unrefuse.search.method import Ablation, Selective
@@ -122,3 +125,16 @@ def test_a_plan_of_optuna_is_that_of_its_parameters(run, methods, tmp_path):
         assert [edit.module for edit in trial.plan] == [edit.module for edit in plan] != []
         for x, y in zip(trial.plan, plan, strict=True):
             assert torch.equal(x.read, y.read)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"trial": "0"}, {"parameters": 7}, {"parameters": {"peak": "x"}}, {"score": {"removal": 1.0}},
+     {"score": None}],
+)  # fmt: skip
+def test_a_recorded_trial_that_is_damaged_is_one_line(run, tmp_path, change):
+    score = {"removal": 1.0, "retention": 1.0, "refused": 0.0, "kl": 0.0}
+    row = {"trial": 0, "parameters": {"peak": 0.5}, "score": score} | change
+    (tmp_path / "trials.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UnrefuseError, match=r"trials\.jsonl: a trial is damaged"):
+        run(tmp_path, "grid")

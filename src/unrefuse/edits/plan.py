@@ -179,9 +179,16 @@ def load_plan(file: Path) -> tuple[Plan, dict[str, str]]:
         )
         if tensors:
             raise ValueError(f"{next(iter(tensors))} is no part of a plan")
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (
+        *(OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError),
+        RecursionError,
+    ) as error:
         raise UnrefuseError(f"cannot read the plan {file}: {first_line(error)}") from None
     for edit in plan:
+        types = [type(value) for value in (edit.of_output, edit.parameter, edit.transposed)]
+        typed = edit.write.dtype == edit.read.dtype == torch.float32 and types == [bool, str, bool]
+        if not typed:
+            raise UnrefuseError(f"the plan {file} is damaged at {edit.module}")
         shaped = edit.write.ndim == edit.read.ndim == 2 and edit.write.shape[1] == len(edit.read)
         finite = bool(torch.isfinite(edit.write).all() and torch.isfinite(edit.read).all())
         if not (shaped and finite and edit.write.numel()):

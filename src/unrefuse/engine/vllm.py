@@ -39,7 +39,7 @@ def adapter_rank(folder: Path) -> int:
     try:
         stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank, more = int(stored["r"]), stored.get("lora_bias") or stored.get("target_parameters")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnrefuseError(
             f"there is no adapter of `unrefuse export --lora` in {folder}: {first_line(error)}"
         ) from None

@@ -219,7 +219,7 @@ def _here(name: str, revision: str | None) -> str | None:
         if name and Path(name).expanduser().is_dir():
             return name
         config = try_to_load_from_cache(name, "config.json", revision=revision)
-    except (HFValidationError, RuntimeError):  # no name of a hub model; `~` of nobody
+    except (HFValidationError, RuntimeError, OSError):  # no name of one; `~` of nobody; too long
         return None
     return str(Path(config).parent) if isinstance(config, str) else None
 

@@ -191,18 +191,16 @@ def _kind(folder: Path, config: RunConfig) -> dict[str, Any]:
 
 def _folder(config: RunConfig) -> Path | None:
     """Where the model lies, if it lies here whole: nothing is downloaded."""
-    from huggingface_hub import snapshot_download
-
-    from unrefuse.models.checkpoint import checkpoint_files, find_folder
+    from unrefuse.models.checkpoint import checkpoint_files, find_folder, snapshot
 
     if config.model == "demo" or Path(config.model).expanduser().exists():
         return find_folder(config)
     try:
-        cached = snapshot_download(config.model, revision=config.revision, local_files_only=True)
-        whole = all(file.is_file() for file in checkpoint_files(Path(cached)))
+        cached = snapshot(config, local_files_only=True)
+        whole = all(file.is_file() for file in checkpoint_files(cached))
     except (OSError, ValueError, UnrefuseError):  # not there, no name of a model, no weights
         return None
-    return Path(cached) if whole else None
+    return cached if whole else None
 
 
 def _on_hub(config: RunConfig) -> tuple[dict[str, tuple[int, ...]], int]:

@@ -92,7 +92,7 @@ def read_answer(text: str) -> Grade | None:
     if text.startswith("{"):
         try:
             text = str(json.loads(text)["grade"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
     word = text.strip(" \n\t\"'`*.").lower()
     return cast(Grade, word) if word in GRADES else None

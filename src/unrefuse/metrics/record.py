@@ -1,6 +1,5 @@
 """The folder of a run, which outlives a killed one: settings, replies, trials, state."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from unrefuse.engine.generate import Reply, graded
 from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.jsontext import json_text
 from unrefuse.prompts.sets import Prompt
+from unrefuse.textfile import parse_json, read_text
 
 SETTINGS, TRIALS, LOCK = "settings.json", "trials.jsonl", ".lock"
 ENDED = {"run.json", "transcripts.jsonl", "report.html"}  # of a run that saved nothing
@@ -72,8 +72,8 @@ def _check_settings(folder: Path, config: RunConfig) -> None:
     try:
         # A run from before there was a setting had what is its default now.
         defaults = _settings(RunConfig(model=config.model))
-        earlier = defaults | json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError) as error:
+        earlier = defaults | parse_json(read_text(file))
+    except (ValueError, TypeError) as error:
         raise UnrefuseError(f"cannot read {file}: {error}") from None
     for key in sorted(settings.keys() | earlier.keys()):
         if settings.get(key) != earlier.get(key):
@@ -119,7 +119,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(dict(json.loads(line)))
+            rows.append(dict(parse_json(line.decode())))
         except (ValueError, TypeError) as error:
             raise UnrefuseError(f"{file}:{number} is damaged: {first_line(error)}") from error
     return rows
@@ -133,10 +133,15 @@ def remembered(
     if file and file.exists():
         rows = _rows(file)
         if [row.get("prompt") for row in rows] == [p.text for p in prompts]:
-            return [
-                graded(row["text"], row["tokens"], row.get("thoughts", 0), row["prompt"])
-                for row in rows
-            ]
+            try:
+                return [
+                    graded(row["text"], row["tokens"], row.get("thoughts", 0), row["prompt"])
+                    for row in rows
+                ]
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise UnrefuseError(
+                    f"{file} is damaged: remove it, and its prompts are asked again"
+                ) from None
     replies = ask()
     if file:
         rows = [

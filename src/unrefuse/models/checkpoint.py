@@ -50,34 +50,47 @@ def find_folder(config: RunConfig) -> Path:
 
     Raises UnrefuseError for a name that is none of these.
     """
-    name, folder = config.model, Path(config.model).expanduser()
+    name = config.model
+    try:
+        folder = Path(name).expanduser()
+        is_there, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long; `~` of nobody
+        raise UnrefuseError(f"cannot read the folder {name}: {first_line(error)}") from None
     if name == "demo":
         from unrefuse.models.demo import demo_model
 
         return demo_model()
-    if folder.is_dir():
+    if is_folder:
         return folder
-    if folder.exists():
+    if is_there:
         raise UnrefuseError(f"{name} is a file: name the folder of the model")
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", CARD, "LICEN[CS]E*"]
-    patterns += ["*.bin"] if config.allow_pickle else []
-    patterns += ["*.py"] if config.trust_remote_code else []
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=config.revision,
-                allow_patterns=patterns,
-                ignore_patterns=SECOND_COPY,
-            )
-        )
+        return snapshot(config)
     except HFValidationError:
         raise UnrefuseError(f"no such folder, and no name of a hub model: {name}") from None
     except Exception as error:  # the hub client raises its own, httpx's and the system's kinds
         raise not_given(name, error) from None
+
+
+def snapshot(config: RunConfig, local_files_only: bool = False) -> Path:
+    """Where the cache has what a hub model needs to be run. What lacks is downloaded, or with
+    `local_files_only` an error of the hub client's."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", CARD, "LICEN[CS]E*"]
+    patterns += ["*.bin"] if config.allow_pickle else []
+    patterns += ["*.py"] if config.trust_remote_code else []
+    return Path(
+        snapshot_download(
+            config.model,
+            revision=config.revision,
+            allow_patterns=patterns,
+            ignore_patterns=SECOND_COPY,
+            local_files_only=local_files_only,
+        )
+    )
 
 
 def not_given(name: str, error: Exception) -> UnrefuseError:

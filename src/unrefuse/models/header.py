@@ -37,9 +37,11 @@ def read_header(file: Path) -> dict[str, Stored]:
         with file.open("rb") as data:
             length = int.from_bytes(data.read(8), "little")
             header = parse_json(data.read(length).decode())
+        header.pop("__metadata__", None)
+        if strange := [name for name, t in header.items() if not isinstance(t, dict)]:
+            raise ValueError(f"what is told of {strange[0]!r} is no object")
     except (SafetensorError, OSError, ValueError) as error:
         raise UnrefuseError(f"{file} is truncated or damaged: {first_line(error)}") from None
-    header.pop("__metadata__", None)
     start = 8 + length
     return {
         name: Stored(t["dtype"], tuple(t["shape"]), *(start + o for o in t["data_offsets"]))

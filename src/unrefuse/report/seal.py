@@ -76,7 +76,7 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
         yield f"cannot read {error.filename}: {error.strerror}"
     except (
         *(UnrefuseError, ValueError, KeyError, TypeError, AttributeError),
-        *(RecursionError, TemplateError),
+        *(RecursionError, OverflowError, TemplateError),
     ) as error:
         yield f"{RECORD} is no record of this version of unrefuse: {first_line(error)}"
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from unrefuse.config import RunConfig
 from unrefuse.edits.plan import Plan
+from unrefuse.errors import UnrefuseError, first_line
 from unrefuse.kernel import Kernel, gaussian
 from unrefuse.metrics.measurement import Before
-from unrefuse.metrics.record import append_trial, read_trials
+from unrefuse.metrics.record import TRIALS, append_trial, read_trials
 from unrefuse.models.load import Model
 from unrefuse.prompts.sets import Prompt
 from unrefuse.search.finalists import Trial
@@ -32,7 +33,7 @@ def tune(
     `before` is that of the search split, `pairs` are its matched pairs, `folder` one of
     `open_run`.
     """
-    recorded = {row["trial"]: row for row in read_trials(folder)}
+    recorded = _recorded(folder)
     trials: dict[int, Trial] = {}
     scorer = Scorer(model, before, pairs, folder=folder)
 
@@ -40,8 +41,8 @@ def tune(
         start = time.perf_counter()
         kernel, plan = _build(method, model.layers, parameters, config)
         known = recorded.get(number)
-        if known and known["parameters"] == parameters:
-            score = Score(**known["score"])
+        if known and known[0] == parameters:
+            score = known[1]
         else:
             score = scorer.score(plan)
             row = {
@@ -66,11 +67,29 @@ def tune(
 
         ask = partial(tpe.suggest, method=config.method, layers=model.layers)
         tpe.search(folder, config.trials, config.seed, ask, evaluate)
-        for number, row in {row["trial"]: row for row in read_trials(folder)}.items():
+        for number, (parameters, score) in _recorded(folder).items():
             if number not in trials:
-                of_others = _build(method, model.layers, row["parameters"], config)
-                trials[number] = Trial(number, row["parameters"], *of_others, Score(**row["score"]))
+                of_others = _build(method, model.layers, parameters, config)
+                trials[number] = Trial(number, parameters, *of_others, score)
     return list(trials.values())
+
+
+def _recorded(folder: Path) -> dict[int, tuple[dict[str, Any], Score]]:
+    """The parameters and scores of the trials so far, by number. Raises UnrefuseError for a trial
+    that is damaged."""
+    found = {}
+    for row in read_trials(folder):
+        try:
+            parameters, score = dict(row["parameters"]), dict(row["score"])
+            numbers = [*parameters.values(), *score.values()]
+            if type(row["trial"]) is not int or {*map(type, numbers)} - {int, float}:
+                raise TypeError("what should be a number is none")
+            found[row["trial"]] = parameters, Score(**score)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnrefuseError(
+                f"{folder / TRIALS}: a trial is damaged: {first_line(error)}"
+            ) from None
+    return found
 
 
 def _build(

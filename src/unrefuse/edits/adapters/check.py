@@ -1,6 +1,5 @@
 """An adapter beside the plan that it was made of: whether it is that edit, at full strength."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from unrefuse.edits.adapters.lora import ADAPTER, PREFIX
 from unrefuse.edits.plan import MatrixEdit, Plan
 from unrefuse.errors import UnrefuseError, first_line, raised_as
+from unrefuse.models.files import read_object
 
 CONFIG = "adapter_config.json"
 Arrays = Mapping[str, Any]
@@ -23,7 +23,7 @@ def check_adapter(folder: Path, plan: Plan) -> None:
     reads what it reads where that is of no weights, in no other strength and nowhere else."""
     try:
         tensors = {name: t.numpy() for name, t in load_file(folder / ADAPTER).items()}
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_object(folder / CONFIG)
         scales = {key: config.get(key) for key in ("rank_pattern", "alpha_pattern", "use_rslora")}
         alpha = config["lora_alpha"] / config["r"]
     except (OSError, ValueError, SafetensorError, LookupError, TypeError, AttributeError,

@@ -27,7 +27,7 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
     plan, metadata = read_plan(adapter)
     try:
         along = {module: float(value) for module, value in json.loads(metadata["along"]).items()}
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise UnrefuseError(
             f"the plan beside {adapter} does not know the original: export the adapter again"
         ) from None
