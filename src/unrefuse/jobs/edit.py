@@ -140,7 +140,7 @@ def run_tune(config: RunConfig) -> Result:
     """
     out = check_writable(config.require_out())
     if config.preserve_norm:
-        raise UnrefuseError("rows that keep their length are no hook's: use edit --tune, not tune")
+        raise UnrefuseError("tune cannot measure --preserve-norm: use edit --tune")
     if config.tune is None:
         config = config.model_copy(update={"tune": "optuna"})
     judge = judge_of(config)
