@@ -5,12 +5,12 @@ import json
 
 import pytest
 from huggingface_hub import constants
-from unrefuse.edits.compare import compare
 
 from tests import hub as hubs
 from tests import pico
 from tests.command import unrefuse
 from tests.edits.plans import save_measured, selective
+from unrefuse.edits.difference import difference
 from unrefuse.jobs.save import apply_plan
 
 NAME, WEIGHTS = "org/tiny", "model-00002-of-00003.safetensors"
@@ -75,7 +75,7 @@ def test_a_hub_that_stops_half_way(hub, published, tmp_path, wrong):
     assert done.returncode == 0, done.stderr
     assert asked(hub) == [WEIGHTS]
     apply_plan(run, pico.run_config(str(model), out=tmp_path / "local"))
-    assert not compare(out, tmp_path / "local").changed
+    assert not difference(out, tmp_path / "local").changed
 
 
 def test_a_line_that_breaks_once_is_taken_up_again(hub, published, tmp_path):
