@@ -54,11 +54,13 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
             )
         reverted = tensor.float() - added
         error += (share_along(reverted, a, b) - along[edit.module]) ** 2
-        # Rounding errors are independent, each up to half a unit in the last place of its weight;
-        # six times what they add up to along B A is allowed.
+        # A weight is rounded by up to half a unit in its last place. Where what is added is less
+        # than that, it is lost; elsewhere the errors are independent, and six times what they add
+        # up to along B A is allowed.
+        weight = tensor.float()
         unit = torch.finfo(tensor.dtype).eps / 2 + 8 * torch.finfo(torch.float32).eps
-        size = float(tensor.float().norm()) / math.sqrt(tensor.numel())
-        allowed += (6 * unit * size * float(added.norm())) ** 2
+        lost = float(added[added.abs() < unit * weight.abs()].square().sum())
+        allowed += (6 * unit * float((added * weight).norm()) + lost) ** 2
         file = out / files[name].relative_to(edited)
         overwrite_tensors(file, {name: reverted.to(tensor.dtype)})
     if not error <= allowed:
