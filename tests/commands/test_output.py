@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import talker
 from tests.results import result
 from unrefuse.commands import edit, output
 from unrefuse.errors import UnrefuseError
@@ -82,6 +83,22 @@ def test_a_reader_that_has_seen_enough_is_no_failure(prompt_file):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+def test_a_chat_into_a_full_disk_is_one_line(tmp_path):
+    model = talker.build(tmp_path / "m")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "chat", str(model)],
+            input="q1 B\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "unrefuse: cannot print: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_full_disk_is_said_in_one_line(prompt_file):

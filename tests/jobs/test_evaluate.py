@@ -5,6 +5,7 @@ import shutil
 import sys
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests import pico, talker
 from tests.server import completion, quick, scripted, serving
 from unrefuse import api, cli
 from unrefuse.config import RunConfig
+from unrefuse.errors import UnrefuseError
 from unrefuse.jobs import evaluate as evaluation
 from unrefuse.jobs.evaluate import Options, run_evaluate
 from unrefuse.metrics.measurement import ask_before, measure
@@ -103,6 +105,23 @@ def test_the_figures_are_those_of_edit(models, tmp_path):
     assert {e["n"] for e in found["pairs"]["after"].values()} == {16 + 1}
     assert found["pairs"]["after"] != found["pairs"]["before"]
     assert found["models"]["before"]["sha256"] != found["models"]["after"]["sha256"]
+
+
+def test_a_place_that_is_taken_meanwhile_loses_no_work(monkeypatch, models, tmp_path):
+    """Asking takes long, and another may write there."""
+    load, out = evaluation.load_folder, tmp_path / "o"
+
+    def taking(*args):
+        out.mkdir()
+        (out / "theirs").touch()
+        return load(*args)
+
+    monkeypatch.setattr(evaluation, "load_folder", taking)
+    with pytest.raises(UnrefuseError, match="what was made is in ") as caught:
+        run_evaluate(settings(models, out), Options())
+    made = Path(str(caught.value).rsplit(" ", 1)[1])
+    assert {"evaluation.json", "transcripts.jsonl"} <= {file.name for file in made.iterdir()}
+    assert [file.name for file in out.iterdir()] == ["theirs"]
 
 
 def test_one_model_at_a_time_is_in_memory(monkeypatch, models, tmp_path):

@@ -37,6 +37,13 @@ def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path):
         open_run(tmp_path, CONFIG.model_copy(update={"seed": 1}))
 
 
+def test_a_part_of_a_setting_is_named_by_itself(tmp_path):
+    open_run(tmp_path, CONFIG)
+    kernel = CONFIG.kernel.model_copy(update={"peak": 0.5})
+    with pytest.raises(UnrefuseError, match=r"\(kernel\.peak was null and is 0\.5 now\)"):
+        open_run(tmp_path, CONFIG.model_copy(update={"kernel": kernel}))
+
+
 def test_a_run_of_an_older_version_had_the_defaults_of_settings_that_it_does_not_name(tmp_path):
     open_run(tmp_path, CONFIG)
     file = tmp_path / "settings.json"

@@ -154,7 +154,7 @@ def test_a_stage_under_a_floor_is_marked():
     stage = result().stages[0]
     assert "under a floor" not in stage_line(stage)
     assert (
-        "removal 0.50, retention 1.000 (from 0.861), quality 0.900 (from 0.850), KL 0.100"
+        "removal 0.50, retention 1.000 (at least 0.861), quality 0.900 (at least 0.850), KL 0.100"
     ) in stage_line(stage)
 
 

@@ -115,6 +115,8 @@ def _lines(at_terminal: bool) -> Iterator[str]:
             if not at_terminal:
                 raise
             print_err("\n(Ctrl-D ends)")
+        except OSError as error:  # of the prompt, which `input` prints
+            raise UnrefuseError(f"cannot print: {error.strerror}") from None
         except UnicodeDecodeError:
             if not at_terminal:
                 raise UnrefuseError("what comes from stdin is not UTF-8 text") from None

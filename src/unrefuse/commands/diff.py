@@ -21,8 +21,10 @@ def diff(
     """Which tensors differ between two checkpoints: by how much, of what rank, along what."""
     from unrefuse.edits.difference import difference
     from unrefuse.edits.recipe import read_plan
+    from unrefuse.models.demo import folder_of
 
-    found = difference(a, b, read_plan(plan)[0] if plan else None)
+    folders = folder_of(a), folder_of(b)
+    found = difference(*folders, read_plan(plan)[0] if plan else None)
     if as_json:
         print_json(_json(found))
         return

@@ -1,6 +1,8 @@
 """`unrefuse edit` and `unrefuse tune`: the main job."""
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
@@ -21,7 +23,8 @@ def edit(settings: "RunConfig", as_json: Json = False) -> None:
     """Measure MODEL, edit it in stages or by tuning, test the edit, save it to a new folder."""
     from unrefuse import api
 
-    result = api.edit(settings)
+    with _to_go_on(settings):
+        result = api.edit(settings)
     where = f"{settings.out}/README.md (card), {settings.out}/run.json (record)"
     words = ["evaluate", str(settings.out), "--against", settings.model, "--judge", settings.judge]
     again = f"`unrefuse {shlex.join(words)} --out DIR`, with the same prompts, asks it for the rest"
@@ -38,8 +41,23 @@ def tune(settings: "RunConfig", as_json: Json = False) -> None:
     """Find the kernel and the plan of an edit; `edit --kernel OUT/kernel.json` applies them."""
     from unrefuse import api
 
-    result = api.tune(settings)
+    with _to_go_on(settings):
+        result = api.tune(settings)
     _report(result, f"{settings.out}/kernel.json, for `unrefuse edit --kernel`", as_json)
+
+
+@contextmanager
+def _to_go_on(settings: "RunConfig") -> Iterator[None]:
+    """Says, of a run that is stopped, that what it has done is kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        from unrefuse.metrics.record import SETTINGS
+
+        out = settings.require_out().expanduser()
+        if any((run / SETTINGS).exists() for run in (out, out.with_name(f"{out.name}.run"))):
+            print_err("what this run has done is kept: the same command with --resume goes on")
+        raise
 
 
 def _report(result: "Result", where: str, as_json: bool, again: str = "") -> None:

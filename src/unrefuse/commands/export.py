@@ -70,13 +70,14 @@ def revert(
     """Take the edit out of EDITED again: its weights less what the adapter adds to them."""
     from unrefuse.edits.adapters.revert import largest_difference, revert_checkpoint
     from unrefuse.jobs.save import check_out, copy_size, new_folder
+    from unrefuse.models.demo import folder_of
 
     check_out(out)
     with new_folder(out, copy_size(edited, out)) as folder:
         names = revert_checkpoint(edited, adapter, folder)
         figures: dict[str, Any] = {"out": str(out), "tensors": len(names)}
         if original:
-            largest, equal = largest_difference(folder, original, names)
+            largest, equal = largest_difference(folder, folder_of(original), names)
             figures |= {"largest_difference": largest, "equal_entries": equal}
     if as_json:
         print_json(figures)

@@ -98,20 +98,20 @@ def run_evaluate(config: RunConfig, options: Options = Options()) -> Evaluation:
     check_benchmarks(options.benchmarks, options.benchmark_path)
     asked = _prompts(config)
     ask = _by_server if served else _by_vllm if config.backend == "vllm" else _by_torch
-    seconds: dict[str, float] = {}
-    lines, parts = ask(config, options, asked, seconds)
-    parts |= {
-        "config": config.model_dump(mode="json") | {"prompts_sha256": prompts_hash(asked)},
-        "imports": list(config.imports),
-        "seconds": {step: round(s, 2) for step, s in seconds.items()},
-        "peak_rss_mib": peak_rss_mib(),
-        "out": str(config.out),
-        "command": command_line(),
-        "versions": {name: version(name) for name in LIBRARIES}
-        | {"python": platform.python_version(), "machine": platform.machine()},
-    }
-    found = Evaluation(lines, DETECTOR, None, parts)
-    with new_folder(out) as made:
+    with new_folder(out) as made:  # before the work, so that its end can't be refused a place
+        seconds: dict[str, float] = {}
+        lines, parts = ask(config, options, asked, seconds)
+        parts |= {
+            "config": config.model_dump(mode="json") | {"prompts_sha256": prompts_hash(asked)},
+            "imports": list(config.imports),
+            "seconds": {step: round(s, 2) for step, s in seconds.items()},
+            "peak_rss_mib": peak_rss_mib(),
+            "out": str(config.out),
+            "command": command_line(),
+            "versions": {name: version(name) for name in LIBRARIES}
+            | {"python": platform.python_version(), "machine": platform.machine()},
+        }
+        found = Evaluation(lines, DETECTOR, None, parts)
         _write(found, made)
     if served:
         forget_replies(config)

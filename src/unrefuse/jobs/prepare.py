@@ -174,4 +174,4 @@ def _with_hashes(config: RunConfig, model_hash: str, prompts_hash: str) -> RunCo
 
 def _counts(before: Before) -> str:
     counts = before.counts().items()
-    return ", ".join(f"{name} {refused} of {asked}" for name, (refused, asked) in counts)
+    return ", ".join(f"{name} {refused} of {asked}" for name, (refused, asked) in counts if asked)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unrefuse.config import LEAST_FLOOR, RunConfig
+from unrefuse.config import RunConfig
 from unrefuse.detector.refusal import Grade
 from unrefuse.engine.generate import MORE_THOUGHTS, Reply, reply_to
 from unrefuse.errors import UnrefuseError
@@ -177,12 +177,11 @@ def ask_before(
     if share_of(kept, kept).low < config.retention_bound:
         enough = needed(config.retention_bound, 1)
         _check_thoughts(model, before, "keep", enough or 0)
-        lower = config.retention_bound > LEAST_FLOOR
         raise UnrefuseError(
             f"too few keep prompts: the model has refused {kept} in the {split} split, and even "
             f"with none lost {enough} are needed to show a retention of "
             f"{config.retention_bound:g}; give it more with --keep FILE"
-            + (", or lower --retention-bound" if lower else "")
+            + (", or a higher --limit" if config.limit else "")
         )
     answered = before.usable("baseline")
     reference = make_reference(

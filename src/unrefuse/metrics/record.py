@@ -26,6 +26,7 @@ def check_run(folder: Path, resume: bool) -> None:
     """Raises UnrefuseError where a run would be overwritten, or there is none to go on with."""
     if (folder / SETTINGS).exists():
         if not resume:
+            _locked(folder).release()
             raise UnrefuseError(
                 f"{folder} holds a run already: go on with it by --resume, or remove it"
             )
@@ -47,16 +48,22 @@ def open_run(folder: Path, config: RunConfig) -> BaseFileLock | None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = None if config.tune == "optuna" else FileLock(folder / LOCK, timeout=0)
-        if lock is not None:
-            lock.acquire()
+        lock = None if config.tune == "optuna" else _locked(folder)
+    except OSError as error:
+        raise UnrefuseError(f"cannot write {folder}: {error.strerror}") from None
+    _check_settings(folder, config)
+    return lock
+
+
+def _locked(folder: Path) -> BaseFileLock:
+    """The lock of the run in `folder`. Raises UnrefuseError where another process holds it."""
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
     except Timeout:
         raise UnrefuseError(
             f"another process is at the run in {folder}: wait for it, or name another --out"
         ) from None
-    except OSError as error:
-        raise UnrefuseError(f"cannot write {folder}: {error.strerror}") from None
-    _check_settings(folder, config)
     return lock
 
 
@@ -75,12 +82,22 @@ def _check_settings(folder: Path, config: RunConfig) -> None:
         earlier = defaults | parse_json(read_text(file))
     except (ValueError, TypeError) as error:
         raise UnrefuseError(f"cannot read {file}: {error}") from None
+    settings, earlier = _flat(settings), _flat(earlier)
     for key in sorted(settings.keys() | earlier.keys()):
         if settings.get(key) != earlier.get(key):
             raise UnrefuseError(
-                f"{folder} is a run with other settings ({key} was {earlier.get(key)!r} and is "
-                f"{settings.get(key)!r} now): use the same, or another --out"
+                f"{folder} is a run with other settings ({key} was {json_text(earlier.get(key))} "
+                f"and is {json_text(settings.get(key))} now): use the same, or another --out"
             )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the settings of a setting under their own names: kernel.peak."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        parts = _flat(value) if isinstance(value, dict) else {}
+        found |= {f"{key}.{name}": part for name, part in parts.items()} or {key: value}
+    return found
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def demo_model(cache: Path | None = None) -> Path:
     digest = hashlib.sha256((ADAPTER / "adapter_model.safetensors").read_bytes())
     digest.update(f"{gguf.name} {gguf.stat().st_size}".encode())
     return cached(f"demo-{digest.hexdigest()[:12]}", SIZE, partial(_build, gguf), cache)
+
+
+def folder_of(named: Path) -> Path:
+    """Where a checkpoint lies that a command takes as a folder, or as `demo`."""
+    return demo_model() if str(named) == "demo" and not named.exists() else named
 
 
 def find_gguf() -> Path:
@@ -78,7 +84,9 @@ def _build(gguf: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     try:
         model, tokenizer = original_model(gguf)
-        merged = PeftModel.from_pretrained(model, str(ADAPTER)).merge_and_unload()
+        with warnings.catch_warnings():  # peft asks transformers by a name that ends in its v6
+            warnings.simplefilter("ignore", FutureWarning)
+            merged = PeftModel.from_pretrained(model, str(ADAPTER)).merge_and_unload()
         merged.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     finally:

@@ -192,8 +192,8 @@ def stage_line(stage: Stage) -> str:
     m = stage.measurement
     return (
         f"  {stage.name}: removal {m.removal.value:.2f}, "
-        f"retention {m.retention.value:.3f} (from {m.retention.low:.3f}), "
-        f"quality {m.quality.value:.3f} (from {m.quality.low:.3f}), KL {m.kl.value:.3f}"
+        f"retention {m.retention.value:.3f} (at least {m.retention.low:.3f}), "
+        f"quality {m.quality.value:.3f} (at least {m.quality.low:.3f}), KL {m.kl.value:.3f}"
         + ("" if stage.keeps_floors else "  too near a floor, or under it")
     )
 
