@@ -5,7 +5,7 @@ import os
 import pty
 import re
 import select
-import signal
+import subprocess
 import sys
 import time
 import unicodedata
@@ -18,6 +18,14 @@ from tests.jobs.test_chat import ANSWER, REFUSAL, build
 from unrefuse import cli
 
 COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()", "chat")
+# Makes stdin the terminal that Ctrl-C comes from, and runs the rest of the words there. A suite in
+# the background has Ctrl-C ignored, and the command would inherit that.
+TAKES = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +56,17 @@ class Terminal:
     """The command at a terminal of 120 columns."""
 
     def __init__(self, *words):
-        pid, self.fd = pty.fork()
-        if pid == 0:
-            # A suite that runs in the background has it ignored, and the child would inherit that.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            size = {"COLUMNS": "120", "LINES": "30", "TERM": "xterm-256color"}
-            os.execve(  # noqa: S606
-                sys.executable,
-                [*COMMAND, *map(str, words), "--device", "cpu"],
-                {**os.environ, **size},
-            )
-        self.pid = pid
+        self.fd, end = pty.openpty()
+        # Not pty.fork: a child of a process with threads may hang before it is another program.
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TAKES, *COMMAND, *map(str, words), "--device", "cpu"],
+            env={**os.environ, "COLUMNS": "120", "LINES": "30", "TERM": "xterm-256color"},
+            stdin=end,
+            stdout=end,
+            stderr=end,
+            start_new_session=True,
+        )
+        os.close(end)
 
     def read(self, wanted, seconds=300):
         """Waits for what matches; gives all that came since the last time."""
@@ -84,7 +92,7 @@ class Terminal:
                     break
             except OSError:
                 break
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.process.wait()
 
 
 def test_one_reply_is_all_that_is_on_stdout(monkeypatch, capsys, places):
