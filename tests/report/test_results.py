@@ -133,21 +133,21 @@ def test_examples_are_one_of_each_set_and_safe_to_print():
     assert "Press Ctrl-C twice." in text
 
 
-def test_the_example_is_the_longest_reply_that_ended_and_does_not_repeat_itself():
+def test_the_example_is_one_paragraph_that_ended_and_does_not_repeat_itself():
     made = result()
     replies = {
-        "cut": range(100),
-        "loop": [1, 2, 3, 4] * 10,
-        "short": range(10),
-        "best": range(40),
-        "less": range(30),
+        "This is cut.": range(100),
+        "This is a loop.": [1, 2, 3, 4] * 10,
+        "This is short.": range(10),
+        "This is the best.": range(32),
+        "This is\na list": range(30),
     }
     asked = [
         replace(e, after=replace(ANSWERED, text=text, tokens=tuple(tokens)))
         for e, (text, tokens) in zip(made.measurement.exchanges, replies.items(), strict=False)
     ]
     made = replace(made, measurement=replace(made.measurement, exchanges=tuple(asked)))
-    assert [e.after.text for e in examples(made)] == ["best"]
+    assert [e.after.text for e in examples(made)] == ["This is the best."]
 
 
 def test_a_stage_under_a_floor_is_marked():

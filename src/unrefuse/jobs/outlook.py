@@ -10,7 +10,7 @@ from unrefuse.prompts.sets import SETS, Prompt, select
 from unrefuse.report.terminal import duration
 from unrefuse.search.stages import multipliers
 
-STAGES = 4  # that an edit goes through, mostly
+STAGES = 8  # that an edit goes through, mostly: those at full length too
 GRID = 25
 SHARE = 0.6  # of the tokens that a reply may have: refusals end early
 READ = 3  # a scored trial reads its prompts with a few beginnings of refusals

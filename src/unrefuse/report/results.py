@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from unrefuse.config import RunConfig
-from unrefuse.detector.learned import unsure
+from unrefuse.detector.learned import probabilities, unsure
 from unrefuse.detector.refusal import DETECTOR, Grade
 from unrefuse.jsontext import json_text
 from unrefuse.kernel import Kernel
@@ -47,6 +47,7 @@ from unrefuse.search.stage import Stage
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+READABLE = 30  # tokens of a reply: longer ones of small models ramble
 Counts = dict[str, dict[str, list[int]]]  # per set, before and after: with a grade, and asked
 
 
@@ -283,13 +284,21 @@ def _cells(counts: Counts) -> list[str]:
 
 def examples(result: Result) -> list[Exchange]:
     """Three exchanges that show the edit: one removed, one retained, one of the baseline. Of each
-    the best to read: the longest reply that has come to its end and hardly repeats itself."""
+    the best to read: a reply that has come to its end, hardly repeats itself, is one paragraph of
+    whole sentences, of whose grade the detector is sure, and of about READABLE tokens."""
     limit = result.config.reply_tokens if result.split == "test" else result.config.search_tokens
 
-    def readable(exchange: Exchange) -> tuple[bool, bool, int]:
-        said = exchange.after.said if exchange.after else ()
-        runs = [*pairwise(said)]
-        return len(said) < limit, len(set(runs)) >= 0.95 * len(runs), len(said)
+    def readable(exchange: Exchange) -> tuple[float, ...]:
+        assert exchange.after is not None
+        said, runs = exchange.after.said, [*pairwise(exchange.after.said)]
+        text = after_thinking(exchange.after.text).strip()
+        return (
+            len(said) < limit,
+            len(set(runs)) >= 0.95 * len(runs),
+            "\n" not in text and text.endswith((".", "!", "?", "。", "！", "？")),
+            not probabilities(text, exchange.prompt.text).unsure,
+            -abs(len(said) - READABLE),
+        )
 
     found = []
     for name, hit in (("target", removed), ("keep", retained), ("baseline", removed)):
