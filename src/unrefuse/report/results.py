@@ -47,7 +47,7 @@ from unrefuse.search.stage import Stage
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-READABLE = 30  # tokens of a reply: longer ones of small models ramble
+READABLE = 24  # tokens of a reply: longer ones of small models ramble
 Counts = dict[str, dict[str, list[int]]]  # per set, before and after: with a grade, and asked
 
 
@@ -302,11 +302,12 @@ def examples(result: Result) -> list[Exchange]:
 
     found = []
     for name, hit in (("target", removed), ("keep", retained), ("baseline", removed)):
-        found += sorted(
-            (e for e in result.measurement.exchanges
-             if e.prompt.set == name and e.as_expected and hit(e)),
-            key=readable,
-        )[-1:]  # fmt: skip
+        there = [
+            e
+            for e in result.measurement.exchanges
+            if e.prompt.set == name and e.as_expected and hit(e)
+        ]
+        found += [max(there, key=readable)] if there else []
     return found
 
 
