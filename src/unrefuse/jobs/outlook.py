@@ -12,7 +12,7 @@ from unrefuse.search.stages import multipliers
 
 STAGES = 8  # that an edit goes through, mostly: those at full length too
 GRID = 25
-SHARE = 0.6  # of the tokens that a reply may have: refusals end early
+SHARE = 0.9  # of whole replies in full batches: refusals end early, and last batches are small
 READ = 3  # a scored trial reads its prompts with a few beginnings of refusals
 CONTEXTS = 3 * len(SETS) * CONTEXT_PROMPTS  # prompts of the test that are asked in other contexts
 
