@@ -84,6 +84,15 @@ class Terminal:
     def write(self, text):
         os.write(self.fd, text.encode())
 
+    def interrupt(self, wanted):
+        """Ctrl-C at a prompt, until it is answered. Between the moment when Python's readline has
+        shown the prompt and that when it waits for a key, it does not see a signal."""
+        for _ in range(60):
+            self.write("\x03")
+            if select.select([self.fd], [], [], 5)[0]:
+                break
+        self.read(wanted)
+
     def end(self):
         """The exit status."""
         while True:  # what is written has to be read
@@ -236,8 +245,7 @@ def test_at_a_terminal(tmp_path):
     acting = {c for c in said if unicodedata.category(c) in ("Cc", "Cf")} - set("\r\n\t")
     assert not acting
     assert re.search(r"\\x[0-9a-f]{2}", said)
-    terminal.write("\x03")
-    terminal.read("Ctrl-D ends.*> ")
+    terminal.interrupt("Ctrl-D ends.*> ")
     terminal.write(f"/save {tmp_path / 'a.jsonl'}\n\x04")
     assert terminal.end() == 0
     (line,) = (tmp_path / "a.jsonl").read_text().splitlines()
