@@ -207,7 +207,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
     ("words", "told"),
     [
         (("tune", "demo", "--resume"), "no run in"),
-        (("tune", "demo", "--search", "gradient"), "'grid', 'optuna'"),
+        (("tune", "demo", "--tune", "gradient"), "'grid', 'optuna'"),
         (("tune", "demo", "--method", "nonsense"), "'selective', 'ablate'"),
         (("edit", "demo", "--preserve-norm"), "for the method ablate"),
         (("edit", "demo", "--tune", "optuna", "--strength", 1), "leave out one of tune and"),

@@ -120,7 +120,7 @@ class EditSettings(_Settings):
 
 class SearchSettings(_Settings):
     tune: Literal["grid", "optuna"] | None = Field(
-        None, description="Search for a better kernel. Default: one kernel, in stages."
+        None, description="Search for a better kernel. Default: none in edit, optuna in tune."
     )
     trials: int = Field(40, ge=1, le=100_000, description="Trials of optuna.")
     resume: bool = Field(False, description="Go on with a run that was stopped.")

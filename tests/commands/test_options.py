@@ -52,7 +52,7 @@ def test_what_a_command_takes_is_there(command):
     taken = getattr(COMMANDS[command].callback, "selection", None)
     known = {"config", *GROUPS, *RunConfig.model_fields, *KernelConfig.model_fields}
     if taken:
-        assert {*taken.names, *taken.without, *taken.flags, *taken.defaults} <= known
+        assert {*taken.names, *taken.without, *taken.defaults} <= known
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"prompts"}))
@@ -108,10 +108,10 @@ def test_an_option_wins_over_the_file_and_the_file_over_a_default(tmp_path):
     assert settings_of("m", defaults={"device": "cpu"}).device == "cpu"
 
 
-def test_a_command_takes_what_it_names_under_the_flag_that_it_wants():
-    names = {"names": ("model", "tune"), "flags": {"tune": "--search"}, "without": ("discover",)}
-    assert settings_of("m", "--search", "grid", **names).tune == "grid"
-    for word in ("--tune=grid", "--limit=20", "--discover"):
+def test_a_command_takes_what_it_names_and_no_more():
+    names = {"names": ("model", "tune"), "without": ("discover",)}
+    assert settings_of("m", "--tune", "grid", **names).tune == "grid"
+    for word in ("--limit=20", "--discover"):
         with pytest.raises(typer.TyperException, match="No such option"):
             settings_of("m", word, **names)
 

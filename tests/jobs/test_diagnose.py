@@ -78,7 +78,7 @@ def test_the_folder_of_a_tuning_has_the_record_or_goes_on(tmp_path):
     write(only, unsaved(tune="grid").to_json())
     found = diagnose(only)
     assert found.commands(found.findings[0]) == [
-        f"unrefuse tune --config {only}/run.json --search optuna --out {tmp_path}/y-2"
+        f"unrefuse tune --config {only}/run.json --tune optuna --out {tmp_path}/y-2"
     ]
 
 

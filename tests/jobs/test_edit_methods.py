@@ -50,7 +50,7 @@ def test_a_kernel_and_plan_of_a_search_make_the_same_edit(talking, tmp_path):
     model, prompts = talking
     run = tmp_path / "run"
     done = unrefuse(
-        "tune", model, *prompts, "--limit", 40, "--search", "grid", "--out", run, "--json"
+        "tune", model, *prompts, "--limit", 40, "--tune", "grid", "--out", run, "--json"
     )
     assert done.returncode == 0, done.stderr
     edit = ("edit", model, *prompts, "--limit", 40, "--kernel", run / "kernel.json",

@@ -34,7 +34,6 @@ def edit(settings: "RunConfig", as_json: Json = False) -> None:
 @takes(
     *ALL,
     without=("backend", "strength", "preserve_norm", "stream"),
-    flags={"tune": "--search"},
     defaults={"tune": "optuna"},
 )
 def tune(settings: "RunConfig", as_json: Json = False) -> None:

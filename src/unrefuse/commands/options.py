@@ -47,26 +47,23 @@ class Selection(NamedTuple):
 
     names: Sequence[str]
     without: Sequence[str]
-    flags: Mapping[str, str]
     defaults: Mapping[str, Any]
 
 
 def takes(
     *names: str,
     without: Sequence[str] = (),
-    flags: Mapping[str, str] = NOTHING,
     defaults: Mapping[str, Any] = NOTHING,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """For a `Command` whose first parameter is a RunConfig, made from its options.
 
     `names` are the settings that it has options for, by group (`config.GROUPS`) or by field, less
-    those in `without`; "config" is a file with settings. `flags` renames options, by field.
-    `defaults` count where neither an option nor the file says otherwise; where there is one for
+    those in `without`; "config" is a file with settings. `defaults` count where neither an option nor the file says otherwise; where there is one for
     `model`, MODEL may be left out.
     """
 
     def mark(function: Callable[..., None]) -> Callable[..., None]:
-        selection = Selection(names, without, flags, defaults)
+        selection = Selection(names, without, defaults)
 
         @wraps(function)
         def command(ctx: typer.Context, **rest: Any) -> None:
@@ -151,7 +148,7 @@ def _parameters(selection: Selection) -> Iterator[Parameter]:
         yield _parameter("config", Path, option)
     for name in (*(n for n in FIRST if n in fields), *(n for n in fields if n not in FIRST)):
         group, field = fields[name]
-        flag = ({name: f"--{name.replace('_', '-')}"} | FLAGS | {**selection.flags})[name]
+        flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
         panel = None if name in FIRST else group.capitalize()
         yield _parameter(
             name,

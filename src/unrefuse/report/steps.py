@@ -20,11 +20,9 @@ class Step:
 
     def words(self, file: Path) -> list[str]:
         """The command's words; no value can be taken for an option."""
-        # `tune` has its own name for how to search.
-        renamed = {"tune": "search"} if self.command == "tune" else {}
         found = ["unrefuse", self.command, "--config", str(file)]
         for name, value in self.options.items():
-            option = f"--{renamed.get(name, name).replace('_', '-')}"
+            option = f"--{name.replace('_', '-')}"
             text = f"{value:g}" if isinstance(value, float) else str(value)
             if value is True:
                 found.append(option)
