@@ -58,8 +58,8 @@ def takes(
     """For a `Command` whose first parameter is a RunConfig, made from its options.
 
     `names` are the settings that it has options for, by group (`config.GROUPS`) or by field, less
-    those in `without`; "config" is a file with settings. `defaults` count where neither an option nor the file says otherwise; where there is one for
-    `model`, MODEL may be left out.
+    those in `without`; "config" is a file with settings. `defaults` count where neither an option
+    nor the file says otherwise; where there is one for `model`, MODEL may be left out.
     """
 
     def mark(function: Callable[..., None]) -> Callable[..., None]:
