@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from unrefuse.config import RunConfig, load_config
-from unrefuse.edits.hooks import hooked
+from unrefuse.edits.disk.shards import write_checkpoint
 from unrefuse.jobs.edit import search
 from unrefuse.jobs.prepare import clock, prepare
 from unrefuse.metrics.measurement import Before, Measurement, count_graded, measure
@@ -90,8 +90,14 @@ def _ours(config: RunConfig, work: Path) -> tuple[dict[str, Any], RunConfig, dic
         "stages": [stage.name for stage in result.stages],
     }
     if best is not None:
-        with clock(seconds, "test"), hooked(model.network, best.plan):
-            figures |= _figures(measure(model, before["test"], config, everything=True))
+        # As it is saved, in the model's dtype, like the peer's.
+        saved = work / "ours"
+        saved.mkdir()
+        with clock(seconds, "save"):
+            write_checkpoint(model.folder, best.plan, saved)
+            edited = load_folder(saved, config, "ours")
+        with clock(seconds, "test"):
+            figures |= _figures(measure(edited, before["test"], config, everything=True))
     figures["whole_seconds"] = round(sum(seconds.values()), 1)
     return figures, config, before
 

@@ -28,7 +28,7 @@ def summary(result: Result) -> str:
     for name in ("removal", "retention", "quality", "kl"):
         e = getattr(measured, name)
         label = "KL" if name == "kl" else name
-        lines.append(f"{label:11} {e.value:.2f} ({e.low:.2f} to {e.high:.2f}, n {e.n})")
+        lines.append(f"{label:11} {e.value:.3f} ({e.low:.3f} to {e.high:.3f}, n {e.n})")
     refused = before_and_after(measured.exchanges, "refused").items()
     counts = (
         f"{name} {c['before'][0]} to {c['after'][0]} of {c['after'][1]}" for name, c in refused
