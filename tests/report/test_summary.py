@@ -16,8 +16,8 @@ def test_the_summary_says_what_was_done_and_what_became_of_it(tmp_path):
     assert lines[0].endswith(": demo, method selective")
     assert "kernel peak and width (peak 0.6, width 0.15), multiplier 0.65" in lines
     assert "measured test split, replies of 100 tokens" in lines
-    assert "removal 0.80 (0.60 to 0.93, n 20)" in lines
-    assert "quality 0.90 (0.85 to 0.95, n 20)" in lines
+    assert "removal 0.800 (0.599 to 0.929, n 20)" in lines
+    assert "quality 0.900 (0.850 to 0.950, n 20)" in lines
     assert "refused target 20 to 4 of 20, baseline 0 to 0 of 20, keep 20 to 20 of 20" in lines
     assert f"saved {tmp_path / 'out'}" in lines
     assert repr(result(tmp_path / "out", removal=0.8)) == text
