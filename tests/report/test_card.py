@@ -62,9 +62,9 @@ def test_the_licence_is_that_of_the_original(tmp_path):
         ("---\nlicense: mit\ntags: [x]\n---\n# M\n", "mit", "licence of that model, mit."),
         ("---\nlicense: other\nlicense_name: own `x`\nlicense_link: LICENSE\n---\n", "other",
          "licence of that model, own x ."),
-        ("---\nlicense: [\n---\n", None, "The licence of that model holds for it too."),
-        ("---\nlicense: [mit, gpl]\n---\n", None, "The licence of that model holds"),
-        ("no metadata", None, "The licence of that model holds"),
+        ("---\nlicense: [\n---\n", None, "The licence of that model applies to it too."),
+        ("---\nlicense: [mit, gpl]\n---\n", None, "The licence of that model applies"),
+        ("no metadata", None, "The licence of that model applies"),
     ):  # fmt: skip
         (base / "README.md").write_text(text)
         write_card(made, tmp_path, base)
@@ -95,5 +95,5 @@ def test_untrusted_text_cannot_act_in_the_card(tmp_path):
 def test_nothing_still_refused_is_said_without_a_list(tmp_path):
     write_card(result(tmp_path / "out", removal=1.0), tmp_path, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "it still does not answer 0." in text
+    assert "the model still does not answer 0." in text
     assert "among them" not in text

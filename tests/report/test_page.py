@@ -255,7 +255,7 @@ def test_an_evaluation_of_one_model_has_no_before(tmp_path):
     lines = [line("a", "target", topic="t"), line("b", "keep", "refused", topic="u")]
     perplexity = {"after": {"en": {"value": 9.5, "n": 3}}}
     document = Document(evaluated(tmp_path, lines, perplexity=perplexity), ("h2", "table", "card"))
-    assert document.texts["h2"][0].startswith("Measured on the test split, by itself")
+    assert document.texts["h2"][0].startswith("Measured on the test split, without an original")
     assert document.texts["card"] == []
     assert any("9.500" in text for text in document.texts["table"])
     assert any("keep, by topic: refused" in t and "1 of 1" in t for t in document.texts["table"])
