@@ -111,7 +111,7 @@ def test_devices_and_dtypes():
     assert choose_dtype("float16", cpu) == torch.float16
     assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
     assert choose_device("cpu") == cpu
-    for name in ("abacus", "cuda:77"):
+    for name in ("abacus", "cuda:77", "meta"):
         with pytest.raises(UnrefuseError, match="no device"):
             choose_device(name)
 
