@@ -135,7 +135,7 @@ def test_a_date_that_python_cannot_hold(tmp_path):
 
     table = pa.table({"prompt": ["one"], "made": pa.array([2**62], pa.timestamp("us"))})
     pq.write_table(table, tmp_path / "p.parquet")
-    with pytest.raises(UnrefuseError, match="cannot read .*date value out of range"):
+    with pytest.raises(UnrefuseError, match=r"cannot read .*date value out of range"):
         list(file_rows(tmp_path / "p.parquet"))
 
 
