@@ -90,6 +90,17 @@ def test_named_kernels(word, peak, width):
     assert (kernel.peak, kernel.width) == (peak, width)
 
 
+def test_a_width_whose_square_is_no_float():
+    assert gaussian(3, 0.5, 1e300).weights == (1, 1, 1)
+    assert gaussian(3, 0.5, 1e-300).weights == (0, 1, 0)
+
+
+@pytest.mark.parametrize("word", ["0.5,.", "1.2.3,1", ".,.", "0.5,0.1.1"])
+def test_dots_that_are_no_number_are_no_kernel(word):
+    with pytest.raises(UnrefuseError, match="no kernel"):
+        named_kernel(word, 32)
+
+
 def test_a_name_that_only_looks_alike_is_no_preset():
     with pytest.raises(UnrefuseError, match="no kernel"):
         named_kernel("Qwen2.5-72B", 80)

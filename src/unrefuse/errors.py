@@ -15,6 +15,8 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
+    if isinstance(error, KeyError):  # it says the key, and not what is the matter with it
+        return f"KeyError: {lines[0]}"
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 

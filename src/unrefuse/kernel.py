@@ -102,6 +102,7 @@ def gaussian_weight_kernel(
         )
     if not (width > 0 and math.isfinite(width)):
         raise UnrefuseError(f"width must be a number above 0, not {width}")
+    width = min(max(width, 1e-100), 1e100)  # the square of more is no float, and no other kernel
     positions = [layer / max(1, num_layers - 1) for layer in range(num_layers)]
     return [math.exp(-((p - peak_position) ** 2) / (2 * width**2)) for p in positions]
 
@@ -215,7 +216,7 @@ def named_kernel(name: str, layers: int, threshold: float = 0.1) -> Kernel:
 
     Raises UnrefuseError for any other word.
     """
-    numbers = re.fullmatch(r"([0-9.]+),([0-9.]+)", name)
+    numbers = re.fullmatch(r"(\d*\.?\d+),(\d*\.?\d+)", name, re.ASCII)
     if numbers:
         return gaussian(layers, float(numbers[1]), float(numbers[2]), threshold, name)
     if named := (PROFILES | STYLES).get(name):

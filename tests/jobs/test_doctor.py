@@ -24,6 +24,13 @@ def test_this_machine_has_no_faults():
     assert found.versions["torch"] == torch.__version__
 
 
+def test_a_current_folder_that_was_removed(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert examine().machine["free_disk"] > 0
+
+
 def test_a_model_and_an_output(tmp_path):
     folder = pico.save(tmp_path / "m")
     found = examine(RunConfig(model=str(folder)), tmp_path / "out")

@@ -106,12 +106,21 @@ def test_a_good_model(tmp_path):
     assert model.network.generation_config.do_sample in (None, False)
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_that_names_an_attention_for_other_machines(tmp_path, key):
+    folder = pico.save(tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {key: "flash_attention_2"}))
+    network = loads(folder).network
+    assert network.config._attn_implementation == "sdpa"
+
+
 def test_devices_and_dtypes():
     cpu = torch.device("cpu")
     assert choose_dtype("float16", cpu) == torch.float16
     assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
     assert choose_device("cpu") == cpu
-    for name in ("abacus", "cuda:77"):
+    for name in ("abacus", "cuda:77", "meta"):
         with pytest.raises(UnrefuseError, match="no device"):
             choose_device(name)
 

@@ -230,6 +230,7 @@ def test_the_first_line_of_an_error_goes_on_where_it_only_begins():
     assert first_line(ValueError("field 'a':\n    expected int\nmore")) == "field 'a': expected int"
     assert first_line(ValueError("\n\n one\n two")) == "one"
     assert first_line(ValueError()) == "ValueError"
+    assert first_line(KeyError("hidden_act")) == "KeyError: 'hidden_act'"
 
 
 BOTH = {"eos_token_id": [258, 7]}

@@ -109,7 +109,8 @@ def test_a_prompt_of_a_megabyte(tmp_path, name):
         ("p.csv", "prompt,topic\none,t,\n", ":2: 3 cells"),
         ("p.csv", "prompt,prompt\na,b\n", ":1: the column 'prompt' stands twice"),
         ("p.csv", "topic,prompt\nx\n", ":2: column 'prompt' holds no text"),
-        ("p.csv", "prompt;topic\na;b\n", r":2: no column 'prompt' \(there: prompt;topic\)"),
+        ("p.csv", 'prompt;topic\n"a, b";c\n', ":1: ';' stands between the names"),
+        ("p.csv", "prompt\ttopic\na, b\tc\n", r":1: '\\t' stands between the names"),
         ("p.csv", ",\na,b\n", ":2: no column 'prompt'"),
         ("p.csv", "prompt\n", "no target prompts"),
         ("p.csv", "", "no target prompts"),
@@ -126,6 +127,16 @@ def test_bad_files(tmp_path, name, data, says):
         texts(tmp_path, name, data)
     assert name in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_a_date_that_python_cannot_hold(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"prompt": ["one"], "made": pa.array([2**62], pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(UnrefuseError, match=r"cannot read .*date value out of range"):
+        list(file_rows(tmp_path / "p.parquet"))
 
 
 def test_a_pair_with_half_a_character_is_named():

@@ -95,7 +95,7 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": mine,
         "memory": memory.total,
-        "free_disk": shutil.disk_usage(Path.cwd()).free,
+        "free_disk": shutil.disk_usage(".").free,
     }
 
 

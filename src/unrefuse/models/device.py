@@ -78,7 +78,7 @@ def choose_device(name: str) -> torch.device:
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # `meta` has tensors, and no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UnrefuseError(f"no device {name!r} here: {first_line(error)}") from None
     return device

@@ -241,6 +241,9 @@ def read_config(folder: Path, config: RunConfig) -> PretrainedConfig:
         found: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )
+    # Whoever saved it had the package and the card for it; without them, nothing would load.
+    if str(found._attn_implementation).startswith("flash"):
+        found._attn_implementation = None
     return found
 
 

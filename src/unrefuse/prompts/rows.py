@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from unrefuse.errors import UnrefuseError, first_line
+from unrefuse.errors import UnrefuseError, first_line, raised_as
 from unrefuse.textfile import lines, parse_json, read_text
 
 FILE_TYPES = (".txt", ".json", ".jsonl", ".csv", ".parquet")
@@ -96,6 +96,11 @@ def _csv_rows(text: str, source: str) -> Rows:
             if cells and not header:
                 header = [name.strip() for name in cells]
                 twice = [name for name, n in Counter(header).items() if name and n > 1]
+                if len(header) == 1 and (mark := re.search("[;\t]", header[0])):
+                    raise UnrefuseError(
+                        f"{source}:{start}: {mark[0]!r} stands between the names of the columns: "
+                        "save it with commas"
+                    )
                 if twice:
                     raise UnrefuseError(f"{source}:{start}: the column {twice[0]!r} stands twice")
             elif len(cells) > len(header):
@@ -137,10 +142,8 @@ def _why(error: ValueError) -> str:
 
 
 def _parquet_rows(file: Path) -> Rows:
-    from pyarrow import ArrowException
     from pyarrow.parquet import read_table
 
-    try:
-        yield from enumerate(read_table(file).to_pylist(), start=1)
-    except (OSError, ValueError, ArrowException) as error:
-        raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
+    with raised_as(f"cannot read {file}"):
+        rows = read_table(file).to_pylist()
+    yield from enumerate(rows, start=1)
