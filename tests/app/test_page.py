@@ -1,7 +1,11 @@
 """The page as it is served, without a browser, and its parts with untrusted text in them."""
 
 import json
+import re
+import signal
+import subprocess
 import sys
+import urllib.request
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,6 +24,7 @@ from unrefuse.errors import UnrefuseError
 
 HOSTILE = "<img src=x onerror=alert(1)> \"' </pre></script> \ud800"
 KNOBS = Knobs(0.5, 0.2, 1.0)
+COMMAND = (sys.executable, "-c", "from unrefuse.cli import main; main()")
 
 
 def test_the_page_is_served_behind_its_door_with_nothing_that_leaves_the_machine(tmp_path):
@@ -88,3 +93,21 @@ def test_a_job_and_a_run_are_text_whatever_they_hold(tmp_path):
     record |= {"saved": False, "split": "test", "reasons": [HOSTILE], "kernel": kernel}
     assert harmless(parts.part("result", record))
     assert "Nothing was saved" in parts.part("result", record)
+
+
+def test_ctrl_c_ends_it_quietly_while_a_page_is_open(tmp_path):
+    served = subprocess.Popen(
+        [*COMMAND, "app", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        link = re.search(r"http://\S+", served.stdout.readline()).group()
+        visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        visitor.open(link, timeout=120).read()
+        open_page = f"{link.split('?')[0]}gradio_api/heartbeat/x"
+        with visitor.open(open_page, timeout=120) as stream:
+            stream.readline()
+            served.send_signal(signal.SIGINT)
+            _, err = served.communicate(timeout=120)
+    finally:
+        served.kill()
+    assert (served.returncode, err) == (0, "starting the page ...\n")

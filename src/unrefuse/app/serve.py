@@ -1,6 +1,7 @@
 """The server of the page: on this machine alone, and behind a door."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def serve(session: Session, port: int, on_ready: Callable[[str], None]) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((ADDRESS, port))
+            listening.listen()  # so that the link works from the moment it is shown
         except OSError as error:
             reason = error.strerror or first_line(error)
             raise UnrefuseError(f"cannot listen at port {port}: {reason}") from None
@@ -83,8 +85,11 @@ def serve(session: Session, port: int, on_ready: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             door, log_level="warning", access_log=False, timeout_graceful_shutdown=1
         )
+        server = uvicorn.Server(config)
+        # A page that is still open at Ctrl-C is cut off. That is no error.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         try:
             with contextlib.suppress(KeyboardInterrupt):
-                uvicorn.Server(config).run(sockets=[listening])
+                server.run(sockets=[listening])
         finally:
             session.close()
