@@ -25,7 +25,7 @@ def test_nothing_heavy_is_loaded_until_a_job_starts():
         "print({'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "where to? name a folder: --out DIR\nset()\n"
+    assert done.stdout == "no output folder is named: add --out DIR\nset()\n"
 
 
 @pytest.mark.parametrize("name", JOBS)

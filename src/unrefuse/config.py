@@ -230,7 +230,7 @@ class RunConfig(
     def require_out(self) -> Path:
         """`out`. Raises UnrefuseError where none is named."""
         if self.out is None:
-            raise UnrefuseError("where to? name a folder: --out DIR")
+            raise UnrefuseError("no output folder is named: add --out DIR")
         return self.out
 
     @model_validator(mode="after")
@@ -242,7 +242,7 @@ class RunConfig(
         if self.tune and self.kernel.file:
             raise ValueError("a kernel file is not tuned: leave out one of tune and kernel file")
         if self.preserve_norm and self.method != "ablate":
-            raise ValueError("preserve_norm is for the method ablate")
+            raise ValueError("preserve_norm needs the method ablate")
         if self.backend == "vllm" and (self.stream or self.device_map or self.device != "auto"):
             raise ValueError("vLLM finds its device by itself: leave out device and stream")
         if self.stream and self.tune:

@@ -135,7 +135,7 @@ def test_rows_do_not_keep_their_length_where_that_was_not_measured(each, tmp_pat
     words = ["apply", str(run), str(model), "--out", str(tmp_path / "out"), "--preserve-norm"]
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, UnrefuseError)
-    assert "was not measured with rows that keep their length" in str(done.exception)
+    assert "was not measured with --preserve-norm" in str(done.exception)
     assert sorted(tmp_path.iterdir()) == there
 
 

@@ -139,8 +139,8 @@ def test_a_selective_edit_has_both_adapters_and_no_control_vector(tmp_path):
     ("words", "says"),
     [
         (("export", "RUN", "MODEL"), "name a form: --lora DIR"),
-        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", -0.5), "--scale must be 0 to 1"),
-        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", 1.01), "--scale must be 0 to 1"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", -0.5), "must be between 0 and 1"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", 1.01), "must be between 0 and 1"),
         (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", "inf"), "--scale must be"),
         (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", "nan"), "--scale must be"),
         (("export", "RUN", "MODEL", "--lora", "RUN"), "name another --lora"),

@@ -169,7 +169,7 @@ def test_what_is_finished_is_kept_where_its_place_is_taken_meanwhile(tmp_path):
     for out in (tmp_path / "new", tmp_path / "there"):
         if out.name == "there":
             out.mkdir()
-        with pytest.raises(UnrefuseError, match="what was made is in") as told:
+        with pytest.raises(UnrefuseError, match="the finished work is in") as told:
             fill_beside_another(out)
         assert (out / "x").read_text() == "another's"
         assert (Path(str(told.value).split(" is in ")[1]) / "x").read_text() == "mine"

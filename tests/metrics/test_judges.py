@@ -122,10 +122,10 @@ def test_what_a_classifier_reads_is_filled_in_once():
 @pytest.mark.parametrize(
     ("spec", "options", "says"),
     [
-        ("nonsense", {}, "is no judge"),
-        ("hf:", {}, "is no judge"),
-        ("openai:http://h/v1", {}, "is no judge"),
-        ("openai:http://h/v1#", {}, "is no judge"),
+        ("nonsense", {}, "is not a judge"),
+        ("hf:", {}, "is not a judge"),
+        ("openai:http://h/v1", {}, "is not a judge"),
+        ("openai:http://h/v1#", {}, "is not a judge"),
         ("openai:http://h/v1#m", {"label": "x"}, "classifier"),
         ("builtin", {"form": "{reply}"}, "classifier"),
         ("hf:x", {"form": "{prompt}"}, "no {reply}"),
@@ -179,7 +179,7 @@ def test_a_chat_model_is_checked_and_is_not_shown_thoughts():
 def test_a_chat_model_that_gives_no_grade_is_told_before_it_is_used():
     with (
         serving(scripted(completion("It depends.\nOr not."))) as (url, _),
-        pytest.raises(UnrefuseError, match=r"gives no grade but 'It depends\.\\nOr not\.'"),
+        pytest.raises(UnrefuseError, match=r"a grade but with 'It depends\.\\nOr not\.'"),
     ):
         check_judge(parse_judge(f"openai:{url}#m"))
 

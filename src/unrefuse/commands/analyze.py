@@ -51,11 +51,11 @@ def analyze(
     if kernel_out:
         check_new(kernel_out)
     if topic and not kernel_out:
-        raise UnrefuseError("where to write the kernel of this topic? --kernel-out FILE")
+        raise UnrefuseError("--topic needs a file for its kernel: --kernel-out FILE")
     try:
         found = run(settings, topic or "")
     except TooFew as few:
-        verdict = f"Nothing to gain that could be measured: {few}"
+        verdict = f"Nothing measurable to gain: {few}"
         print_json({"verdict": verdict}) if as_json else print_out(verdict)
         return
     peak, width = found.suggest()

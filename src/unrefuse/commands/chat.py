@@ -119,7 +119,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
             raise UnrefuseError(f"cannot print: {error.strerror}") from None
         except UnicodeDecodeError:
             if not at_terminal:
-                raise UnrefuseError("what comes from stdin is not UTF-8 text") from None
+                raise UnrefuseError("standard input is not UTF-8 text") from None
             print_err("(that is not UTF-8 text)")
 
 
@@ -135,13 +135,13 @@ def _command(talking: "Chat", line: str) -> None:
         print_err("the conversation begins anew")
     elif name == "save":
         if not rest:
-            raise UnrefuseError("where to? /save FILE")
+            raise UnrefuseError("/save needs the name of a new file: /save FILE")
         save_chat(talking, Path(rest))
         print_err(f"saved: {rest}")
     elif name in ("strength", "peak", "width"):
         _turn(talking, name, rest)
     else:
-        raise UnrefuseError(f"no command /{_title(name)}; /help shows them")
+        raise UnrefuseError(f"there is no command /{_title(name)}: /help lists the commands")
 
 
 def _turn(talking: "Chat", name: str, rest: str) -> None:
@@ -149,7 +149,8 @@ def _turn(talking: "Chat", name: str, rest: str) -> None:
     side = talking.sides[-1]
     if side.edit is None:
         raise UnrefuseError(
-            f"/{name} is for an edit: unrefuse chat EDITED, or unrefuse chat ORIGINAL --plan RUN"
+            f"/{name} works on an edit: start `unrefuse chat EDITED`, or `unrefuse chat ORIGINAL "
+            "--plan RUN`"
         )
     if rest:
         try:

@@ -53,5 +53,5 @@ def _print(found: Any) -> None:
             print_out(f"   $ {command}")
     if not found.findings:
         print_out(
-            "nothing to mend: removal is at its target on the search split, and the floors hold"
+            "nothing to improve: removal is at its target on the search split, and the floors hold"
         )
