@@ -143,10 +143,10 @@ def test_a_plan_of_another_model_is_refused_by_shape(tmp_path, make, change, say
     source, out = tmp_path / "m", tmp_path / "out"
     other.save_pretrained(source)
     out.mkdir()
-    with pytest.raises(UnrefuseError, match=f"the plan is of another model: it {says}"):
+    with pytest.raises(UnrefuseError, match=f"the plan is for another model: it {says}"):
         write_checkpoint(source, make(model), out)
     assert list(out.iterdir()) == []
-    with pytest.raises(UnrefuseError, match=f"the plan is of another model: it {says}"):
+    with pytest.raises(UnrefuseError, match=f"the plan is for another model: it {says}"):
         checkpoint_adapter(source, make(model))
 
 

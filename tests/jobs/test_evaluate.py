@@ -334,7 +334,7 @@ def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked(monkeypatch, tmp_pa
         (["MODEL"], "--out DIR"),
         (["MODEL", "--out", "USED"], "not an empty folder"),
         (["MODEL", "--out", "OUT", "--judge", "gpt"], "is not a judge"),
-        (["MODEL", "--out", "OUT", "--judge", "hf:/no/such"], "no judge"),
+        (["MODEL", "--out", "OUT", "--judge", "hf:/no/such"], "cannot read the judge"),
         (["MODEL", "--out", "OUT", "--import", "xstest:no.csv"], "cannot read"),
         (["MODEL", "--out", "OUT", "--import", "xstest:F", "--keep", "F"], "leave out one"),
         (["MODEL", "--out", "OUT", "--benchmark-path", "USED"], "name them with --benchmarks"),

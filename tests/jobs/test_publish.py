@@ -169,7 +169,7 @@ def test_a_link_out_of_the_folder_is_refused(edited, tmp_path, target):
     (tmp_path / "folder").mkdir()
     (edited / "notes.txt").symlink_to(tmp_path / target)
     write_sums(edited)
-    with pytest.raises(UnrefuseError, match="leads out of its folder"):
+    with pytest.raises(UnrefuseError, match="leads out of the folder"):
         plan_publication(edited, "me/x")
 
 

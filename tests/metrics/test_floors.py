@@ -41,8 +41,8 @@ def kept(kept, n):
         ({"retention": kept(28, 28), "shipped": kept(0, 0)}, "below a floor"),  # shows 0.899
         ({"retention": kept(0, 0), "shipped": kept(0, 0)}, "below a floor"),
         ({"retention": kept(61, 60)}, "below a floor"),
-        ({"retention": kept(990, 1000), "shipped": kept(50, 60)}, "of the shipped ones 50 of 60"),
-        ({"retention": kept(100, 100), "shipped": kept(27, 28)}, "of the shipped ones 27 of 28"),
+        ({"retention": kept(990, 1000), "shipped": kept(50, 60)}, "and 50 of 60 shipped ones"),
+        ({"retention": kept(100, 100), "shipped": kept(27, 28)}, "and 27 of 28 shipped ones"),
         ({"quality": 0.69}, "quality 0.69"),
         ({"quality_low": 0.59}, "below a floor"),
         ({"quality": float("nan")}, r"is damaged \(quality"),
@@ -135,7 +135,7 @@ def test_no_form_is_written_of_a_plan_without_its_record(model, plan, tmp_path):
     for spoiled in ("", json.dumps(measured | {"retention": kept(30, 60)})):
         save_plan(plan, run, metadata | {"measured": spoiled})
         for out, write in writers(run, model, tmp_path, config):
-            with pytest.raises(UnrefuseError, match=r"record of a measurement|below a floor"):
+            with pytest.raises(UnrefuseError, match=r"record of the measurement|below a floor"):
                 write()
             assert not out.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["plan.safetensors"]

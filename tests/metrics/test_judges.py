@@ -142,13 +142,13 @@ def test_specs():
 
 
 def test_a_judge_that_is_not_there(tmp_path):
-    with pytest.raises(UnrefuseError, match="no judge"):
+    with pytest.raises(UnrefuseError, match="cannot read the judge"):
         check_judge(parse_judge(f"hf:{tmp_path}/none"))
 
 
 def test_a_classifier_that_is_damaged_or_has_code_of_its_own_is_one_line(classifier, tmp_path):
     for name, text, says in (
-        ("config.json", '{"model_type": "bert", "num_hidden_layers": "1"}', "no judge"),
+        ("config.json", '{"model_type": "bert", "num_hidden_layers": "1"}', "cannot read the judge"),
         ("config.json", '{"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}', "--trust-rem"),
         ("tokenizer.json", "{", "cannot load the judge"),
         ("model.safetensors", "{", "cannot load the judge"),

@@ -157,7 +157,7 @@ def _record(plan: "Plan", metadata: Mapping[str, str], file: Path) -> Measured:
     try:
         measured = Measured.model_validate_json(metadata[KEY])
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "no JSON"
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "not JSON"
         raise UnrefuseError(
             f"the record of the measurement in the plan {file} is damaged ({where}): {do}"
         ) from None

@@ -91,7 +91,7 @@ def check_judge(judge: Judge) -> None:
         return
     from transformers import AutoConfig
 
-    with raised_as(f"cannot find the judge {judge.model}"):
+    with raised_as(f"cannot read the judge {judge.model}"):
         config = AutoConfig.from_pretrained(judge.model, trust_remote_code=judge.code)
     label_grades(config.id2label, judge.label)
 

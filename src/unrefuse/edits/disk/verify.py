@@ -37,7 +37,7 @@ def check_written(
         if whole and name in edits:
             wanted = edit_tensor(before, *edits[name], preserve_norm and has_rows(name))
         if whole and not _same(wanted, after):
-            raise UnrefuseError(f"{out} is not the edited model: its {name} is wrong")
+            raise UnrefuseError(f"{out} is not the edited model: {name} is wrong")
         if name in edits and not _same(before, after):
             moved += 1
         elif name in edits and before.any():
