@@ -85,7 +85,7 @@ def test_a_measured_edit_is_applied_and_exported(tmp_path):
     written = unrefuse.export(tmp_path / "run", str(model), lora=str(tmp_path / "lora"))
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["r"] == 1
     assert written["lora"] == str(tmp_path / "lora")
-    with pytest.raises(unrefuse.UnrefuseError, match="0 to 1"):
+    with pytest.raises(unrefuse.UnrefuseError, match="between 0 and 1"):
         unrefuse.export(tmp_path / "run", str(model), lora=tmp_path / "y", scale=2)
 
 
