@@ -123,7 +123,7 @@ def test_a_reply_that_is_cut_or_is_all_thoughts_says_so(monkeypatch, capsys, tmp
     folder = talker.build(tmp_path, thoughts=12)
     code, out, err = run(monkeypatch, capsys, folder, "-p", "q1 T", "--thinking-tokens", 8)
     assert (code, out.strip()) == (1, "")
-    assert "nothing was said; more thoughts: --thinking-tokens" in err
+    assert "no reply; raise --thinking-tokens" in err
     code, out, _ = run(monkeypatch, capsys, folder, "-p", "q1 T")
     assert (code, out) == (0, f"{REFUSAL}\n")
 
@@ -185,7 +185,7 @@ def test_a_pipe_has_replies_on_stdout_and_the_rest_on_stderr(
         "no command /nonsense: /help lists the commands",
         "/save needs the name of a new file: /save FILE",
         f"saved: {tmp_path / 'a.jsonl'}",
-        "the conversation begins anew",
+        "a new conversation begins",
         "the conversation is empty",
         "strength 0, peak 0.5, width 0.5 (not measured)\n",
         "/width 0.15",

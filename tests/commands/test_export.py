@@ -54,7 +54,7 @@ def test_all_forms_in_one_call_at_a_scale_and_back(tmp_path, run):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert (told["scale"], told["rank"], told["matrices"]) == (0.5, 1, 4)
-    assert "at scale 0.5 nothing was measured" in done.stderr
+    assert "scale 0.5 was not measured" in done.stderr
     network = AutoModelForCausalLM.from_pretrained(model)
     with hooked(network, scaled(plan, 0.5)):
         wanted = network(IDS).logits

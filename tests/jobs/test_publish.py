@@ -57,7 +57,10 @@ def test_a_dry_run_shows_all_and_sends_nothing(edited, hub):
     assert done.exit_code == 0, done.output
     assert "model.safetensors" in done.output
     assert "retention 1.000 (0.951 to 1.000, n 60)" in done.output
-    assert "a dry run: nothing was sent. --upload makes me/edited, private" in done.output
+    assert (
+        "a dry run: nothing was sent. --upload sends these files to me/edited (private)"
+        in done.output
+    )
     assert "run.json tells where it lay: out = " in done.output
     assert hub.calls == []
 
