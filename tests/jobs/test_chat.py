@@ -178,9 +178,9 @@ def test_an_edit_under_its_own_kernel_is_as_it_was(chat):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("strength", 2.5, "0 to 2"),
-        ("strength", float("nan"), "0 to 2"),
-        ("strength", -1, "0 to 2"),
+        ("strength", 2.5, "between 0 and 2"),
+        ("strength", float("nan"), "between 0 and 2"),
+        ("strength", -1, "between 0 and 2"),
         ("peak", 1.5, "between 0 and 1"),
         ("width", 0, "above 0"),
         ("width", float("nan"), "above 0"),
