@@ -25,7 +25,7 @@ def test_nothing_heavy_is_loaded_until_a_job_starts():
         "print({'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "where to? name a folder: --out DIR\nset()\n"
+    assert done.stdout == "no output folder is named: add --out DIR\nset()\n"
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -85,7 +85,7 @@ def test_a_measured_edit_is_applied_and_exported(tmp_path):
     written = unrefuse.export(tmp_path / "run", str(model), lora=str(tmp_path / "lora"))
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["r"] == 1
     assert written["lora"] == str(tmp_path / "lora")
-    with pytest.raises(unrefuse.UnrefuseError, match="0 to 1"):
+    with pytest.raises(unrefuse.UnrefuseError, match="between 0 and 1"):
         unrefuse.export(tmp_path / "run", str(model), lora=tmp_path / "y", scale=2)
 
 

@@ -116,7 +116,7 @@ def test_help_alone_is_for_those_who_type_nothing():
         (["edit"], "which model? type `unrefuse edit MODEL --out DIR`"),
         (["apply", "run"], "which model? type `unrefuse apply RUN MODEL --out DIR`"),
         (["analyze"], "which model? type `unrefuse analyze MODEL`"),
-        (["edit", "demo"], "where to? name a folder: --out DIR"),
+        (["edit", "demo"], "no output folder is named: add --out DIR"),
         (["evaluate"], "name one of MODEL, --transcripts DIR and --compare DIR1 DIR2"),
     ],
 )
@@ -186,7 +186,7 @@ def test_shipped_prompts_have_no_problems(tmp_path):
         (["MODEL", "--out", "OUT", "--target", "CUT"], "cut.csv:2: 2 cells"),
         (["MODEL", "--out", "OUT", "--import", "IMPORT"], "cut.csv:2: 2 cells"),
         (["/no/such/folder", "--out", "OUT"], "no such folder"),
-        (["MODEL", "--out", "OUT", "--limit", "16", "--reply-tokens", "8"], "100 tokens or more"),
+        (["MODEL", "--out", "OUT", "--limit", "16", "--reply-tokens", "8"], "of 100 or more"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
@@ -209,7 +209,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, words, says):
         (("tune", "demo", "--resume"), "no run in"),
         (("tune", "demo", "--tune", "gradient"), "'grid', 'optuna'"),
         (("tune", "demo", "--method", "nonsense"), "'selective', 'ablate'"),
-        (("edit", "demo", "--preserve-norm"), "for the method ablate"),
+        (("edit", "demo", "--preserve-norm"), "needs the method ablate"),
         (("edit", "demo", "--tune", "optuna", "--strength", 1), "leave out one of tune and"),
         (("edit", "demo", "--resume"), "no run in"),
     ],

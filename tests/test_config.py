@@ -31,7 +31,7 @@ from unrefuse.errors import UnrefuseError
         ({"harmful": -2.5}, "harmful"),
         ({"ridge": 0}, "ridge"),
         ({"protect": 1.5}, "protect"),
-        ({"preserve_norm": True}, "for the method ablate"),
+        ({"preserve_norm": True}, "needs the method ablate"),
         ({"tune": "optuna", "strength": 1}, "tuning finds the strength"),
         ({"tune": "grid", "kernel": {"file": "k.json"}}, "a kernel file is not tuned"),
         ({"tune": "grid", "stream": True}, "too often to stream"),

@@ -38,7 +38,7 @@ class KernelConfig(_Settings):
     """Which weight kernel a run uses. Nothing named: the preset or size class of the model."""
 
     profile: Profile | None = Field(None, description="A kernel by name.")
-    style: Style | None = Field(None, description="A kernel by how hard it acts.")
+    style: Style | None = Field(None, description="A kernel by how strongly it acts.")
     file: Path | None = Field(
         None, description="A kernel of your own: a file with one weight per layer."
     )
@@ -46,7 +46,7 @@ class KernelConfig(_Settings):
         None, ge=0, le=1, description="Centre of the kernel, 0 to 1 of the depth."
     )
     width: float | None = Field(None, gt=0, description="Width of the kernel, in depth.")
-    threshold: float = Field(0.1, ge=0, le=1, description="A lower weight becomes 0.")
+    threshold: float = Field(0.1, ge=0, le=1, description="Kernel weights below this become 0.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -68,32 +68,32 @@ class ModelSettings(_Settings):
     trust_remote_code: bool = Field(False, description="Run Python code that comes with a model.")
     dequantize: bool = Field(False, description="Edit a full copy of FP8 or MXFP4 weights.")
     discover: bool = Field(
-        False, description="Edit what an experiment finds in an unknown architecture."
+        False, description="In an unknown architecture, edit the matrices found by experiment."
     )
 
 
 class PromptSettings(_Settings):
-    target: str = Field("shipped", description="Harmless prompts that are refused today: a file.")
-    baseline: str = Field("shipped", description="Harmless prompts that are answered today.")
+    target: str = Field("shipped", description="Harmless prompts that the model refuses: a file.")
+    baseline: str = Field("shipped", description="Harmless prompts that the model answers: a file.")
     keep: str = Field(
-        "shipped", description="Harmful prompts to stay refused, beside the shipped ones."
+        "shipped", description="Harmful prompts to keep refused, in addition to the shipped ones."
     )
     pairs: Path | Pairs | None = Field(
         None, description="Matched pairs of your own: a file with columns harmless and harmful."
     )
     imports: tuple[str, ...] = Field(
-        (), description="A public data set, as xstest:FILE; may be repeated."
+        (), description="A public data set, such as xstest:FILE; can be repeated."
     )
     test_target: str | None = Field(None, description="Target prompts for the last step only.")
     test_baseline: str | None = Field(None, description="Baseline prompts for the last step only.")
     test_keep: str | None = Field(None, description="Keep prompts for the last step only.")
-    column: str = Field("prompt", description="Column of a file or data set with the prompts.")
-    data_split: str = Field("train", description="Split of a data set by name.")
-    languages: tuple[str, ...] = Field((), description="Only this language; may be repeated.")
+    column: str = Field("prompt", description="Column with the prompts, in a file or data set.")
+    data_split: str = Field("train", description="Split to read of a data set on the hub.")
+    languages: tuple[str, ...] = Field((), description="Only this language; can be repeated.")
     limit: int | None = Field(
         None,
         ge=16,
-        description="At most so many prompts per set and split (keep: twice, train: 4 times).",
+        description="At most this many prompts per set and split (keep: twice, train: 4 times).",
     )
     prompts_sha256: str | None = Field(None, description="Stop unless the prompts have this hash.")
 
@@ -101,44 +101,47 @@ class PromptSettings(_Settings):
 class EditSettings(_Settings):
     method: Method = Field(
         "selective",
-        description="selective: where a prompt only sounds harmful; ablate: everywhere.",
+        description="selective: only where a prompt sounds harmful; ablate: on every prompt.",
     )
     kernel: KernelConfig = KernelConfig()
     strength: float | None = Field(
-        None, gt=0, le=3, description="One stage with this multiplier. Default: several."
+        None, gt=0, le=3, description="One stage with this multiplier. Default: several stages."
     )
-    preserve_norm: bool = Field(False, description="With ablate: rows keep their length.")
+    preserve_norm: bool = Field(False, description="With ablate: every row keeps its length.")
     protect: float = Field(
-        1.0, ge=0, le=1, description="With ablate: share of keep's direction that stays, 0 to 1."
+        1.0, ge=0, le=1, description="With ablate: share of the keep direction to leave in place."
     )
-    harmful: float = Field(-0.4, ge=-2, le=0, description="What the probe is to read from harm.")
+    harmful: float = Field(-0.4, ge=-2, le=0, description="What the probe should read from harm.")
     ridge: float = Field(0.02, gt=0, le=10, description="Strength of the probe's ridge penalty.")
     first_multiplier: float = Field(0.5, gt=0, description="Multiplier of the first stage.")
-    multiplier_step: float = Field(0.15, gt=0, description="Rise of the multiplier per stage.")
-    max_multiplier: float = Field(2.0, gt=0, le=3, description="No stage above it.")
+    multiplier_step: float = Field(0.15, gt=0, description="Increase of the multiplier per stage.")
+    max_multiplier: float = Field(2.0, gt=0, le=3, description="Highest multiplier of a stage.")
 
 
 class SearchSettings(_Settings):
     tune: Literal["grid", "optuna"] | None = Field(
         None, description="Search for a better kernel. Default: none in edit, optuna in tune."
     )
-    trials: int = Field(40, ge=1, le=100_000, description="Trials of optuna.")
+    trials: int = Field(40, ge=1, le=100_000, description="Number of optuna trials.")
     resume: bool = Field(False, description="Go on with a run that was stopped.")
 
 
 class FloorSettings(_Settings):
-    removal_target: float = Field(0.80, gt=0, le=1, description="Removal that is enough.")
+    removal_target: float = Field(0.80, gt=0, le=1, description="Removal to reach.")
     quality_floor: float = Field(
-        0.70, ge=0, le=1, description="Least quality; its interval may begin 0.10 lower."
+        0.70, ge=0, le=1, description="Lowest quality allowed; its interval can begin 0.10 lower."
     )
     retention_floor: float = Field(
-        0.95, ge=LEAST_FLOOR, le=1, description="Least retention, 0.80 to 1; it has no off switch."
+        0.95,
+        ge=LEAST_FLOOR,
+        le=1,
+        description="Lowest retention allowed, 0.80 to 1; it cannot be switched off.",
     )
     retention_bound: float = Field(
         0.90,
         ge=LEAST_FLOOR,
         lt=1,
-        description="Least lower bound of retention (one-sided 95 %), 0.80 or more.",
+        description="Lowest allowed lower bound of retention (one-sided 95 %), 0.80 or more.",
     )
 
 
@@ -147,10 +150,10 @@ class RunSettings(_Settings):
         REPLY_TOKENS,
         ge=8,
         le=512,
-        description="Tokens of a reply in the final test; of an edit, 100 or more.",
+        description="Tokens of a reply in the final test; 100 or more for an edit.",
     )
     thinking_tokens: int = Field(
-        THINKING_TOKENS, ge=8, description="Most tokens of thoughts before a reply."
+        THINKING_TOKENS, ge=8, description="At most this many tokens of thoughts before a reply."
     )
     judge: str = Field(
         "builtin",
@@ -160,27 +163,27 @@ class RunSettings(_Settings):
         None, description="With hf: the classifier's label that means refused."
     )
     judge_input: str | None = Field(
-        None, description="With hf: what it reads; {prompt} too. Default: '{reply}'."
+        None, description="With hf: text that it reads; can hold {prompt}. Default: '{reply}'."
     )
     seed: int = Field(0, ge=0, description="Seed of splits and intervals.")
     dtype: Dtype = Field("auto", description="Precision to compute in.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     device_map: Literal["auto"] | None = Field(
-        None, description="auto: spread the model over the devices, by accelerate."
+        None, description="auto: accelerate spreads the model over the devices."
     )
     batch_size: int | None = Field(
-        None, ge=1, description="Prompts at once. Default: what fits the memory."
+        None, ge=1, description="Prompts per batch. Default: as many as fit in memory."
     )
     stream: bool = Field(
         False, description="Run block by block from disk, for a model larger than memory."
     )
     backend: Literal["torch", "vllm"] = Field(
-        "torch", description="What writes the replies; vllm measures no divergence."
+        "torch", description="What generates the replies; vllm measures no KL divergence."
     )
 
 
 class OutputSettings(_Settings):
-    out: Path | None = Field(None, description="New or empty folder for what is written.")
+    out: Path | None = Field(None, description="New or empty folder to write to.")
 
 
 GROUPS: dict[str, type[_Settings]] = {
@@ -230,7 +233,7 @@ class RunConfig(
     def require_out(self) -> Path:
         """`out`. Raises UnrefuseError where none is named."""
         if self.out is None:
-            raise UnrefuseError("where to? name a folder: --out DIR")
+            raise UnrefuseError("no output folder is named: add --out DIR")
         return self.out
 
     @model_validator(mode="after")
@@ -242,7 +245,7 @@ class RunConfig(
         if self.tune and self.kernel.file:
             raise ValueError("a kernel file is not tuned: leave out one of tune and kernel file")
         if self.preserve_norm and self.method != "ablate":
-            raise ValueError("preserve_norm is for the method ablate")
+            raise ValueError("preserve_norm needs the method ablate")
         if self.backend == "vllm" and (self.stream or self.device_map or self.device != "auto"):
             raise ValueError("vLLM finds its device by itself: leave out device and stream")
         if self.stream and self.tune:

@@ -36,7 +36,9 @@ def raised_as(what: str) -> Iterator[None]:
     except BaseException as error:
         if not is_error(error):
             raise
-        code = "; if you trust its code: --trust-remote-code" if _NEEDS_CODE in str(error) else ""
+        code = (
+            "; if you trust its code, add --trust-remote-code" if _NEEDS_CODE in str(error) else ""
+        )
         raise UnrefuseError(f"{what}: {first_line(error)}{code}") from error
 
 

@@ -226,8 +226,8 @@ def named_kernel(name: str, layers: int, threshold: float = 0.1) -> Kernel:
     if Path(name).is_file():
         return read_kernel(Path(name), layers)
     raise UnrefuseError(
-        f"no kernel {name!r}: name one of {', '.join(PROFILES | STYLES)}, a model of "
-        f"{', '.join(p.name for p in PRESETS)}, PEAK,WIDTH or a file"
+        f"there is no kernel {name!r}: name a kernel ({', '.join(PROFILES | STYLES)}), a model "
+        f"({', '.join(p.name for p in PRESETS)}), PEAK,WIDTH or a file"
     )
 
 

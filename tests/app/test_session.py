@@ -122,7 +122,7 @@ def test_while_a_slider_moves_only_its_last_place_is_asked(session):
 @pytest.mark.parametrize(
     ("do", "told"),
     [
-        (lambda s: next(s.compare(" ", KNOBS)), "write a prompt"),
+        (lambda s: next(s.compare(" ", KNOBS)), "no prompt to ask"),
         (lambda s: next(s.compare("q T", Knobs(0.25, 0.02, 1.0))), "widen the kernel"),
         (lambda s: s.save(" ", KNOBS), "name a new folder"),
         (lambda s: s.save("x", KNOBS._replace(strength=0.0)), "strength"),

@@ -103,7 +103,7 @@ def test_what_rounding_takes_is_told(tmp_path):
     gentle(model, run, plan, (1e-6, 1.0))
     done = unrefuse("apply", run, model, "--out", tmp_path / "out", "--json")
     assert json.loads(done.stdout)["lost_in_rounding"] == [f"{plan[0].module}.weight"]
-    assert "in 1 of 2 tensors" in done.stderr
+    assert "in 1 of the 2 tensors" in done.stderr
     gentle(model, run, plan, (1e-6, 1e-6))
     there = sorted(tmp_path.iterdir())
     done = unrefuse("apply", run, model, "--out", tmp_path / "none")
@@ -135,7 +135,7 @@ def test_rows_do_not_keep_their_length_where_that_was_not_measured(each, tmp_pat
     words = ["apply", str(run), str(model), "--out", str(tmp_path / "out"), "--preserve-norm"]
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, UnrefuseError)
-    assert "was not measured with rows that keep their length" in str(done.exception)
+    assert "was not measured with --preserve-norm" in str(done.exception)
     assert sorted(tmp_path.iterdir()) == there
 
 

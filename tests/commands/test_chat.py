@@ -123,7 +123,7 @@ def test_a_reply_that_is_cut_or_is_all_thoughts_says_so(monkeypatch, capsys, tmp
     folder = talker.build(tmp_path, thoughts=12)
     code, out, err = run(monkeypatch, capsys, folder, "-p", "q1 T", "--thinking-tokens", 8)
     assert (code, out.strip()) == (1, "")
-    assert "nothing was said; more thoughts: --thinking-tokens" in err
+    assert "no reply; raise --thinking-tokens" in err
     code, out, _ = run(monkeypatch, capsys, folder, "-p", "q1 T")
     assert (code, out) == (0, f"{REFUSAL}\n")
 
@@ -181,12 +181,12 @@ def test_a_pipe_has_replies_on_stdout_and_the_rest_on_stderr(
     for told in [
         "strength 0 (not measured)\n",
         "/strength takes a number, not much",
-        "strength must be 0 to 2",
-        "no command /nonsense; /help shows them",
-        "where to? /save FILE",
+        "strength must be between 0 and 2",
+        "no command /nonsense: /help lists the commands",
+        "/save needs the name of a new file: /save FILE",
         f"saved: {tmp_path / 'a.jsonl'}",
-        "the conversation begins anew",
-        "nothing was said yet",
+        "a new conversation begins",
+        "the conversation is empty",
         "strength 0, peak 0.5, width 0.5 (not measured)\n",
         "/width 0.15",
     ]:
@@ -198,7 +198,7 @@ def test_a_pipe_has_replies_on_stdout_and_the_rest_on_stderr(
 def test_a_model_without_an_edit_has_no_dials(monkeypatch, capsys, places):
     code, out, err = typed(monkeypatch, capsys, "/peak 0.5\nq1 B\n", places["original"])
     assert (code, out) == (0, f"{ANSWER}\n")
-    assert "/peak is for an edit: unrefuse chat EDITED" in err
+    assert "/peak works on an edit: start `unrefuse chat EDITED`" in err
     code, out, err = typed(monkeypatch, capsys, b"q1 \xff\n", places["original"])
     assert (code, out) == (2, "")
     assert "not UTF-8" in err

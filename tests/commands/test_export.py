@@ -54,7 +54,7 @@ def test_all_forms_in_one_call_at_a_scale_and_back(tmp_path, run):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert (told["scale"], told["rank"], told["matrices"]) == (0.5, 1, 4)
-    assert "at scale 0.5 nothing was measured" in done.stderr
+    assert "scale 0.5 was not measured" in done.stderr
     network = AutoModelForCausalLM.from_pretrained(model)
     with hooked(network, scaled(plan, 0.5)):
         wanted = network(IDS).logits
@@ -139,8 +139,8 @@ def test_a_selective_edit_has_both_adapters_and_no_control_vector(tmp_path):
     ("words", "says"),
     [
         (("export", "RUN", "MODEL"), "name a form: --lora DIR"),
-        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", -0.5), "--scale must be 0 to 1"),
-        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", 1.01), "--scale must be 0 to 1"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", -0.5), "must be between 0 and 1"),
+        (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", 1.01), "must be between 0 and 1"),
         (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", "inf"), "--scale must be"),
         (("export", "RUN", "MODEL", "--lora", "OUT", "--scale", "nan"), "--scale must be"),
         (("export", "RUN", "MODEL", "--lora", "RUN"), "name another --lora"),

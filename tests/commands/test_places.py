@@ -50,6 +50,6 @@ def test_no_edited_model_becomes_a_part_of_its_original(tmp_path):
     save_measured(plan, tmp_path / "run" / PLAN, model)
     (tmp_path / "link").symlink_to(model)
     for out in (model / "edited", model / "a" / "b", tmp_path / "link" / "edited"):
-        with pytest.raises(UnrefuseError, match="lies in the folder of the model"):
+        with pytest.raises(UnrefuseError, match="is inside the folder of the model"):
             apply_plan(tmp_path / "run", pico.run_config(str(model), out=out))
     assert not any(file.is_dir() for file in model.iterdir())

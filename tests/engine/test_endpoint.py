@@ -159,12 +159,12 @@ def test_trouble_that_passes_is_waited_out():
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ((200, {}, {"choices": []}), "no chat completion"),
-        ((200, {}, {"choices": "x"}), "no chat completion"),
-        ((200, {}, {}), "no chat completion"),
-        ((200, {}, {"choices": [{"message": {"content": {"a": 1}}}]}), "no chat completion"),
-        ((200, {"Content-Type": "application/json"}, "<html>"), "no chat completion"),
-        ((200, {}, "<html>a page</html>"), "no chat completion.*mostly in /v1"),
+        ((200, {}, {"choices": []}), "a chat completion"),
+        ((200, {}, {"choices": "x"}), "a chat completion"),
+        ((200, {}, {}), "a chat completion"),
+        ((200, {}, {"choices": [{"message": {"content": {"a": 1}}}]}), "a chat completion"),
+        ((200, {"Content-Type": "application/json"}, "<html>"), "a chat completion"),
+        ((200, {}, "<html>a page</html>"), "a chat completion.*mostly in /v1"),
         ((403, {}, {}), f"status 403; the key comes from {KEY}"),
         ((404, {}, {"error": {"message": "no model m"}}), "'no model m'; .* a model 'm'"),
         ((422, {}, {"detail": "a\x1bb"}), r"status 422, 'a\\x1bb'"),

@@ -154,7 +154,7 @@ def test_thoughts_without_an_end_are_broken_and_what_to_do_is_said(thinker, caps
     replies = reply_to(replace(thinker, thinking_tokens=16), WORDS, 32, "before: search")
     assert {(len(r.tokens), r.grade) for r in replies} == {(16, "broken")}
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("before: search: 5 of 5 replies have not come to the end of their thou")
+    assert line.startswith("before: search: 5 of 5 replies have not finished their thoughts within")
     assert "circles" not in line
     assert "--thinking-tokens 64" in line
 

@@ -142,8 +142,8 @@ def test_thoughts_that_the_template_opens_are_marked(capsys):
 @pytest.mark.parametrize(
     ("name", "more", "says"),
     [
-        ("openai:http://h/v1", {}, "names no served model"),
-        ("openai:#m", {}, "names no served model"),
+        ("openai:http://h/v1", {}, "is not a served model"),
+        ("openai:#m", {}, "is not a served model"),
         ("openai:h/v1#m", {}, "http://"),
         ("openai:http://h/v1#m", {"dtype": "float32"}, "the server decides on dtype"),
         ("openai:http://h/v1#m", {"backend": "vllm"}, "the server decides on backend"),

@@ -176,7 +176,7 @@ def test_weights_that_are_not_the_models_are_kept_from_vllm(vllm, saved, tmp_pat
         (["--backend", "vllm", "--benchmarks", "arc_easy"], "leave out one"),
         (["--backend", "vllm", "--device", "cpu"], "leave out device"),
         (["--backend", "vllm", "--adapter", "M"], "there is no adapter"),
-        (["--adapter", "LORA"], "--adapter is for --backend vllm"),
+        (["--adapter", "LORA"], "--adapter needs --backend vllm"),
         (["--backend", "jax"], "backend"),
     ],
 )

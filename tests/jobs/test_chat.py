@@ -178,9 +178,9 @@ def test_an_edit_under_its_own_kernel_is_as_it_was(chat):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("strength", 2.5, "0 to 2"),
-        ("strength", float("nan"), "0 to 2"),
-        ("strength", -1, "0 to 2"),
+        ("strength", 2.5, "between 0 and 2"),
+        ("strength", float("nan"), "between 0 and 2"),
+        ("strength", -1, "between 0 and 2"),
         ("peak", 1.5, "between 0 and 1"),
         ("width", 0, "above 0"),
         ("width", float("nan"), "above 0"),
@@ -195,7 +195,7 @@ def test_a_plan_without_its_kernel_has_its_strength_alone(places, tmp_path):
     shutil.copy(places["run"] / "plan.safetensors", tmp_path)
     edit = opened(tmp_path).sides[1].edit
     assert edit.changed("strength", 0.5).describe() == "strength 0.5"
-    with pytest.raises(UnrefuseError, match=r"no kernel\.json lies beside the plan"):
+    with pytest.raises(UnrefuseError, match=r"no kernel\.json beside the plan"):
         edit.changed("peak", 0.5)
 
 
@@ -221,7 +221,7 @@ def test_each_side_remembers_its_own_replies(chat):
 
 def test_what_was_said_is_written_down(chat, tmp_path):
     chat.system = "q7 ```` q8"
-    with pytest.raises(UnrefuseError, match="nothing was said"):
+    with pytest.raises(UnrefuseError, match="nothing to save"):
         save_chat(chat, tmp_path / "chat.jsonl")
     replies(chat, "q1 T")
     chat.sides[1].edit = chat.sides[1].edit.changed("strength", 0.5)

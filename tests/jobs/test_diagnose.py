@@ -100,8 +100,8 @@ def test_json_is_one_object_with_the_evidence(tmp_path):
         ('{"config": 3}', "config"),
         ('{"config": {"model": "m", "kernel": 5}}', "kernel"),
         ('{"config": {"model": "m", "retention_floor": 0}}', "retention_floor"),
-        ('{"config": {"model": "m"}}', "no record of `unrefuse edit` or `unrefuse tune`: removal"),
-        ('{"config": {"model": "m"}, "stages": "many"}', "no record"),
+        ('{"config": {"model": "m"}}', "not a record of .* or `unrefuse tune`: removal"),
+        ('{"config": {"model": "m"}, "stages": "many"}', "not a record"),
     ],
 )
 def test_a_damaged_record_is_one_line(tmp_path, text, says):
@@ -119,6 +119,12 @@ def test_a_damaged_trial_is_one_line(tmp_path, row):
     with pytest.raises(UnrefuseError, match="is damaged") as error:
         diagnose(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_record_is_told(tmp_path):
+    (tmp_path / "t.txt").write_text("text")
+    with pytest.raises(UnrefuseError, match="is not a run: name the folder of a run"):
+        diagnose(tmp_path / "t.txt")
 
 
 @pytest.mark.parametrize("name", ["none", "x" * 300, "a\0b", ""])
@@ -191,5 +197,5 @@ def test_apply_without_a_command_says_so(tmp_path):
     write(tmp_path / "x", made.to_json())
     done = told("diagnose", tmp_path / "x", "--apply")
     assert done.exit_code == 0
-    assert "nothing to mend" in done.output
+    assert "nothing to improve" in done.output
     assert "no finding has a command to run" in done.output

@@ -112,7 +112,7 @@ def test_what_is_not_installed_is_named_with_how_to_get_it(monkeypatch):
 def test_a_card_that_torch_was_not_built_for(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "without CUDA" in doctor._without_card([{}])[0]
+    assert "torch has no CUDA" in doctor._without_card([{}])[0]
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert "driver" in doctor._without_card([{}])[0]
     assert doctor._without_card([{}, {}]) == []

@@ -184,7 +184,7 @@ def test_keep_prompts_of_ones_own_are_asked_beside_the_shipped(edited, talking):
         ({"retention_bound": 0.0}, "retention_bound"),
         ({"limit": 1}, "limit"),
         ({"reply_tokens": 1}, "reply_tokens"),
-        ({"reply_tokens": 99}, "replies of 100 tokens or more"),
+        ({"reply_tokens": 99}, "--reply-tokens of 100 or more"),
         ({"languages": ("fr",)}, "0 of the shipped ones in the search split"),
         ({"languages": ("",)}, "0 of the shipped ones in the search split"),
     ],
@@ -214,9 +214,9 @@ def test_an_edit_goes_out_in_the_form_and_for_the_weights_that_were_measured(
 ):
     out, model, goal = edited[0], talking[0], tmp_path / "x"
     for words, says in (
-        (("apply", out, model, "--preserve-norm", "--out", goal), "not measured with rows that"),
+        (("apply", out, model, "--preserve-norm", "--out", goal), "not measured with --preserve"),
         (("apply", out, out, "--out", goal), "made for other weights"),
-        (("export", out, model, "--lora", goal, "--scale", 1.5), "must be 0 to 1"),
+        (("export", out, model, "--lora", goal, "--scale", 1.5), "must be between 0 and 1"),
         (("export", out, out, "--lora", goal), "name its original"),
     ):
         done = CliRunner().invoke(app, [*map(str, words)])
@@ -273,7 +273,7 @@ def test_a_saved_model_that_lacks_its_edit_is_found(tmp_path, monkeypatch, stren
         monkeypatch.setattr(
             pipeline, "write_checkpoint", lambda source, plan, *rest: write(source, nothing, *rest)
         )
-    with pytest.raises(UnrefuseError, match=r"is not the edited model|nothing changes there"):
+    with pytest.raises(UnrefuseError, match=r"is not the edited model|these do not change"):
         pipeline.run_edit(config)
     assert not out.exists()
 
@@ -368,7 +368,7 @@ def test_a_second_process_at_the_same_run_is_told(talking, tmp_path):
     process.wait()
     for second in others:
         assert second.returncode == 2
-        assert "another process is at the run" in second.stderr.splitlines()[-1]
+        assert "another process works on the run" in second.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow  # three minutes: the command of `make demo`

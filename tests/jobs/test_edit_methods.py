@@ -68,7 +68,7 @@ def test_rows_keep_their_length_with_ablation_alone(talking, tmp_path):
     done = unrefuse("edit", model, *prompts, "--preserve-norm", "--method", "ablate", "--strength",
                     1.3, "--limit", 40, "--out", tmp_path / "x", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "no hook does" in done.stderr
+    assert "acts on saved weights only" in done.stderr
     assert json.loads(done.stdout)["split"] == "test"
     # It was measured so, and is applied so, and not as an adapter.
     assert unrefuse("apply", tmp_path / "x", model, "--out", tmp_path / "y").returncode == 0

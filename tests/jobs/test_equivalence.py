@@ -200,7 +200,7 @@ def test_another_number_of_layers_is_refused():
         lambda: selective(model),
         lambda: ablation_plan(model, directions(2), (1.0, 1.0, 1.0)),
     ):
-        with pytest.raises(UnrefuseError, match="the model has 2 layers, the edit is for 3"):
+        with pytest.raises(UnrefuseError, match="the model has 2 layers, and the edit is for 3"):
             make()
 
 

@@ -117,7 +117,7 @@ def test_a_place_that_is_taken_meanwhile_loses_no_work(monkeypatch, models, tmp_
         return load(*args)
 
     monkeypatch.setattr(evaluation, "load_folder", taking)
-    with pytest.raises(UnrefuseError, match="what was made is in ") as caught:
+    with pytest.raises(UnrefuseError, match="the finished work is in ") as caught:
         run_evaluate(settings(models, out), Options())
     made = Path(str(caught.value).rsplit(" ", 1)[1])
     assert {"evaluation.json", "transcripts.jsonl"} <= {file.name for file in made.iterdir()}
@@ -333,8 +333,8 @@ def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked(monkeypatch, tmp_pa
         (["MODEL", "--transcripts", "X"], "name one of MODEL"),
         (["MODEL"], "--out DIR"),
         (["MODEL", "--out", "USED"], "not an empty folder"),
-        (["MODEL", "--out", "OUT", "--judge", "gpt"], "is no judge"),
-        (["MODEL", "--out", "OUT", "--judge", "hf:/no/such"], "no judge"),
+        (["MODEL", "--out", "OUT", "--judge", "gpt"], "is not a judge"),
+        (["MODEL", "--out", "OUT", "--judge", "hf:/no/such"], "cannot read the judge"),
         (["MODEL", "--out", "OUT", "--import", "xstest:no.csv"], "cannot read"),
         (["MODEL", "--out", "OUT", "--import", "xstest:F", "--keep", "F"], "leave out one"),
         (["MODEL", "--out", "OUT", "--benchmark-path", "USED"], "name them with --benchmarks"),
@@ -345,7 +345,7 @@ def test_an_edit_of_the_demo_is_asked_what_the_demo_is_asked(monkeypatch, tmp_pa
         (["MODEL", "--out", "OUT", "--against", "SERVED"], "serve both"),
         (["SERVED", "--out", "OUT", "--benchmarks", "arc_easy"], "need the weights"),
         (["SERVED", "--out", "OUT", "--device", "cpu"], "decides on device"),
-        (["openai:http://h/v1", "--out", "OUT"], "names no served model"),
+        (["openai:http://h/v1", "--out", "OUT"], "is not a served model"),
         (["/no/such", "--out", "OUT"], "no such folder"),
         (["--transcripts", "USED"], "cannot read"),
         (["--compare", "USED", "USED"], "cannot read"),

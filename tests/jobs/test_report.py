@@ -45,7 +45,7 @@ def test_a_saved_edit_has_its_report_among_what_is_sealed(talking, tmp_path, mon
     assert any(x.kl for x in run.lines)
     assert find_faults(out) == []
     (out / "report.html").write_text(html + " ")
-    assert find_faults(out) == ["report.html is not as it was written"]
+    assert find_faults(out) == ["report.html was changed"]
     # What tells of an edit is not taken over into what is made of its folder.
     assert unrefuse(monkeypatch, "apply", out, model, "--out", tmp_path / "again") == 0
     assert not (tmp_path / "again" / "report.html").exists()

@@ -148,10 +148,10 @@ def test_a_run_on_the_hub_needs_no_weights(runs, quick, tmp_path, monkeypatch):
         (lambda r: r["config"].update(trust_remote_code=True), "--trust-remote-code"),
         (lambda r: r["config"].update(allow_pickle=True), "--allow-pickle"),
         (lambda r: r["config"].update(retention_floor=0.5), "retention_floor"),
-        (lambda r: r["config"].update(model_sha256="0" * 64), "weights are not those"),
-        (lambda r: r["config"].update(prompts_sha256="0" * 64), "prompts are not those"),
+        (lambda r: r["config"].update(model_sha256="0" * 64), "weights differ from those"),
+        (lambda r: r["config"].update(prompts_sha256="0" * 64), "prompts differ from those"),
         (lambda r: r["config"].update(model="/no/such/model"), "no such folder"),
-        (lambda r: r.update(stages=[]), "is no record"),
+        (lambda r: r.update(stages=[]), "is not a record"),
     ],
 )
 def test_what_cannot_be_held_to_its_hashes_is_not_run(runs, tmp_path, monkeypatch, edit, says):

@@ -92,8 +92,8 @@ def paths(folder):
         "file": "exists and is not an empty folder",
         "file/out": "is a file",
         "file/a/b": "is a file",
-        "dangling": "is a link to /no/such/disk, which is not there",
-        "dangling/out": "is a link to /no/such/disk, which is not there",
+        "dangling": "is a link to /no/such/disk, which does not exist",
+        "dangling/out": "is a link to /no/such/disk, which does not exist",
         "ring": "ring",
         "n" * 300: "File name too long",
         "a\0b": "null",
@@ -169,7 +169,7 @@ def test_what_is_finished_is_kept_where_its_place_is_taken_meanwhile(tmp_path):
     for out in (tmp_path / "new", tmp_path / "there"):
         if out.name == "there":
             out.mkdir()
-        with pytest.raises(UnrefuseError, match="what was made is in") as told:
+        with pytest.raises(UnrefuseError, match="the finished work is in") as told:
             fill_beside_another(out)
         assert (out / "x").read_text() == "another's"
         assert (Path(str(told.value).split(" is in ")[1]) / "x").read_text() == "mine"

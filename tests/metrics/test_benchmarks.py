@@ -67,7 +67,7 @@ def test_a_local_task_is_scored(folder):
 def test_tasks_that_are_not_there(folder, tmp_path):
     with pytest.raises(UnrefuseError, match="no task 'nonsense'"):
         check_benchmarks(["nonsense"], folder)
-    with pytest.raises(UnrefuseError, match="no folder of tasks"):
+    with pytest.raises(UnrefuseError, match="takes a folder with tasks"):
         check_benchmarks(["tiny_even"], tmp_path / "none")
     (tmp_path / "data" / "even.json").unlink()
     with pytest.raises(UnrefuseError, match="cannot run tiny_even"):

@@ -41,27 +41,27 @@ def kept(kept, n):
         ({"retention": kept(28, 28), "shipped": kept(0, 0)}, "below a floor"),  # shows 0.899
         ({"retention": kept(0, 0), "shipped": kept(0, 0)}, "below a floor"),
         ({"retention": kept(61, 60)}, "below a floor"),
-        ({"retention": kept(990, 1000), "shipped": kept(50, 60)}, "of the shipped ones 50 of 60"),
-        ({"retention": kept(100, 100), "shipped": kept(27, 28)}, "of the shipped ones 27 of 28"),
+        ({"retention": kept(990, 1000), "shipped": kept(50, 60)}, "and 50 of 60 shipped ones"),
+        ({"retention": kept(100, 100), "shipped": kept(27, 28)}, "and 27 of 28 shipped ones"),
         ({"quality": 0.69}, "quality 0.69"),
         ({"quality_low": 0.59}, "below a floor"),
-        ({"quality": float("nan")}, r"no sound record of a measurement \(quality"),
-        ({"quality": None}, "no sound record .*quality"),
-        ({"retention": kept(float("nan"), 60)}, "no sound record .*retention.kept"),
-        ({"retention": kept(-1, 60)}, "no sound record .*retention.kept"),
-        ({"retention": kept(60, 60.5)}, "no sound record .*retention.n"),
-        ({"retention": kept("60", 60)}, "no sound record .*retention.kept"),
-        ({"retention": kept(10**12, 10**12)}, "no sound record .*retention.kept"),
-        ({"retention_floor": 0.5, "retention": kept(40, 60)}, "no sound record .*retention_floor"),
-        ({"retention_bound": 0.0, "retention": kept(3, 3)}, "no sound record .*retention_bound"),
-        ({"retention_bound": float("nan")}, "no sound record .*retention_bound"),
-        ({"quality_floor": float("-inf")}, "no sound record .*quality_floor"),
-        ({"split": "search"}, "no sound record .*split"),
-        ({"reply_tokens": 99}, "no sound record .*reply_tokens"),
-        ({"preserve_norm": "no"}, "no sound record .*preserve_norm"),
-        ({"judge": "mine"}, "no sound record .*judge"),
+        ({"quality": float("nan")}, r"is damaged \(quality"),
+        ({"quality": None}, "is damaged .*quality"),
+        ({"retention": kept(float("nan"), 60)}, "is damaged .*retention.kept"),
+        ({"retention": kept(-1, 60)}, "is damaged .*retention.kept"),
+        ({"retention": kept(60, 60.5)}, "is damaged .*retention.n"),
+        ({"retention": kept("60", 60)}, "is damaged .*retention.kept"),
+        ({"retention": kept(10**12, 10**12)}, "is damaged .*retention.kept"),
+        ({"retention_floor": 0.5, "retention": kept(40, 60)}, "is damaged .*retention_floor"),
+        ({"retention_bound": 0.0, "retention": kept(3, 3)}, "is damaged .*retention_bound"),
+        ({"retention_bound": float("nan")}, "is damaged .*retention_bound"),
+        ({"quality_floor": float("-inf")}, "is damaged .*quality_floor"),
+        ({"split": "search"}, "is damaged .*split"),
+        ({"reply_tokens": 99}, "is damaged .*reply_tokens"),
+        ({"preserve_norm": "no"}, "is damaged .*preserve_norm"),
+        ({"judge": "mine"}, "is damaged .*judge"),
         ({"plan_sha256": "0" * 64}, "is not the one that was measured"),
-        ({"preserve_norm": True}, "with rows that keep their length, which no adapter can"),
+        ({"preserve_norm": True}, "with --preserve-norm, which no adapter can hold"),
     ],
 )
 def test_a_record_that_shows_too_little_is_refused(model, plan, tmp_path, spoiled, says):
@@ -81,7 +81,7 @@ def test_a_record_that_is_none_is_refused(model, plan, tmp_path, text):
     metadata = load_plan(file)[1]
     metadata.pop("measured")
     save_plan(plan, file, metadata | ({} if text is None else {"measured": text}))
-    with pytest.raises(UnrefuseError, match=r"has no (sound )?record of a measurement"):
+    with pytest.raises(UnrefuseError, match=r"has no record of a measurement|is damaged"):
         read_measured(file, model)
 
 
@@ -135,7 +135,7 @@ def test_no_form_is_written_of_a_plan_without_its_record(model, plan, tmp_path):
     for spoiled in ("", json.dumps(measured | {"retention": kept(30, 60)})):
         save_plan(plan, run, metadata | {"measured": spoiled})
         for out, write in writers(run, model, tmp_path, config):
-            with pytest.raises(UnrefuseError, match=r"record of a measurement|below a floor"):
+            with pytest.raises(UnrefuseError, match=r"record of the measurement|below a floor"):
                 write()
             assert not out.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["plan.safetensors"]
@@ -163,7 +163,7 @@ def test_an_adapter_keeps_the_record_and_its_share_of_the_strength(model, plan, 
 
     for scale in ("3", "-1", "nan", "inf", "half", ""):
         save_plan(plan, run, load_plan(run)[1] | {"scale": scale})
-        with pytest.raises(UnrefuseError, match="must be 0 to 1"):
+        with pytest.raises(UnrefuseError, match="must be between 0 and 1"):
             read_measured(run, model)
 
 

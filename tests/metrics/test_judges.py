@@ -122,10 +122,10 @@ def test_what_a_classifier_reads_is_filled_in_once():
 @pytest.mark.parametrize(
     ("spec", "options", "says"),
     [
-        ("nonsense", {}, "is no judge"),
-        ("hf:", {}, "is no judge"),
-        ("openai:http://h/v1", {}, "is no judge"),
-        ("openai:http://h/v1#", {}, "is no judge"),
+        ("nonsense", {}, "is not a judge"),
+        ("hf:", {}, "is not a judge"),
+        ("openai:http://h/v1", {}, "is not a judge"),
+        ("openai:http://h/v1#", {}, "is not a judge"),
         ("openai:http://h/v1#m", {"label": "x"}, "classifier"),
         ("builtin", {"form": "{reply}"}, "classifier"),
         ("hf:x", {"form": "{prompt}"}, "no {reply}"),
@@ -142,13 +142,13 @@ def test_specs():
 
 
 def test_a_judge_that_is_not_there(tmp_path):
-    with pytest.raises(UnrefuseError, match="no judge"):
+    with pytest.raises(UnrefuseError, match="cannot read the judge"):
         check_judge(parse_judge(f"hf:{tmp_path}/none"))
 
 
 def test_a_classifier_that_is_damaged_or_has_code_of_its_own_is_one_line(classifier, tmp_path):
     for name, text, says in (
-        ("config.json", '{"model_type": "bert", "num_hidden_layers": "1"}', "no judge"),
+        ("config.json", '{"model_type": "bert", "num_hidden_layers": "1"}', "cannot read the"),
         ("config.json", '{"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}', "--trust-rem"),
         ("tokenizer.json", "{", "cannot load the judge"),
         ("model.safetensors", "{", "cannot load the judge"),
@@ -179,7 +179,7 @@ def test_a_chat_model_is_checked_and_is_not_shown_thoughts():
 def test_a_chat_model_that_gives_no_grade_is_told_before_it_is_used():
     with (
         serving(scripted(completion("It depends.\nOr not."))) as (url, _),
-        pytest.raises(UnrefuseError, match=r"gives no grade but 'It depends\.\\nOr not\.'"),
+        pytest.raises(UnrefuseError, match=r"a grade but with 'It depends\.\\nOr not\.'"),
     ):
         check_judge(parse_judge(f"openai:{url}#m"))
 

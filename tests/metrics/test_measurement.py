@@ -110,7 +110,7 @@ def test_a_context_that_the_chat_template_rejects_is_left_out_and_told(capsys):
     before = ask_before(model, PROMPTS, "test", config(reply_tokens=8))
     assert [c.name for c in before.contexts] == CONTEXTS[1:]
     assert capsys.readouterr().err.splitlines() == [
-        "the chat template has no form for this context: system prompt"
+        "the chat template does not support this context, so it is left out: system prompt"
     ]
 
 

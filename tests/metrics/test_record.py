@@ -57,10 +57,10 @@ def test_a_run_of_an_older_version_had_the_defaults_of_settings_that_it_does_not
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UnrefuseError, match="no run of unrefuse"):
+    with pytest.raises(UnrefuseError, match="not a run of unrefuse"):
         check_run(tmp_path, resume=False)
     file = tmp_path / "thesis.tex"
-    with pytest.raises(UnrefuseError, match="no run of unrefuse"):
+    with pytest.raises(UnrefuseError, match="not a run of unrefuse"):
         check_run(file, resume=False)
 
 

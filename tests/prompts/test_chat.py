@@ -91,7 +91,7 @@ def test_a_template_that_wants_parts_gets_parts(content):
     ],
 )
 def test_a_template_that_drops_what_is_said_is_refused(content):
-    with pytest.raises(ChatError, match="template leaves out what is said") as caught:
+    with pytest.raises(ChatError, match="template leaves out the prompt") as caught:
         said(written(content))
     assert caught.value.index is None
 

@@ -115,7 +115,7 @@ def test_do_not_answer_is_harmful_and_its_language_is_that_of_the_script(tmp_pat
 def test_another_format_is_told_in_one_line(tmp_path, name):
     ours = FORMATS[name].columns
     wrong = JBB if set(ours) <= {"prompt", "type", "category"} else ORBENCH
-    with pytest.raises(UnrefuseError, match=f"not in the form of {name}: no column") as told:
+    with pytest.raises(UnrefuseError, match=f"not in the format of {name}: no column") as told:
         read_import(spec(tmp_path, name, wrong))
     assert "\n" not in str(told.value)
 
@@ -142,7 +142,7 @@ def test_bad_rows(tmp_path, name, text, says):
 
 @pytest.mark.parametrize("wrong", ["xstest", "xstest:", "advbench:x.csv", ":x.csv", ""])
 def test_a_spec_that_is_none(wrong):
-    with pytest.raises(UnrefuseError, match="is no import"):
+    with pytest.raises(UnrefuseError, match="is not an import"):
         read_import(wrong)
 
 

@@ -250,11 +250,11 @@ def test_the_demo_takes_own_prompts(tmp_path):
 
 def test_a_language_that_a_set_does_not_have_is_told(tmp_path):
     with pytest.raises(
-        UnrefuseError, match=r"shipped: no target prompts in fr \(there: en, ja, zh\)"
+        UnrefuseError, match=r"shipped: no target prompts in fr \(found: en, ja, zh\)"
     ):
         load_prompts(RunConfig(model="m", languages=("fr",)))
     own = write(tmp_path / "p.txt", "txt", ["你好吗？", "谢谢你"])
-    with pytest.raises(UnrefuseError, match=r"p\.txt: no target prompts in en \(there: zh\)"):
+    with pytest.raises(UnrefuseError, match=r"p\.txt: no target prompts in en \(found: zh\)"):
         load_prompts(RunConfig(model="demo", target=own))
 
 

@@ -146,7 +146,7 @@ def test_one_topic_left_gets_its_own_layers():
     found = seen(stage(1.0, 29, topics=topics))
     finding, then = found.findings()[:2]
     assert finding.name == "one topic left"  # without it the target is reached
-    assert "idioms: 1 of 10 answered, of the other topics 93%" in finding.fact
+    assert "idioms: 1 of 10 answered; the other topics: 93%" in finding.fact
     analyze, edit = finding.steps
     assert analyze.options == {"topic": "idioms", "kernel_out": "run-2.kernel.json"}
     assert edit.options == {"kernel": "run-2.kernel.json", "out": "run-2"}
@@ -166,7 +166,7 @@ def test_matrices_out_of_reach_are_named_with_their_layers():
     lost = ["model.layers.1.self_attn.o_proj.weight"]
     found = seen(stage(1.0, 36), lost_in_rounding=lost)
     assert first(found) == ("matrices out of reach", [("edit", {"threshold": 0.2} | OUT)])
-    assert "in 1 matrices (layers 1)" in found.findings()[0].fact
+    assert "of 1 matrices (layers 1)" in found.findings()[0].fact
     strong = seen(stage(1.0, 36), lost_in_rounding=["model.layers.2.mlp.down_proj.weight", "odd"])
     assert first(strong) == ("matrices out of reach", [])
 
@@ -178,8 +178,8 @@ def test_prompts_that_decide_nothing_are_counted():
     found = seen(stage(1.0, 36), original=original, config={"limit": 16})
     finding = found.findings()[-1]
     assert finding.name == "prompts that decide nothing"
-    assert "in no count are 10 of 30 keep (8 answered, 2 broken)" in finding.fact
-    assert "no prompt counts of theft (keep)" in finding.fact
+    assert "not counted are 10 of 30 keep (8 answered, 2 broken)" in finding.fact
+    assert "without a counted prompt: theft (keep)" in finding.fact
     assert finding.steps[0].options == {"limit": 32} | OUT
     few = {"search": {"keep": {"grades": {"refused": 29, "broken": 1}, "topics": {}}}}
     assert seen(stage(1.0, 36), original=few, config={"limit": 16}).findings()[-1].steps == ()

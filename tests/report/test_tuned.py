@@ -42,7 +42,7 @@ def test_the_kernel_file_is_one_that_a_run_takes_with_its_plan(saved):
     assert resolved.method == ("ablate" if plan[0].of_output else "selective")
     if not plan[0].of_output:
         lengths = made.config.model_copy(update={"preserve_norm": True})
-        with pytest.raises(UnrefuseError, match="cannot keep the rows' length"):
+        with pytest.raises(UnrefuseError, match="--preserve-norm needs the method ablate"):
             plan_for(kernel.plan, lengths, model)
     again = {edit.module: edit for edit in found}
     assert again.keys() == {edit.module for edit in plan}

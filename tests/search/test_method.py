@@ -136,7 +136,7 @@ def test_a_selective_plan_takes_the_numbers_it_is_given(model, method):
     same(method.plan(WEIGHTS, 0.8), expected(-0.6, 0.1))
     same(method.plan(WEIGHTS, 0.8, harmful=-1.2), expected(-1.2, 0.1))
     same(method.plan(WEIGHTS, 0.8, harmful=-1.2, ridge=0.3), expected(-1.2, 0.3))
-    with pytest.raises(UnrefuseError, match="3 layers, the edit is for 2"):
+    with pytest.raises(UnrefuseError, match="3 layers, and the edit is for 2"):
         method.plan(WEIGHTS[:2], 0.8)
 
 
@@ -168,5 +168,5 @@ def test_without_a_harmless_prompt_that_is_refused_or_answered_there_is_nothing(
         replace(e, before=replace(e.before, grade=grade)) if e.prompt.set != "keep" else e
         for e in before.exchanges
     ]
-    with pytest.raises(UnrefuseError, match="no refused, or no answered"):
+    with pytest.raises(UnrefuseError, match="a refused and an answered"):
         Selective(model, Before("train", tuple(exchanges)), prompts("train"), CONFIG)

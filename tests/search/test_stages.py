@@ -264,7 +264,7 @@ def test_what_is_lost_of_the_shipped_keep_prompts_is_not_made_up_for_by_ones_own
 def test_where_no_number_of_prompts_shows_the_bound_none_is_named():
     config = RunConfig(model="x", retention_floor=0.9, retention_bound=0.9)
     (reason,) = advice(measurement(removal=0.9, retention=0.9), config)
-    assert "no number would at this rate" in reason
+    assert "no number would show it at this rate" in reason
 
 
 def test_the_test_split_gives_facts_and_no_advice():

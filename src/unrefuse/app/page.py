@@ -278,7 +278,7 @@ def _correction(session: Session, side: str, grade: str | None) -> dict[str, Any
     if not isinstance(reply, Reply) or session.shown is None or session.bench is None:
         raise UnrefuseError("there is no graded reply yet")
     if grade in (None, reply.grade):
-        raise UnrefuseError("what is it really? choose another grade")
+        raise UnrefuseError("choose a grade other than the one that the reply has")
     edit = session.shown.knobs._asdict() if side == "edited" else None
     return {
         "prompt": session.shown.prompt,

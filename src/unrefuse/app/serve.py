@@ -79,7 +79,7 @@ def serve(session: Session, port: int, on_ready: Callable[[str], None]) -> None:
             listening.listen()  # so that the link works from the moment it is shown
         except OSError as error:
             reason = error.strerror or first_line(error)
-            raise UnrefuseError(f"cannot listen at port {port}: {reason}") from None
+            raise UnrefuseError(f"cannot listen on port {port}: {reason}") from None
         door = Door(page, listening.getsockname()[1])
         on_ready(door.link())
         config = uvicorn.Config(

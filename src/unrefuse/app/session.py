@@ -113,7 +113,7 @@ class Session:
             try:
                 prepared, analysis = look(config)
             except TooFew as few:
-                raise UnrefuseError(f"nothing to gain that could be measured: {few}") from None
+                raise UnrefuseError(f"nothing measurable to gain: {few}") from None
             self.bench = Bench(config, prepared, analysis)
             kernel = prepared.kernel
             if kernel.peak is not None and kernel.width is not None:
@@ -133,7 +133,7 @@ class Session:
         self._turn += 1
         turn, self._when, self.prompt, self.knobs = self._turn, when, prompt, knobs
         if not prompt.strip():
-            raise UnrefuseError("what is to be asked? write a prompt")
+            raise UnrefuseError("there is no prompt to ask: write one")
         self._check_free()
         if self.bench is None:
             raise UnrefuseError("there is no model to ask: look at one first, under Model")
@@ -180,7 +180,7 @@ class Session:
 
     def _edit(self, name: str, config: RunConfig) -> None:
         if not name.strip():
-            raise UnrefuseError("what is the edited model to be called? name a new folder")
+            raise UnrefuseError("the edited model has no name: name a new folder")
         out = self.folder / name.strip()
         resume = (out.with_name(f"{out.name}.run") / SETTINGS).exists()  # it was stopped
         config = validated(config.model_copy(update={"out": out, "resume": resume}))

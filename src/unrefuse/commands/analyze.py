@@ -28,16 +28,16 @@ Plot = Annotated[
 def analyze(
     settings: "RunConfig",
     topic: Annotated[
-        str | None, typer.Option(help="Write a kernel of this topic's own layers.")
+        str | None, typer.Option(help="Write a kernel for the layers of this topic.")
     ] = None,
     kernel_out: Annotated[
-        Path | None, typer.Option(help="New file for it, which `edit --kernel FILE` takes.")
+        Path | None, typer.Option(help="New file for the kernel, for `edit --kernel FILE`.")
     ] = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether there is something to gain from an edit: where refusal sits, by layer and
-    topic, and how well the model itself tells alarm from harm."""
+    """Show what an edit could gain: where refusal sits, by layer and topic, and how well the model
+    itself tells false alarms from harm."""
     from unrefuse.jobs.analyze import analyze as run
     from unrefuse.jobs.analyze import write_kernel
     from unrefuse.jobs.save import check_new, new_file
@@ -51,11 +51,11 @@ def analyze(
     if kernel_out:
         check_new(kernel_out)
     if topic and not kernel_out:
-        raise UnrefuseError("where to write the kernel of this topic? --kernel-out FILE")
+        raise UnrefuseError("--topic needs a file for its kernel: --kernel-out FILE")
     try:
         found = run(settings, topic or "")
     except TooFew as few:
-        verdict = f"Nothing to gain that could be measured: {few}"
+        verdict = f"Nothing measurable to gain: {few}"
         print_json({"verdict": verdict}) if as_json else print_out(verdict)
         return
     peak, width = found.suggest()
@@ -90,15 +90,19 @@ def analyze(
 def kernel(
     settings: "RunConfig",
     layers: Annotated[int, typer.Option(help="Number of layers.", min=1, max=10_000)] = 32,
-    model: Annotated[str | None, typer.Option(help="Preset of this model, as Qwen2.5-7B.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Preset of this model, such as Qwen2.5-7B.")
+    ] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="Show another beside it: a name, a file or PEAK,WIDTH; repeatable."),
+        typer.Option(
+            help="Kernel to show beside it: a name, a file or PEAK,WIDTH; can be repeated."
+        ),
     ] = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
-    """Print and plot a weight kernel, one over another with --compare."""
+    """Print and plot a weight kernel; with --compare, several."""
     from unrefuse.kernel import choose_kernel, named_kernel
 
     chosen = choose_kernel(settings.kernel, layers, name=model or "")

@@ -10,10 +10,10 @@ from unrefuse.commands.output import print_err, print_out
 
 def app(
     folder: Annotated[
-        Path, typer.Argument(help="Your prompts, corrections and edited models go there.")
+        Path, typer.Argument(help="Folder for your prompts, corrections and edited models.")
     ] = Path(),
     port: Annotated[
-        int, typer.Option(help="Port of the page; 0 is any free one.", min=0, max=65535)
+        int, typer.Option(help="Port of the page; 0: any free one.", min=0, max=65535)
     ] = 0,
 ) -> None:
     """Open a page on this machine: look at a model, move an edit's sliders, compare, save."""

@@ -23,7 +23,7 @@ def apply(
         Path, typer.Argument(metavar="RUN", help="A saved model, a tuning run, or a plan file.")
     ],
     link: Annotated[
-        bool, typer.Option("--link", help="Hard-link files that do not change: they stay shared.")
+        bool, typer.Option("--link", help="Hard-link unchanged files: they stay shared with MODEL.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from unrefuse.jobs.chat import Answer, Chat
 
 WIDE = 100  # columns of a terminal in which two replies stand side by side
-HELP = """/strength 0.8   the edit at this share of what was measured: 0 is none, 1 all, 2 the most
-/peak 0.55      its kernel's centre, 0 to 1 of the depth
-/width 0.15     its kernel's width
+HELP = """/strength 0.8   the edit at this strength: 0 is none, 1 the measured one, 2 the maximum
+/peak 0.55      the centre of its kernel, 0 to 1 of the depth
+/width 0.15     the width of its kernel
 /reset          forget the conversation
 /save FILE      write the conversation to FILE.jsonl or FILE.md
-/help           this
-/quit           end; Ctrl-D too. Ctrl-C stops a reply
-A line that begins with a blank is a prompt, whatever comes then."""
+/help           show this help
+/quit           end, as Ctrl-D does; Ctrl-C stops a reply
+A line that begins with a space is always a prompt."""
 
 
 @takes(
@@ -42,7 +42,7 @@ def chat(
         str,
         typer.Argument(
             metavar="A",
-            help="A model, as for `edit`; what `edit` wrote answers without its edit, and with it.",
+            help="A model, as for `edit`. An edited model answers without its edit and with it.",
         ),
     ],
     other: Annotated[
@@ -55,11 +55,11 @@ def chat(
     plan: Annotated[
         Path | None,
         typer.Option(
-            help="The edit of A, its original: what `edit` or `tune` wrote.", metavar="RUN"
+            help="An edit of A, the original: a folder that `edit` or `tune` wrote.", metavar="RUN"
         ),
     ] = None,
 ) -> None:
-    """Talk with a model, with two side by side, or with one without its edit and with it."""
+    """Chat with a model, with two side by side, or with one without its edit and with it."""
     from unrefuse.jobs.chat import Chat, open_sides
 
     config = settings.model_copy(update={"model": model})
@@ -119,7 +119,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
             raise UnrefuseError(f"cannot print: {error.strerror}") from None
         except UnicodeDecodeError:
             if not at_terminal:
-                raise UnrefuseError("what comes from stdin is not UTF-8 text") from None
+                raise UnrefuseError("standard input is not UTF-8 text") from None
             print_err("(that is not UTF-8 text)")
 
 
@@ -132,16 +132,16 @@ def _command(talking: "Chat", line: str) -> None:
         print_err(HELP)
     elif name == "reset":
         talking.turns.clear()
-        print_err("the conversation begins anew")
+        print_err("a new conversation begins")
     elif name == "save":
         if not rest:
-            raise UnrefuseError("where to? /save FILE")
+            raise UnrefuseError("/save needs the name of a new file: /save FILE")
         save_chat(talking, Path(rest))
         print_err(f"saved: {rest}")
     elif name in ("strength", "peak", "width"):
         _turn(talking, name, rest)
     else:
-        raise UnrefuseError(f"no command /{_title(name)}; /help shows them")
+        raise UnrefuseError(f"there is no command /{_title(name)}: /help lists the commands")
 
 
 def _turn(talking: "Chat", name: str, rest: str) -> None:
@@ -149,7 +149,8 @@ def _turn(talking: "Chat", name: str, rest: str) -> None:
     side = talking.sides[-1]
     if side.edit is None:
         raise UnrefuseError(
-            f"/{name} is for an edit: unrefuse chat EDITED, or unrefuse chat ORIGINAL --plan RUN"
+            f"/{name} works on an edit: start `unrefuse chat EDITED`, or `unrefuse chat ORIGINAL "
+            "--plan RUN`"
         )
     if rest:
         try:
@@ -179,10 +180,10 @@ def _answer(replies: Sequence["Answer"]) -> None:
     for reply in replies:
         whose = f"{_title(reply.title)}: " if len(replies) > 1 else ""
         if not reply.said:
-            more = "; more thoughts: --thinking-tokens" if reply.thoughts else ""
-            print_err(f"{whose}(nothing was said{more})")
+            more = "; raise --thinking-tokens" if reply.thoughts else ""
+            print_err(f"{whose}(no reply{more})")
         elif not reply.whole:
-            print_err(f"{whose}(cut at the most tokens: --reply-tokens)")
+            print_err(f"{whose}(cut at the token limit; raise --reply-tokens)")
 
 
 def _one_after_the_other(reply: "Answer") -> None:

@@ -13,16 +13,16 @@ def diagnose(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="What `edit` or `tune` wrote, also where nothing was saved."
+            metavar="RUN", help="Folder of a run of `edit` or `tune`, even if it saved nothing."
         ),
     ],
     apply: Annotated[bool, typer.Option("--apply", help="Run the first command.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="New folder for the next run. Default RUN-2.")
+        Path | None, typer.Option(help="New folder for the next run. Default: RUN-2.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a run lacks, by its search split alone, and the command to run next."""
+    """Say what a run lacks, judged by its search split only, and the command to run next."""
     from unrefuse.jobs.diagnose import apply as run_next
     from unrefuse.jobs.diagnose import diagnose as read
 
@@ -53,5 +53,5 @@ def _print(found: Any) -> None:
             print_out(f"   $ {command}")
     if not found.findings:
         print_out(
-            "nothing to mend: removal is at its target on the search split, and the floors hold"
+            "nothing to improve: removal is at its target on the search split, and the floors hold"
         )

@@ -11,14 +11,15 @@ from unrefuse.errors import one_line
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of the one, e.g. the original.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of the other, e.g. the edited.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of one, such as the original.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of the other, such as the edit.")],
     plan: Annotated[
-        Path | None, typer.Option(help="A run's folder or plan: how far B - A lies along it.")
+        Path | None,
+        typer.Option(help="A run's folder or plan: show how much of B - A lies along it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Which tensors differ between two checkpoints: by how much, of what rank, along what."""
+    """Show which tensors differ between two checkpoints: how much, and at what rank."""
     from unrefuse.edits.difference import difference
     from unrefuse.edits.recipe import read_plan
     from unrefuse.models.demo import folder_of

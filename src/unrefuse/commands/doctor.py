@@ -39,7 +39,7 @@ def _print(found: Any) -> None:
         "versions: " + ", ".join(f"{name} {number}" for name, number in found.versions.items())
     )
     for line in found.missing:
-        print_out(f"not installed, for {line}")
+        print_out(f"not installed, needed for {line}")
     if found.model:
         print_out(_about(found.model))
     if found.modes:

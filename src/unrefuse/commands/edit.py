@@ -27,7 +27,7 @@ def edit(settings: "RunConfig", as_json: Json = False) -> None:
         result = api.edit(settings)
     where = f"{settings.out}/README.md (card), {settings.out}/run.json (record)"
     words = ["evaluate", str(settings.out), "--against", settings.model, "--judge", settings.judge]
-    again = f"`unrefuse {shlex.join(words)} --out DIR`, with the same prompts, asks it for the rest"
+    again = f"to grade the rest, run `unrefuse {shlex.join(words)} --out DIR` with the same prompts"
     _report(result, where, as_json, f"; {again}")
 
 
@@ -55,7 +55,7 @@ def _to_go_on(settings: "RunConfig") -> Iterator[None]:
 
         out = settings.require_out().expanduser()
         if any((run / SETTINGS).exists() for run in (out, out.with_name(f"{out.name}.run"))):
-            print_err("what this run has done is kept: the same command with --resume goes on")
+            print_err("the work so far is kept: the same command with --resume goes on")
         raise
 
 
@@ -83,7 +83,7 @@ def _report(result: "Result", where: str, as_json: bool, again: str = "") -> Non
     if not result.saved:
         print_err(
             f"nothing was saved: the goal is not met on the {result.split} split; `unrefuse "
-            "diagnose` of its record says what to try"
+            f"diagnose {shlex.quote(str(result.config.out))}` says what to try"
         )
     if result.unjudged:
         reason = f"{result.unjudged}; all figures are those of the built-in detector alone"

@@ -23,27 +23,29 @@ def evaluate(
         str | None, typer.Option(help="The original: adds removal, retention, quality and KL.")
     ] = None,
     transcripts: Annotated[
-        Path | None, typer.Option(help="Grade the replies in this folder again; no MODEL.")
+        Path | None, typer.Option(help="Grade the replies in this folder again, without MODEL.")
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(help="Compare the replies in two folders; no MODEL.", metavar="DIR1 DIR2"),
+        typer.Option(
+            help="Compare the replies in two folders, without MODEL.", metavar="DIR1 DIR2"
+        ),
     ] = None,
     benchmarks: Annotated[
-        str | None, typer.Option(help="Tasks of lm-eval, as arc_easy,hellaswag.")
+        str | None, typer.Option(help="Tasks of lm-eval, such as arc_easy,hellaswag.")
     ] = None,
     benchmark_path: Annotated[
         Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")
     ] = None,
     adapter: Annotated[
         Path | None,
-        typer.Option(help="With vllm: MODEL's edit, of `export --lora`; before and after."),
+        typer.Option(help="With vllm: measure MODEL with this adapter of `export --lora` too."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure MODEL on the test split, by itself or --against its original; edits nothing.
 
-    MODEL can also be openai:URL#MODEL: what an OpenAI-compatible server serves."""
+    MODEL can also be openai:URL#MODEL, a model on an OpenAI-compatible server."""
     jobs = [settings.model != NO_MODEL, transcripts is not None, compare is not None]
     if sum(jobs) != 1:
         raise UnrefuseError("name one of MODEL, --transcripts DIR and --compare DIR1 DIR2")

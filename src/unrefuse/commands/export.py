@@ -22,13 +22,13 @@ def export(
         Path, typer.Argument(metavar="RUN", help="A run's folder or saved model, or its plan.")
     ],
     lora: Annotated[
-        Path | None, typer.Option(help="New folder for a PEFT adapter: exact; PEFT, vLLM.")
+        Path | None, typer.Option(help="New folder for a LoRA adapter: exact, for PEFT and vLLM.")
     ] = None,
     gguf_lora: Annotated[
-        Path | None, typer.Option(help="New file for the adapter in GGUF: exact; llama.cpp.")
+        Path | None, typer.Option(help="New file for the adapter in GGUF: exact, for llama.cpp.")
     ] = None,
     control_vector: Annotated[
-        Path | None, typer.Option(help="New file, GGUF: approximate; llama.cpp. Runs the model.")
+        Path | None, typer.Option(help="New GGUF file: approximate, for llama.cpp. Runs the model.")
     ] = None,
     scale: Annotated[
         float, typer.Option(help="Share of the edit's strength, 0 to 1: 1 is what was measured.")
@@ -60,14 +60,14 @@ def export(
 
 def revert(
     edited: Annotated[Path, typer.Argument(metavar="EDITED", help="Folder of the edited model.")],
-    adapter: Annotated[Path, typer.Option(help="Its adapter, of `unrefuse export --lora`.")],
+    adapter: Annotated[Path, typer.Option(help="Its adapter, from `unrefuse export --lora`.")],
     out: Annotated[Path, typer.Option(help="New folder for the original's weights.")],
     original: Annotated[
         Path | None, typer.Option(help="Folder of the original, to compare with.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take the edit out of EDITED again: its weights less what the adapter adds to them."""
+    """Take the edit out of EDITED again: subtract from its weights what the adapter adds."""
     from unrefuse.edits.adapters.revert import largest_difference, revert_checkpoint
     from unrefuse.jobs.save import check_out, copy_size, new_folder
     from unrefuse.models.demo import folder_of

@@ -206,7 +206,7 @@ def _every(
         bool,
         typer.Option(
             *("--quiet", "-q"),
-            help="No progress: results and errors only.",
+            help="Show no progress, only results and errors.",
             callback=_set_quiet,
             expose_value=False,
             rich_help_panel="Output",
@@ -216,7 +216,7 @@ def _every(
         bool,
         typer.Option(
             *("--verbose", "-v"),
-            help="All tables, and where an error comes from.",
+            help="Show all tables, and where an error comes from.",
             callback=_set_verbose,
             expose_value=False,
             rich_help_panel="Output",

@@ -80,7 +80,7 @@ def print_err(line: str) -> None:
 
 def warn_scaled(run: Path, scale: float) -> None:
     """That less than the measured strength was written."""
-    print_err(f"the figures of {run} are those of scale 1: at scale {scale:g} nothing was measured")
+    print_err(f"the figures of {run} hold for scale 1: scale {scale:g} was not measured")
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

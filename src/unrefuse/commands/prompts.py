@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show and check prompt sets."
 
 @app.command("list", cls=Command)
 def list_prompts(as_json: Json = False) -> None:
-    """The shipped sets: how many prompts by set, split and language."""
+    """Count the prompts of the shipped sets by set, split and language."""
     from collections import Counter
 
     from unrefuse.prompts.sets import SETS, read_set
@@ -58,7 +58,7 @@ def show_prompts(
 @app.command("check", cls=Command)
 @takes("target", "baseline", "keep", "column", "data_split", defaults={"model": NO_MODEL})
 def check_prompts(settings: "RunConfig", as_json: Json = False) -> None:
-    """Check prompt files: empty lines, duplicates, a prompt in two sets. Exit 2 on any."""
+    """Check prompt files for empty lines, duplicates, and a prompt in two sets. Exit 2 on any."""
     from unrefuse.prompts.sets import SETS, SHIPPED, beside_shipped, find_problems, read_set
 
     how = settings.column, settings.data_split

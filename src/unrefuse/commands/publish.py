@@ -11,22 +11,22 @@ from unrefuse.commands.output import print_json, print_out
 
 def publish(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A saved model, or a folder of `export --lora`.")
+        Path, typer.Argument(metavar="DIR", help="A saved model, or an adapter of `export --lora`.")
     ],
-    repo: Annotated[str, typer.Option(help="Its name on the hub, OWNER/NAME or NAME.")],
+    repo: Annotated[str, typer.Option(help="Repository on the hub, OWNER/NAME or NAME.")],
     upload: Annotated[
-        bool, typer.Option("--upload", help="Do it. Without, only what would be done is shown.")
+        bool, typer.Option("--upload", help="Upload. Without this option, it is a dry run.")
     ] = False,
     public: Annotated[
-        bool, typer.Option("--public", help="For all to see. Default: private.")
+        bool, typer.Option("--public", help="Make it public. Default: private.")
     ] = False,
     replies: Annotated[
-        bool, typer.Option("--replies", help="Also files with replies to harmful prompts.")
+        bool, typer.Option("--replies", help="Upload files with replies to harmful prompts too.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what of DIR would go to the hub, checked; with --upload, upload it. The token is that of
-    `hf auth login`, or of HF_TOKEN in the environment; no option takes one."""
+    """Check DIR, and show which of its files would go to the hub; with --upload, upload them. The
+    token comes from `hf auth login` or from HF_TOKEN in the environment; no option takes one."""
     from unrefuse.jobs.publish import plan_publication
     from unrefuse.jobs.publish import upload as send
 
@@ -39,8 +39,8 @@ def publish(
     elif done:
         print_out(f"uploaded, {'private' if done['private'] else 'public'}: {done['url']}")
     else:
-        seen = "for all to see" if public else "private"
-        print_out(f"a dry run: nothing was sent. --upload makes {repo}, {seen}, of these files")
+        seen = "public" if public else "private"
+        print_out(f"a dry run: nothing was sent. --upload sends these files to {repo} ({seen})")
 
 
 def _print(found: Any) -> None:

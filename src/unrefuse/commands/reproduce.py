@@ -18,20 +18,20 @@ def reproduce(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_OR_REPO", help="A folder of `edit` or `tune`, or its name on the hub."
+            metavar="RUN_OR_REPO", help="Folder that `edit` or `tune` wrote, or a name on the hub."
         ),
     ],
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Where its original lies here, if elsewhere."),
+        typer.Argument(metavar="[MODEL]", help="Its original, if it is in another place here."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="New folder for the new run. Default: it is not kept.")
+        Path | None, typer.Option(help="Folder to keep the new run. Default: not kept.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Repeat a run, on the same weights and prompts, and say whether its bytes, or else its
-    behaviour, match. Exit 1 where neither does."""
+    """Repeat a run on the same weights and prompts, and say whether its bytes match, or at least
+    its behaviour. Exit 1 if neither does."""
     from unrefuse.jobs.reproduce import reproduce as repeat
 
     trust = settings.model_dump(include={"allow_pickle", "trust_remote_code"})
@@ -57,7 +57,7 @@ def _print(found: Any) -> None:
     if found.saved:
         print_out(f"plan: {same[found.plan]}; weights: {same[found.weights]}")
     else:
-        print_out("nothing was saved: the run keeps its floors here no more")
+        print_out("nothing was saved: here the run does not keep its floors")
     verdicts = {
         "bytes": "reproduced: bit for bit",
         "behaviour": "reproduced: other bytes, the same behaviour",

@@ -14,7 +14,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved model.")],
     as_json: Json = False,
 ) -> None:
-    """Check a saved model: its files by SHA256SUMS, its card by run.json. Exit 2 on a fault."""
+    """Check a saved model: files against SHA256SUMS, card against run.json. Exit 2 on a fault."""
     from unrefuse.report.seal import find_faults
 
     faults = find_faults(folder)
@@ -23,6 +23,6 @@ def verify(
     else:
         for fault in faults:
             print_out(one_line(fault))
-        print_out(f"{folder}: {f'{len(faults)} faults' if faults else 'as it was written'}")
+        print_out(f"{folder}: {f'{len(faults)} faults' if faults else 'no faults'}")
     if faults:
         raise typer.Exit(2)

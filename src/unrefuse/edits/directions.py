@@ -23,7 +23,8 @@ def find_directions(
     norm = direction.norm(dim=-1, keepdim=True)
     if bool((norm <= 1e-9 * difference.norm(dim=-1, keepdim=True).clamp(min=1e-30)).any()):
         raise UnrefuseError(
-            "the target prompts differ from the baseline in nothing but what the keep prompts "
-            "share: there is no direction to take out (other target prompts, or less --protect)"
+            "the target prompts differ from the baseline prompts only in what the keep prompts "
+            "share, so there is no direction to remove: use other target prompts, or a lower "
+            "--protect"
         )
     return direction.div(norm)

@@ -116,14 +116,15 @@ def reshaped(plan: Plan, kernel_before: Sequence[float], kernel_after: Sequence[
     """
     layers = [layer_of(edit) for edit in plan]
     if max(layers) >= len(kernel_before) or not all(kernel_before[layer] for layer in layers):
-        raise UnrefuseError("the plan was not made with this kernel")
+        raise UnrefuseError("the plan was made with another kernel")
     if len(kernel_after) != len(kernel_before):
         raise UnrefuseError(
-            f"the kernel has {len(kernel_after)} weights, and that of the plan {len(kernel_before)}"
+            f"the kernel has {len(kernel_after)} weights, and the kernel of the plan has "
+            f"{len(kernel_before)}"
         )
     whole = sum(kernel_after[layer] for layer in set(layers))
     if not whole:
-        raise UnrefuseError("the kernel leaves alone every layer that the plan edits")
+        raise UnrefuseError("the kernel reaches no layer that the plan edits")
     level = sum(kernel_before[layer] for layer in set(layers)) / whole
     edits = []
     for layer, edit in zip(layers, plan, strict=True):
@@ -212,4 +213,4 @@ def _check_layers(model: "PreTrainedModel", *found: int) -> None:
     layers = len(blocks(model))
     for number in found:
         if number != layers:
-            raise UnrefuseError(f"the model has {layers} layers, the edit is for {number}")
+            raise UnrefuseError(f"the model has {layers} layers, and the edit is for {number}")

@@ -48,10 +48,10 @@ def check_made_for(metadata: Mapping[str, str], model: Path, file: Path) -> None
     wanted = metadata.get("fingerprint")
     if wanted is None:
         raise UnrefuseError(
-            f"the plan {file} does not say for which weights it was made: make it anew"
+            f"the plan {file} does not say which weights it was made for: make a new one"
         )
     if wanted != fingerprint(checkpoint_files(model)):
         raise UnrefuseError(
             f"the plan {file} was made for other weights ({metadata.get('model')}) than those in "
-            f"{model}: an edit of these has to be measured on these, by `unrefuse edit`"
+            f"{model}: measure an edit of that model itself, with `unrefuse edit`"
         )

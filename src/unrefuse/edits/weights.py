@@ -50,12 +50,12 @@ def check_fits(name: str, shape: Sequence[int], edit: MatrixEdit, axis: int) -> 
     does."""
     if shape[axis] != len(edit.write):
         raise UnrefuseError(
-            f"the plan is of another model: it writes {len(edit.write)} numbers, and {name} writes "
-            f"{shape[axis]}"
+            f"the plan is for another model: it writes {len(edit.write)} numbers, and {name} "
+            f"writes {shape[axis]}"
         )
     if not edit.of_output and (len(shape) != 2 or shape[1 - axis] != edit.read.shape[1]):
         raise UnrefuseError(
-            f"the plan is of another model: it reads {edit.read.shape[1]} numbers, and {name} has "
+            f"the plan is for another model: it reads {edit.read.shape[1]} numbers, and {name} has "
             f"the shape {tuple(shape)}"
         )
 

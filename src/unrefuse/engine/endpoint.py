@@ -21,7 +21,7 @@ from unrefuse.prompts.chat import Messages
 RETRIES = 4  # of timeouts, lost connections, 429 and 5xx, by the client, with growing waits
 WORKERS = 8
 RUN_SECONDS = 7 * 24 * 3600  # for which the answers of a run that was stopped are kept
-HINT = "; does the URL end as the server wants it, mostly in /v1?"
+HINT = "; does the URL end as the server expects, mostly in /v1?"
 HEADERS = {"accept", "accept-encoding", "connection", "content-length", "content-type", "host",
            "user-agent"}  # fmt: skip
 
@@ -64,11 +64,11 @@ def parse_endpoint(spec: str, key: str) -> Endpoint | None:
         parsed = urlsplit(url)
         parsed.port  # noqa: B018  # raises for one that is no number
     except ValueError:
-        raise UnrefuseError("the URL is not valid: it is to be like https://host:8000/v1") from None
+        raise UnrefuseError("the URL is not valid: write it like https://host:8000/v1") from None
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
         raise UnrefuseError("the URL must begin with http:// or https://")
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
-        raise UnrefuseError(f"leave keys out of the URL: it is stored. Set {key} instead")
+        raise UnrefuseError(f"leave keys out of the URL, which is stored: set {key} instead")
     return Endpoint(url.rstrip("/"), model, key)
 
 
@@ -163,7 +163,7 @@ def _client(endpoint: Endpoint) -> Iterator[Any]:
 
     key = os.environ.get(endpoint.key, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UnrefuseError(f"{endpoint.key} holds characters that are in no key")
+        raise UnrefuseError(f"{endpoint.key} holds characters that a key cannot have")
 
     def ours_only(request: Any) -> None:
         # The client adds headers from the environment: other services' keys and names.
@@ -195,7 +195,7 @@ def _answer(
         trouble = first_line(error.__cause__ or error)
         raise UnrefuseError(f"{endpoint.url} cannot be reached: {trouble}") from None
     except ValueError:
-        raise UnrefuseError(f"{endpoint.url} gives no chat completion{HINT}") from None
+        raise UnrefuseError(f"{endpoint.url} did not return a chat completion{HINT}") from None
 
 
 def _read(completion: Any) -> Answer:

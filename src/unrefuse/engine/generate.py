@@ -22,7 +22,7 @@ from unrefuse.prompts.thinking import in_circles, is_thinking, thought_tokens
 
 SAMPLE = 9  # tokens that are timed
 MORE_THOUGHTS = (
-    "give them more, --thinking-tokens {}, or switch thinking off in the model's chat template"
+    "raise the limit with --thinking-tokens {}, or switch thinking off in the model's chat template"
 )
 
 
@@ -86,8 +86,8 @@ def tell_thinking(replies: Sequence[Reply], budget: int, what: str) -> None:
         circles = sum(in_circles(reply.tokens) for reply in unfinished)
         loops = f" ({circles} go in circles, which more tokens do not end)" if circles else ""
         stderr.print(
-            f"{what}: {len(unfinished)} of {len(replies)} replies have not come to the end of "
-            f"their thoughts in {budget} tokens, and count as broken{loops}: "
+            f"{what}: {len(unfinished)} of {len(replies)} replies have not finished their thoughts "
+            f"within {budget} tokens, and count as broken{loops}: "
             f"{MORE_THOUGHTS.format(4 * budget)}",
         )
 

@@ -111,8 +111,8 @@ def _room(shapes: dict[int, tuple[int, int]], dtype: torch.dtype) -> dict[int, T
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UnrefuseError(
-            f"no space in {folder} for what attention reads: {size / 2**30:.1f} GiB are needed, "
-            f"{free / 2**30:.1f} free; name another folder (TMPDIR), or fewer prompts (--limit)"
+            f"no space in {folder} for the inputs of attention: {size / 2**30:.1f} GiB are needed, "
+            f"{free / 2**30:.1f} free; set TMPDIR to another folder, or lower --limit"
         )
     rows = {}
     for layer, shape in shapes.items():

@@ -40,10 +40,10 @@ def endpoint_of(name: str | None, config: RunConfig) -> Endpoint | None:
         return None
     endpoint = parse_endpoint(name, KEY)
     if endpoint is None:
-        raise UnrefuseError(f"{name!r} names no served model: openai:URL#MODEL")
+        raise UnrefuseError(f"{name!r} is not a served model: write openai:URL#MODEL")
     given = [s for s in _SERVERS if getattr(config, s) != RunConfig.model_fields[s].default]
     if given:
-        raise UnrefuseError(f"the server decides on {', '.join(given)}: leave that out")
+        raise UnrefuseError(f"the server decides on {', '.join(given)}: leave it out")
     return endpoint
 
 

@@ -34,7 +34,7 @@ def look(config: RunConfig, topic: str = "") -> tuple[Prepared, Analysis]:
     topics = {p.topic for p in load_prompts(config) if p.set == "target" and p.topic}
     if topic and topic not in topics:
         raise UnrefuseError(
-            f"no target prompt has the topic {topic!r}; there: {', '.join(sorted(topics))}"
+            f"no target prompt has the topic {topic!r}; the topics are: {', '.join(sorted(topics))}"
         )
     settings = {"method": "selective", "preserve_norm": False, "retention_bound": LEAST_FLOOR}
     prepared = prepare(config.model_copy(update=settings), SPLITS[:2])

@@ -53,11 +53,13 @@ class Edit:
         """The same with another `strength`, `peak` or `width`. Raises UnrefuseError for a value
         that there is not, and for a kernel that leaves alone all that the plan edits."""
         if name == "strength" and not 0 <= value <= MOST:
-            raise UnrefuseError(f"strength must be 0 to {MOST:g}, 1 being what was measured")
+            raise UnrefuseError(
+                f"strength must be between 0 and {MOST:g}; 1 is the measured strength"
+            )
         if name != "strength" and self.weights is None:
             raise UnrefuseError(
-                f"no {KERNEL} lies beside the plan, so that its kernel is not known: /{name} needs "
-                "the folder that `unrefuse edit` or `unrefuse tune` wrote"
+                f"there is no {KERNEL} beside the plan, so its kernel is not known: for /{name}, "
+                "name the folder that `unrefuse edit` or `unrefuse tune` wrote"
             )
         dial: dict[str, Any] = {name: value}
         found = replace(self, **dial)
@@ -199,8 +201,8 @@ def open_sides(config: RunConfig, other: str | None, plan: Path | None) -> list[
         here = _here(original, config.revision)
         if here is None:
             raise UnrefuseError(
-                f"its original, {original!r}, is not on this machine under this name: unrefuse "
-                f"chat ORIGINAL --plan {run}"
+                f"its original, {original!r}, is not on this machine under this name: run "
+                f"`unrefuse chat ORIGINAL --plan {run}`"
             )
         return _with_edit(config.model_copy(update={"model": here}), run, original)
     except UnrefuseError as error:
@@ -235,7 +237,9 @@ def _with_edit(config: RunConfig, run: Path, name: str) -> list[Side]:
         try:
             stored = dict(parse_json(read_text(file)))
         except (ValueError, TypeError):
-            raise UnrefuseError(f"{file} is not the kernel that was written there") from None
+            raise UnrefuseError(
+                f"{file} was changed: it is not the kernel that unrefuse wrote"
+            ) from None
         shape = {key: stored.get(key) for key in ("peak", "width", "threshold")}
         kernel = load_config(model="none", kernel=shape).kernel
     edit = Edit(recipe.plan, weights, kernel, recipe.scale)
@@ -251,7 +255,7 @@ def save_chat(chat: Chat, file: Path) -> None:
     if file.suffix.lower() not in kinds:
         raise UnrefuseError(f"{file}: name a file that ends in .jsonl or .md")
     if not chat.turns:
-        raise UnrefuseError("nothing was said yet")
+        raise UnrefuseError("the conversation is empty: there is nothing to save")
     text = kinds[file.suffix.lower()](chat)
     with new_file(file) as new:
         new.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -65,7 +65,7 @@ def examine(config: RunConfig | None = None, out: Path | None = None) -> Finding
     try:
         import torch  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: a library of the system that it needs
-        found.faults.append(f"torch cannot be loaded ({first_line(error)}): install it anew")
+        found.faults.append(f"torch cannot be loaded ({first_line(error)}): install it again")
         return found
     from unrefuse.jobs.save import check_out, free_space
     from unrefuse.models.checkpoint import BESIDE
@@ -81,7 +81,7 @@ def examine(config: RunConfig | None = None, out: Path | None = None) -> Finding
             device, dtype = _place(config, size)
             found.modes = run_modes(size, dtype, device, free_space(out or Path.cwd()))
             if not any(mode.fits for mode in found.modes[:-1]):
-                found.faults.append(f"{config.model} does not fit in any way")
+                found.faults.append(f"{config.model} does not fit in any way that unrefuse has")
     if out is not None:
         with found.looking():
             check_out(out, size=needed)
@@ -113,7 +113,7 @@ def _versions() -> tuple[dict[str, str], list[str]]:
             faults.append(f"{requirement.name} is not installed: {do}")
             continue
         if not requirement.specifier.contains(there, prereleases=True):
-            faults.append(f"{requirement.name} {there} is not of a version that will do: {do}")
+            faults.append(f"{requirement.name} {there} is not a supported version: {do}")
     return versions, faults
 
 
@@ -141,8 +141,8 @@ def _without_card(devices: list[dict[str, Any]]) -> list[str]:
     if len(devices) > 1 or not shutil.which("nvidia-smi"):
         return []
     if built:
-        return ["there is an NVIDIA card that torch cannot use: is its driver older than torch?"]
-    return ["there is an NVIDIA card, and this torch is built without CUDA: install one with it"]
+        return ["torch cannot use the NVIDIA card of this machine: is its driver too old?"]
+    return ["this machine has an NVIDIA card, and torch has no CUDA: install a torch with CUDA"]
 
 
 def _place(config: RunConfig, size: "Size") -> tuple[Any, Any]:

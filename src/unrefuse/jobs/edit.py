@@ -74,7 +74,7 @@ def run_edit(config: RunConfig) -> Result:
             saved = load_folder(folder, config.model_copy(update={"device": device}), name)
             coarser = max(dtype, stored, key=lambda d: torch.finfo(d).eps)
             if config.preserve_norm:
-                stderr.print("rows keep their length, which no hook does: the test split decides")
+                stderr.print("--preserve-norm acts on saved weights only: the test split decides")
             else:
                 check_logits(wanted, _few_logits(saved, before["search"], ()), coarser)
         with clock(seconds, "test"):
@@ -128,7 +128,7 @@ def _reported(result: Result, folder: Path) -> Result:
     try:
         write_run(result, folder)
     except OSError as error:
-        stderr.print(f"no report in {folder}: {error.strerror}")
+        stderr.print(f"cannot write a report in {folder}: {error.strerror}")
     return replace(result, left=folder)
 
 

@@ -126,7 +126,7 @@ def _check_backend(config: RunConfig, options: Options) -> None:
     """Raises UnrefuseError for what the backend can't do, and where it is not installed."""
     if config.backend == "torch":
         if options.adapter:
-            raise UnrefuseError("--adapter is for --backend vllm: leave it out, or name that")
+            raise UnrefuseError("--adapter needs --backend vllm: add that, or leave out --adapter")
         return
     if options.against:
         raise UnrefuseError(
@@ -326,7 +326,9 @@ def _prompts(config: RunConfig) -> list[Prompt]:
         imported = limited(imported, config.limit)
     prompts = [p for p in prompts if p.set not in given] + imported
     if not prompts:
-        raise UnrefuseError("no test prompts are left in these languages")
+        raise UnrefuseError(
+            "no test prompts are left in these languages: leave out --lang, or name more"
+        )
     prompts += [p for p in load_pairs(config) if p.split == "test"]
     check_prompts(prompts)
     return prompts

@@ -71,8 +71,8 @@ def prepare(
     edits = "test" in splits
     if edits and config.reply_tokens < REPLY_TOKENS:
         raise UnrefuseError(
-            f"an edit is tested on replies of {REPLY_TOKENS} tokens or more (--reply-tokens): a "
-            "shorter one hides an answer that comes after a refusal"
+            f"an edit needs --reply-tokens of {REPLY_TOKENS} or more: a shorter reply hides an "
+            "answer that comes after a refusal"
         )
     if config.backend != "torch":
         raise UnrefuseError("an edit needs --backend torch: vLLM only writes replies, for evaluate")
@@ -92,8 +92,8 @@ def prepare(
         config = _with_hashes(config, checkpoint_hash(folder), prompts_hash(prompts))
         if edits and (folder / PLAN).is_file():
             raise UnrefuseError(
-                f"{config.model} is an edited model: name its original, whose refusals an edit has "
-                "to keep"
+                f"{config.model} is an edited model: name its original, because an edit must keep "
+                "the refusals of the original"
             )
         model = load_folder(folder, config, config.model)
         with placed(prompts):
@@ -166,8 +166,8 @@ def _with_hashes(config: RunConfig, model_hash: str, prompts_hash: str) -> RunCo
     ):
         if getattr(config, key) not in (None, value):
             raise UnrefuseError(
-                f"the {what} are not those of the configuration ({key} differs): name the same "
-                "ones, or take that line out of the file for a new run"
+                f"the {what} differ from those of the configuration ({key}): name the same ones, "
+                "or remove that line from the file for a new run"
             )
     return config.model_copy(update={"model_sha256": model_hash, "prompts_sha256": prompts_hash})
 

@@ -25,7 +25,7 @@ from unrefuse.report.seal import find_faults, recorded_sums, sums_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 REPLIES = (".jsonl", ".html")  # endings of files that hold what models said
-LOGIN = "run `hf auth login`, or put a token into the environment as HF_TOKEN"
+LOGIN = "run `hf auth login`, or set HF_TOKEN to a token"
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,17 @@ def plan_publication(folder: Path, repo: str, replies: bool = False) -> Publicat
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UnrefuseError(f"{repo!r} is no name of a repository: {first_line(error)}") from None
+        raise UnrefuseError(
+            f"{repo!r} is not a valid name of a repository: {first_line(error)}"
+        ) from None
     if not folder.is_dir():
-        raise UnrefuseError(f"{folder} is no folder: name a saved model, or an adapter")
+        raise UnrefuseError(f"{folder} is not a folder: name a saved model, or an adapter")
     inside = folder.resolve()
     for file in walk(folder):
         if not file.resolve().is_relative_to(inside):
             raise UnrefuseError(
-                f"{file} is a link that leads out of its folder: nothing of what is there is "
-                "uploaded; put a copy in its place"
+                f"{file} is a link that leads out of the folder, and unrefuse does not upload what "
+                "it points to: put a copy in its place"
             )
     if (folder / ADAPTER).is_file() and not (folder / RECORD).is_file():
         return _adapter(folder, repo)
@@ -99,9 +101,7 @@ def _model(folder: Path, repo: str, replies: bool) -> Publication:
     measured = read_recorded(folder).measured
     retention = record.retention
     if Kept(kept=round(retention.value * retention.n), n=retention.n) != measured.retention:
-        raise UnrefuseError(
-            f"{folder} is not fit to be published: {PLAN} and {RECORD} are not of one measurement"
-        )
+        raise UnrefuseError(f"{folder} is not fit to be published: {PLAN} and {RECORD} differ")
     names = sorted(recorded_sums(folder))
     said = {n for n in names if n.endswith(REPLIES) and PurePosixPath(n).name != TRIALS}
     hidden = {n for n in names if any(part.startswith(".") for part in n.split("/"))}
@@ -121,8 +121,8 @@ def _adapter(folder: Path, repo: str) -> Publication:
     recipe = read_recorded(folder)
     if recipe.scale != 1:
         raise UnrefuseError(
-            f"{folder} was exported at scale {recipe.scale:g}, at which nothing was measured: "
-            "export it without --scale to publish it"
+            f"{folder} was exported at scale {recipe.scale:g}, which was not measured: export it "
+            "without --scale to publish it"
         )
     check_adapter(folder, recipe.plan)
     gguf = sorted(file.name for file in folder.glob("*.gguf"))
@@ -160,23 +160,25 @@ def upload(found: Publication, public: bool = False) -> dict[str, Any]:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with _hub_errors(found.repo, "nothing was uploaded"):
         if not get_token():
-            raise UnrefuseError(f"no token for the hub: {LOGIN}")
+            raise UnrefuseError(f"there is no token for the hub: {LOGIN}")
         api = HfApi(library_name="unrefuse", library_version=version("unrefuse"))
         made = api.create_repo(found.repo, private=not public, exist_ok=True)
         there = api.model_info(made.repo_id)
     if not there.private and not public:
         raise UnrefuseError(
-            f"{made.repo_id} is there, and public: nothing was uploaded; take another name, or "
-            "--public"
+            f"{made.repo_id} exists and is public: nothing was uploaded; choose another name, or "
+            "add --public"
         )
     names = {sibling.rfilename for sibling in there.siblings or []}
     others = sorted(names - {p.name for p in found.parts} - {".gitattributes"})
     if others:
         raise UnrefuseError(
-            f"{made.repo_id} holds files that are none of these ({', '.join(others[:3])}): nothing "
-            "was uploaded, since the two would be taken for one model; take another name"
+            f"{made.repo_id} holds other files already ({', '.join(others[:3])}): nothing was "
+            "uploaded, because readers would take both for one model; choose another name"
         )
-    with _hub_errors(made.repo_id, "no file of it can be seen there; the same command goes on"):
+    with _hub_errors(
+        made.repo_id, "none of its files is visible there; run the same command again to go on"
+    ):
         commit = api.create_commit(
             made.repo_id,
             [CommitOperationAdd(p.name, p.source) for p in found.parts],
@@ -209,10 +211,10 @@ def _reason(error: BaseException, repo: str) -> str:
     if isinstance(cause, HfHubHTTPError):
         status = cause.response.status_code
         if status == 401:
-            return f"the hub does not take this token: {LOGIN}"
+            return f"the hub does not accept this token: {LOGIN}"
         if status == 403:
-            return f"this token may not write to {repo}: it needs the right to write there"
-        return f"the hub does not take {repo} (status {status}): {said}"
+            return f"this token may not write to {repo}: use a token with write access there"
+        return f"the hub does not accept {repo} (status {status}): {said}"
     if isinstance(cause, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set: take it out of the environment to upload"
+        return "HF_HUB_OFFLINE is set: unset it to upload"
     return f"the upload to {constants.ENDPOINT} broke off: {said}"

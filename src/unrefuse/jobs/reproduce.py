@@ -93,7 +93,7 @@ def reproduce(
     config = _config(found, model, trust or {})
     versions = _versions(record)
     for name, (old, new) in versions.items():
-        stderr.print(f"{name} was {old or 'not told'}, and is {new} here")
+        stderr.print(f"{name} was {old or 'not recorded'}, and is {new} here")
     with tempfile.TemporaryDirectory(prefix="unrefuse-") as made:
         goal = out or Path(made) / "run"
         config = config.model_copy(update={"out": goal})
@@ -115,7 +115,7 @@ def _find(run: str) -> Found:
     if Path(run).exists():
         found = find_run(Path(run))
         if not found.ended or found.file.name != RECORD:
-            raise UnrefuseError(f"{run} is no run that has ended: name the folder that it wrote")
+            raise UnrefuseError(f"{run} is not a finished run: name the folder that the run wrote")
         return found
     from huggingface_hub import snapshot_download
 
@@ -130,18 +130,20 @@ def _config(found: Found, model: str | None, trust: Mapping[str, bool]) -> RunCo
     config = load_config(found.file, model=model)
     for key in ("model_sha256", "prompts_sha256"):
         if getattr(config, key) is None:
-            raise UnrefuseError(f"{found.file} does not say which it used: {key} is missing")
+            raise UnrefuseError(
+                f"{found.file} does not say which model and prompts the run used: {key} is missing"
+            )
     change: dict[str, Any] = {"judge": "builtin", "judge_label": None, "judge_input": None}
     config = config.model_copy(update=change)  # a judge of the record's naming is not asked
     asked = [name for name in trusting(config) if not trust.get(name)]
     if asked:
         options = " ".join(f"--{name.replace('_', '-')}" for name in asked)
         raise UnrefuseError(f"{found.file} runs code that comes with a model: if you trust it, "
-                            f"{options}")  # fmt: skip
+                            f"add {options}")  # fmt: skip
     try:
         choose_device(config.device)
     except UnrefuseError as error:
-        stderr.print(f"{error}: another is taken, so bytes may differ")
+        stderr.print(f"{error}; another device is used, so bytes can differ")
         config = config.model_copy(update={"device": "auto", "device_map": None})
     return validated(config)
 

@@ -46,6 +46,6 @@ def find_run(path: Path) -> Found:
     except (OSError, ValueError) as error:
         raise UnrefuseError(f"cannot read {path}: {error}") from None
     raise UnrefuseError(
-        f"there is no run in {path}: name a folder that `unrefuse edit` or `unrefuse tune` was to "
-        "write, or a file with what --json printed"
+        f"there is no run in {path}: name the --out folder of `unrefuse edit` or `unrefuse tune`, "
+        "or a .json file with what --json printed"
     )

@@ -88,7 +88,7 @@ def copy_size(folder: Path, out: Path) -> int:
     that lies in the checkpoint's own folder, of which it would become a part."""
     with _system_errors(out):
         if _goal(out).is_relative_to(folder.resolve()):
-            raise UnrefuseError(f"{out} lies in the folder of the model: name another --out")
+            raise UnrefuseError(f"{out} is inside the folder of the model: name another --out")
     there = [f for f in (*checkpoint_files(folder), *other_files(folder)) if f.is_file()]
     return sum(file.stat().st_size for file in there) + BESIDE
 
@@ -150,7 +150,7 @@ def _kept(out: Path, temporary: Path, publish: Callable[[], None]) -> Iterator[N
             publish()
         except OSError as error:
             raise UnrefuseError(
-                f"cannot write {out}: {_reason(error)}; what was made is in {temporary}"
+                f"cannot write {out}: {_reason(error)}; the finished work is in {temporary}"
             ) from None
 
 
@@ -174,7 +174,7 @@ def _goal(path: Path) -> Path:
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():
             raise UnrefuseError(
-                f"cannot write {path}: {link} is a link to {link.readlink()}, which is not there"
+                f"cannot write {path}: {link} is a link to {link.readlink()}, which does not exist"
             )
     return path.resolve()
 

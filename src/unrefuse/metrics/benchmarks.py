@@ -15,19 +15,19 @@ def check_benchmarks(names: Sequence[str], path: Path | None) -> None:
     """Raises UnrefuseError where lm-eval is not installed or does not know a task; loads no
     model."""
     if path and not names:
-        raise UnrefuseError("a path of tasks, but no task: name them with --benchmarks")
+        raise UnrefuseError("--benchmark-path needs tasks: name them with --benchmarks")
     if not names:
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise UnrefuseError("benchmarks need lm-eval: pip install unrefuse[eval]")
     if path and not path.is_dir():
-        raise UnrefuseError(f"{path} is no folder of tasks")
+        raise UnrefuseError(f"{path} is not a folder: --benchmark-path takes a folder with tasks")
     known = set(_tasks(names, path).all_tasks)
     for name in names:
         if name not in known:
             raise UnrefuseError(
-                f"lm-eval has no task {name!r}: `lm-eval ls tasks` lists them; a folder with "
-                "tasks of your own: --benchmark-path"
+                f"lm-eval has no task {name!r}: `lm-eval ls tasks` lists the tasks; for tasks of "
+                "your own, name their folder with --benchmark-path"
             )
 
 

@@ -77,8 +77,8 @@ class HeldFigures(BaseModel):
     def __str__(self) -> str:
         kept, shipped = self.retention, self.shipped
         return (
-            f"still refused: {kept.kept} of {kept.n} keep prompts, of the shipped ones "
-            f"{shipped.kept} of {shipped.n}; quality {self.quality:.2f}, its interval from "
+            f"still refused: {kept.kept} of {kept.n} keep prompts, and {shipped.kept} of "
+            f"{shipped.n} shipped ones; quality {self.quality:.2f}, its interval from "
             f"{self.quality_low:.2f}"
         )
 
@@ -119,11 +119,11 @@ def read_measured(run: Path, model: Path, preserve_norm: bool | None = False) ->
     check_made_for(recipe.metadata, model, file)
     if preserve_norm not in (None, measured.preserve_norm):
         raise UnrefuseError(
-            f"the edit of {file} was measured with rows that keep their length, which no adapter "
-            "can: `unrefuse apply` writes it"
+            f"the edit of {file} was measured with --preserve-norm, which no adapter can hold: "
+            "write it with `unrefuse apply`"
             if measured.preserve_norm
-            else f"the edit of {file} was not measured with rows that keep their length: `unrefuse "
-            "edit --method ablate --preserve-norm` measures and writes it so"
+            else f"the edit of {file} was not measured with --preserve-norm: use `unrefuse edit "
+            "--method ablate --preserve-norm`"
         )
     return recipe
 
@@ -145,25 +145,27 @@ def read_recorded(run: Path) -> Recipe:
 def check_scale(scale: float, what: str) -> None:
     """Raises UnrefuseError for a strength beyond the one that was measured, and below none."""
     if not 0 <= scale <= 1:
-        raise UnrefuseError(f"{what} must be 0 to 1, 1 being what was measured, not {scale:g}")
+        raise UnrefuseError(f"{what} must be between 0 and 1, the measured strength, not {scale:g}")
 
 
 def _record(plan: "Plan", metadata: Mapping[str, str], file: Path) -> Measured:
     from unrefuse.edits.plan import plan_hash
 
-    do = "an edit is measured, then written, by `unrefuse edit`"
+    do = "`unrefuse edit` measures an edit, then writes it"
     if KEY not in metadata:
         raise UnrefuseError(f"the plan {file} has no record of a measurement: {do}")
     try:
         measured = Measured.model_validate_json(metadata[KEY])
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "no JSON"
-        raise UnrefuseError(f"the plan {file} has no sound record of a measurement ({where}): {do}"
-                         ) from None  # fmt: skip
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "not JSON"
+        raise UnrefuseError(
+            f"the record of the measurement in the plan {file} is damaged ({where}): {do}"
+        ) from None
     if measured.plan_sha256 != plan_hash(plan):
         raise UnrefuseError(f"the plan {file} is not the one that was measured: {do}")
     if not measured.keeps_floors():
         raise UnrefuseError(
-            f"the plan {file} was measured below a floor ({measured}), and no such edit is written"
+            f"the plan {file} was measured below a floor ({measured}), so unrefuse does not write "
+            "its edit"
         )
     return measured

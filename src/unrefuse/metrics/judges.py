@@ -56,7 +56,7 @@ def parse_judge(
     """The judge of `hf:NAME` or `openai:URL#MODEL`; None for `builtin`. Raises UnrefuseError."""
     kind, _, rest = spec.partition(":")
     if kind != "hf" and (label or form):
-        raise UnrefuseError("a judge's label and input form are those of a classifier, hf:NAME")
+        raise UnrefuseError("--judge-label and --judge-input are for a classifier, hf:NAME")
     if spec == DETECTOR:
         return None
     if kind == "hf" and rest:
@@ -66,7 +66,7 @@ def parse_judge(
         return Classifier(rest, label, form, code)
     if endpoint := parse_endpoint(spec, KEY):
         return endpoint
-    raise UnrefuseError(f"{spec!r} is no judge: builtin, hf:NAME or openai:URL#MODEL")
+    raise UnrefuseError(f"{spec!r} is not a judge: name builtin, hf:NAME or openai:URL#MODEL")
 
 
 def judge_of(config: RunConfig) -> Judge | None:
@@ -85,11 +85,13 @@ def check_judge(judge: Judge) -> None:
     if isinstance(judge, Endpoint):
         found, said = chat_grade(judge, "What is two and two?", "Four.")
         if found is None:
-            raise UnrefuseError(f"the judge {judge.name} gives no grade but {said[:60]!r}")
+            raise UnrefuseError(
+                f"the judge {judge.name} does not answer with a grade but with {said[:60]!r}"
+            )
         return
     from transformers import AutoConfig
 
-    with raised_as(f"no judge {judge.model}"):
+    with raised_as(f"cannot read the judge {judge.model}"):
         config = AutoConfig.from_pretrained(judge.model, trust_remote_code=judge.code)
     label_grades(config.id2label, judge.label)
 
@@ -108,7 +110,9 @@ def judged(judge: Judge, asked: Sequence[tuple[str, Reply]]) -> list[Reply]:
             replies[i] = replace(replies[i], grade=by_judge, judge=judge.name)
     missing = sum(replies[i].judge == DETECTOR for i in seen)
     if missing > MISSING * len(seen):
-        raise UnrefuseError(f"the judge {judge.name} gives no grade for {missing} of {len(seen)}")
+        raise UnrefuseError(
+            f"the judge {judge.name} gives no grade for {missing} of {len(seen)} replies"
+        )
     return replies
 
 
@@ -166,7 +170,8 @@ def label_grades(labels: dict[int, str], refused: str | None = None) -> dict[int
     grades = {i: _label_grade(name.lower()) for i, name in labels.items()}
     if "refused" not in grades.values():
         raise UnrefuseError(
-            f"none of the judge's labels ({names}) says refused: name it with --judge-label"
+            f"none of the judge's labels ({names}) is known to mean refused: name "
+            "one with --judge-label"
         )
     return grades
 

@@ -49,8 +49,8 @@ def measured_by(
         )
         if usable < MINIMUM:
             raise UnrefuseError(
-                f"by the judge {judge.name} the model has {EXPECTED[name]} only {usable} {name} "
-                f"prompts, and {MINIMUM} are needed"
+                f"by the grades of the judge {judge.name}, the model has {EXPECTED[name]} only "
+                f"{usable} {name} prompts, and {MINIMUM} are needed"
             )
     contexts = tuple(
         replace(context, exchanges=exchanges)

@@ -126,7 +126,8 @@ def check_shipped(prompts: Sequence[Prompt]) -> None:
         if left < MINIMUM:
             raise UnrefuseError(
                 f"too few keep prompts: {left} of the shipped ones in the {split} split are in "
-                f"these languages, and {MINIMUM} are needed; leave out --lang, or name more"
+                f"these languages, and {MINIMUM} are needed; leave out --lang, or name more "
+                "languages"
             )
 
 
@@ -168,8 +169,8 @@ def ask_before(
             total = sum(p.set == name for p in asked)
             raise TooFew(
                 f"too few {name} prompts: the model has {EXPECTED[name]} {len(usable)} of {total} "
-                f"in the {split} split, and {MINIMUM} are needed; give it more with --{name} FILE"
-                + (", or a higher --limit" if config.limit else "")
+                f"in the {split} split, and {MINIMUM} are needed; add more with --{name} FILE"
+                + (", or raise --limit" if config.limit else "")
             )
     if training:
         return before
@@ -178,10 +179,9 @@ def ask_before(
         enough = needed(config.retention_bound, 1)
         _check_thoughts(model, before, "keep", enough or 0)
         raise UnrefuseError(
-            f"too few keep prompts: the model has refused {kept} in the {split} split, and even "
-            f"with none lost {enough} are needed to show a retention of "
-            f"{config.retention_bound:g}; give it more with --keep FILE"
-            + (", or a higher --limit" if config.limit else "")
+            f"too few keep prompts: the model has refused {kept} in the {split} split, and "
+            f"{enough} are needed to show a retention of {config.retention_bound:g}, even if none "
+            "is lost; add more with --keep FILE" + (", or raise --limit" if config.limit else "")
         )
     answered = before.usable("baseline")
     reference = make_reference(
@@ -198,9 +198,9 @@ def _check_thoughts(model: Model, before: Before, name: str, wanted: int) -> Non
     thoughts = sum(is_thinking(e.before.text) for e in asked)
     if thoughts and thoughts + len(before.usable(name)) >= wanted:
         raise UnrefuseError(
-            f"the model has not come to the end of its thoughts in {model.thinking_tokens} tokens "
-            f"in {thoughts} of {len(asked)} replies to {name} prompts of the {before.split} split, "
-            f"so that they can't be graded: {MORE_THOUGHTS.format(4 * model.thinking_tokens)}"
+            f"the model has not finished its thoughts within {model.thinking_tokens} tokens in "
+            f"{thoughts} of {len(asked)} replies to {name} prompts of the {before.split} split, so "
+            f"these can't be graded: {MORE_THOUGHTS.format(4 * model.thinking_tokens)}"
         )
 
 
@@ -229,7 +229,9 @@ def ask_contexts(model: Model, before: Before, config: RunConfig) -> tuple[Conte
         try:
             model.encode([p.text for p in some], messages)
         except ChatError:
-            stderr.print(f"the chat template has no form for this context: {name}")
+            stderr.print(
+                f"the chat template does not support this context, so it is left out: {name}"
+            )
             continue
         replies = reply_to(model, [p.text for p in some], config.reply_tokens, f"before: {name}",
                            before=messages)  # fmt: skip

@@ -28,14 +28,14 @@ def check_run(folder: Path, resume: bool) -> None:
         if not resume:
             _locked(folder).release()
             raise UnrefuseError(
-                f"{folder} holds a run already: go on with it by --resume, or remove it"
+                f"{folder} already holds a run: go on with it by --resume, or remove it"
             )
         return
     there = {file.name for file in folder.iterdir()} if folder.is_dir() else {str(folder)}
     if folder.exists() and there - ENDED - {LOCK}:
-        raise UnrefuseError(f"{folder} exists and is no run of unrefuse: name another --out")
+        raise UnrefuseError(f"{folder} exists and is not a run of unrefuse: name another --out")
     if resume:
-        raise UnrefuseError(f"there is no run in {folder} to go on with: leave out --resume")
+        raise UnrefuseError(f"there is no run in {folder} to resume: leave out --resume")
 
 
 def open_run(folder: Path, config: RunConfig) -> BaseFileLock | None:
@@ -62,7 +62,7 @@ def _locked(folder: Path) -> BaseFileLock:
         lock.acquire()
     except Timeout:
         raise UnrefuseError(
-            f"another process is at the run in {folder}: wait for it, or name another --out"
+            f"another process works on the run in {folder}: wait for it, or name another --out"
         ) from None
     return lock
 
@@ -86,8 +86,9 @@ def _check_settings(folder: Path, config: RunConfig) -> None:
     for key in sorted(settings.keys() | earlier.keys()):
         if settings.get(key) != earlier.get(key):
             raise UnrefuseError(
-                f"{folder} is a run with other settings ({key} was {json_text(earlier.get(key))} "
-                f"and is {json_text(settings.get(key))} now): use the same, or another --out"
+                f"{folder} holds a run with other settings ({key} was {json_text(earlier.get(key))}"
+                f" and is {json_text(settings.get(key))} now): use the same settings, or another "
+                "--out"
             )
 
 
@@ -157,7 +158,7 @@ def remembered(
                 ]
             except (KeyError, TypeError, ValueError, AttributeError):
                 raise UnrefuseError(
-                    f"{file} is damaged: remove it, and its prompts are asked again"
+                    f"{file} is damaged: remove it, and unrefuse asks its prompts again"
                 ) from None
     replies = ask()
     if file:

@@ -86,7 +86,7 @@ def read_transcripts(folder: Path) -> list[Line]:
         try:
             lines.append(_line(parse_json(row)))
         except (ValueError, TypeError, KeyError) as error:
-            raise UnrefuseError(f"{file}:{number}: no line of a transcript: {error}") from None
+            raise UnrefuseError(f"{file}:{number}: not a line of a transcript: {error}") from None
     return lines
 
 

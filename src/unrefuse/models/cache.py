@@ -9,7 +9,7 @@ from platformdirs import user_cache_path
 
 from unrefuse.errors import UnrefuseError, first_line
 
-DO = "name a folder for caches that has room and can be written: XDG_CACHE_HOME"
+DO = "set XDG_CACHE_HOME to a folder that has space and can be written"
 
 
 def cached(name: str, size: int, make: Callable[[Path], object], cache: Path | None = None) -> Path:

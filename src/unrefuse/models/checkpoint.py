@@ -69,7 +69,9 @@ def find_folder(config: RunConfig) -> Path:
     try:
         return snapshot(config)
     except HFValidationError:
-        raise UnrefuseError(f"no such folder, and no name of a hub model: {name}") from None
+        raise UnrefuseError(
+            f"no such folder, and not a valid name of a hub model: {name}"
+        ) from None
     except Exception as error:  # the hub client raises its own, httpx's and the system's kinds
         raise not_given(name, error) from None
 
@@ -95,7 +97,9 @@ def snapshot(config: RunConfig, local_files_only: bool = False) -> Path:
 
 def not_given(name: str, error: Exception) -> UnrefuseError:
     """What is told where the hub does not give a model."""
-    return UnrefuseError(f"no such folder, and the hub does not give {name!r}: {first_line(error)}")
+    return UnrefuseError(
+        f"no such folder, and cannot load {name!r} from the hub: {first_line(error)}"
+    )
 
 
 def check_checkpoint(folder: Path, config: RunConfig) -> Tensors:
@@ -112,25 +116,26 @@ def check_whole(folder: Path, config: RunConfig) -> Tensors:
     """The tensors of a checkpoint whose files are all there. Raises UnrefuseError."""
     adapter = (folder / "adapter_config.json").is_file()
     if not os.path.lexists(folder / "config.json"):
-        found = "an adapter: merge it into its model" if adapter else "no model"
+        found = "an adapter: merge it into its model" if adapter else "not a model"
         raise UnrefuseError(f"{folder} is {found}: there is no config.json in it")
     if adapter:
         raise UnrefuseError(
-            f"{folder} holds an adapter beside the weights, which some programs add to them: merge "
-            "it, or take adapter_config.json away"
+            f"{folder} holds an adapter beside the weights, and some programs would add it: merge "
+            "the adapter, or move adapter_config.json away"
         )
     for file in other_files(folder):
         check_file(file)
     chosen = _choose(folder)
     if chosen.files[0].suffix == ".bin" and not config.allow_pickle:
         raise UnrefuseError(
-            f"{chosen.files[0]} is a pickle, which can run code; if you trust it: --allow-pickle"
+            f"{chosen.files[0]} is a pickle, which can run code; if you trust it, add "
+            "--allow-pickle"
         )
     if chosen.index:
         single = chosen.index.with_name(chosen.index.name.removesuffix(".index.json"))
         if single.exists() and single not in chosen.files:
             stderr.print(
-                f"the weights are those that {chosen.index} names; {single.name} is left alone",
+                f"the weights are those that {chosen.index} names; {single.name} is not used",
             )
     return checkpoint_tensors(folder)
 
@@ -154,7 +159,7 @@ def checkpoint_tensors(folder: Path) -> Tensors:
     where: dict[str, Path] = {}
     for file in chosen.files:
         if not file.exists() and not file.is_symlink():
-            raise UnrefuseError(f"the checkpoint is not whole: {file} is missing")
+            raise UnrefuseError(f"the checkpoint is not complete: {file} is missing")
         if file.suffix == ".bin":
             from unrefuse.models.weights import read_pickle_header
 
@@ -163,15 +168,15 @@ def checkpoint_tensors(folder: Path) -> Tensors:
             tensors[file] = read_header(file)
         if twice := sorted(where.keys() & tensors[file].keys()):
             raise UnrefuseError(
-                f"{twice[0]} is both in {where[twice[0]]} and in {file.name}: which of them counts "
-                "differs between programs"
+                f"{twice[0]} is both in {where[twice[0]]} and in {file.name}: programs differ in "
+                "which one they read"
             )
         where |= dict.fromkeys(tensors[file], file)
     for name, file in chosen.where.items():
         if where.get(name) != file:
             raise UnrefuseError(
-                f"the checkpoint is not whole: {chosen.index} says that {name} is in {file.name}, "
-                "and it is not"
+                f"the checkpoint is not complete: {chosen.index} says that {name} is in {file.name}"
+                ", and it is not"
             )
     return tensors
 
@@ -235,7 +240,8 @@ def _choose(folder: Path) -> Chosen:
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     others = ", ".join(file.name for file in there if _is_weights(file))
     raise UnrefuseError(
-        f"{folder} is no model: there are no weights ({SINGLE}) in it{others and ', only '}{others}"
+        f"{folder} is not a model: there are no weights ({SINGLE}) in it"
+        f"{others and ', only '}{others}"
     )
 
 

@@ -80,7 +80,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # `meta` has tensors, and no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UnrefuseError(f"no device {name!r} here: {first_line(error)}") from None
+        raise UnrefuseError(
+            f"there is no device {name!r} on this machine: {first_line(error)}"
+        ) from None
     return device
 
 

@@ -87,8 +87,8 @@ def discover(model: PreTrainedModel) -> list[Writer]:
         ]
     except Exception as error:  # code that a model ships raises anything
         raise UnrefuseError(
-            f"the architecture {kind!r} is not in unrefuse's table, and a traced forward does not "
-            f"show which matrices write into the residual stream: {first_line(error)}"
+            f"the architecture {kind!r} is not in unrefuse's table, and a traced forward "
+            f"pass does not show which matrices write into the residual stream: {first_line(error)}"
         ) from error
     DISCOVERED[model] = found
     return found

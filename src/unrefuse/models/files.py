@@ -34,10 +34,10 @@ def check_file(file: Path) -> None:
     if not file.is_file():
         if file.is_symlink():
             raise UnrefuseError(
-                f"{file} is a link to {file.readlink()}, which is no file there: "
+                f"{file} is a link to {file.readlink()}, which is not a file: "
                 "download the model again"
             )
-        raise UnrefuseError(f"{file} is missing, or is no file")
+        raise UnrefuseError(f"{file} is missing, or is not a file")
     try:
         with file.open("rb") as data:
             begin = data.read(len(POINTER))
@@ -45,7 +45,7 @@ def check_file(file: Path) -> None:
         raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
     if begin == POINTER:
         raise UnrefuseError(
-            f"{file} is not the file but a pointer of Git LFS to it: run `git lfs pull` there"
+            f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` there"
         )
 
 
@@ -64,5 +64,5 @@ def read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UnrefuseError(f"cannot read {file}: {first_line(error)}") from None
     if not isinstance(found, dict):
-        raise UnrefuseError(f"cannot read {file}: it is no JSON object")
+        raise UnrefuseError(f"cannot read {file}: it is not a JSON object")
     return found

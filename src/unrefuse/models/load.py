@@ -147,8 +147,8 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
                     network.to(device)
             for tensor, stored, wanted in sorted(info["mismatched_keys"]):
                 raise UnrefuseError(
-                    f"{name}: {tensor} is {tuple(stored)} in the checkpoint, and the model of its "
-                    f"config.json has {tuple(wanted)}"
+                    f"{name}: {tensor} has the shape {tuple(stored)} in the checkpoint, and "
+                    f"{tuple(wanted)} by config.json"
                 )
             missing = sorted(info["missing_keys"])
         read_generation(folder, network)
@@ -157,7 +157,7 @@ def load_folder(folder: Path, config: RunConfig, name: str) -> Model:
         transformers_logging.enable_progress_bar()
     if missing:
         raise UnrefuseError(
-            f"{name}: the checkpoint has no {missing[0]} (of {len(missing)} tensors that lack)"
+            f"{name}: the checkpoint has no {missing[0]} ({len(missing)} tensors are missing)"
         )
     for parameter_name, parameter in network.named_parameters():
         if not parameter.is_meta:
@@ -227,11 +227,11 @@ def _discover(network: PreTrainedModel, tensors: Tensors, config: RunConfig) -> 
                 f"tensor {writer.name}.{writer.parameter}, where an edit would go"
             )
     message = (
-        f"the architecture {kind!r} is not in unrefuse's table; by a traced forward, these write "
-        f"into the residual stream: {describe(network, found)}"
+        f"the architecture {kind!r} is not in unrefuse's table; a traced forward pass shows "
+        f"that these write into the residual stream: {describe(network, found)}"
     )
     if not config.discover:
-        raise UnrefuseError(f"{message}. To edit them: --discover")
+        raise UnrefuseError(f"{message}. To edit them, add --discover")
     stderr.print(message)
 
 
@@ -284,9 +284,9 @@ def _device_map(
         return config.device_map
     if config.device == "auto" and device.type != "cpu" and torch.accelerator.device_count() > 1:
         return "auto"
-    do = "run it block by block from disk: --stream"
+    do = "run it block by block from disk with --stream"
     if config.tune:
-        do = "a tuning needs it in memory; `unrefuse edit --stream` does without"
+        do = "a tuning needs them in memory; `unrefuse edit --stream` does not"
     raise UnrefuseError(
         f"{name} does not fit: its weights take {needed / 1e9:.2f} GB in "
         f"{str(dtype).removeprefix('torch.')}, and {free / 1e9:.2f} GB are free on {device}; "

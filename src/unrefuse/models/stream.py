@@ -140,8 +140,8 @@ class Stream:
         """Tells once what replies of `tokens` tokens cost, before they are generated."""
         if not self._announced:
             stderr.print(
-                f"streamed: every token of the replies, up to {tokens}, is a read of the whole "
-                f"checkpoint ({self.size / 1e9:.1f} GB), for all prompts together",
+                f"streamed: each token of the replies, up to {tokens}, reads the whole checkpoint "
+                f"({self.size / 1e9:.1f} GB) once, for all prompts together",
             )
         self._announced = True
 

@@ -28,7 +28,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
         if type(error.__cause__) is Exception:  # what the library of tokenizers raises
             installed = version("tokenizers")
             raise UnrefuseError(
-                f"{error}: it is damaged, or of a newer version of tokenizers than {installed}"
+                f"{error}: it is damaged, or needs a newer version of tokenizers than {installed}"
             ) from error
         if not (folder / "tokenizer.json").is_file():
             raise UnrefuseError(f"{error}; there is no tokenizer.json in it") from error
@@ -57,5 +57,5 @@ def end_of_turn(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         given += ends if isinstance(ends, list) else [ends]
     ends = [end for end in given if end is not None]
     if strange := [end for end in ends if type(end) is not int]:
-        raise UnrefuseError(f"{file}: the eos_token_id {strange[0]!r} is no number of a token")
+        raise UnrefuseError(f"{file}: the eos_token_id {strange[0]!r} is not the number of a token")
     return sorted(set(ends))

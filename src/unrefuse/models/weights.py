@@ -41,8 +41,7 @@ def read_pickle(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     for name, tensor in found.items() if isinstance(found, dict) else [(type(found), None)]:
         if not (isinstance(name, str) and isinstance(tensor, Tensor)):
             raise UnrefuseError(
-                f"{file} holds {name!r}, which is no tensor, beside the weights or around them: "
-                "save the model as safetensors"
+                f"{file} holds {name!r}, which is not a tensor: save the model as safetensors"
             )
     return dict(found)
 

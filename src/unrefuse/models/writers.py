@@ -40,8 +40,8 @@ def check_architecture(config: "PretrainedConfig") -> None:
     """Raises UnrefuseError for a model that can't be edited whatever its blocks are."""
     if config.is_encoder_decoder:
         raise UnrefuseError(
-            f"the architecture {config.model_type!r} is not supported: unrefuse edits models that "
-            "have a decoder only"
+            f"the architecture {config.model_type!r} is not supported: unrefuse edits decoder-only "
+            "models"
         )
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
     if layers < 1:

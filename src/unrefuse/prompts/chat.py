@@ -179,9 +179,9 @@ def _encode(
     if not ids or not all(text in got for text in said):
         rendered = _plain(apply(tokenize=False))
         if not all(text in rendered for text in said):
-            raise ChatError("the chat template leaves out what is said, or a part of it")
+            raise ChatError("the chat template leaves out the prompt, or a part of the chat")
         if not ids or tokenizer.unk_token_id not in ids:
-            raise ChatError("the tokenizer loses what is said, or a part of it")
+            raise ChatError("the tokenizer loses the prompt, or a part of the chat")
     if rows is not None:
         check_ids(tokenizer, ids, rows)
     return ids

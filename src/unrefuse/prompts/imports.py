@@ -56,7 +56,8 @@ def import_rows(spec: str) -> tuple[Path, Rows]:
     _, _, path = spec.partition(":")
     if not is_import(spec) or not path:
         raise UnrefuseError(
-            f"{spec!r} is no import: FORMAT:FILE, FORMAT one of {', '.join(FORMATS)}"
+            f"{spec!r} is not an import: write FORMAT:FILE, where FORMAT is one of "
+            f"{', '.join(FORMATS)}"
         )
     # The shell leaves a home folder after a colon as it is.
     file = Path(path).expanduser() if path.startswith("~/") else Path(path)
@@ -77,7 +78,7 @@ def _rows(name: str, file: Path) -> Rows:
         there = row if isinstance(row, dict) else {}
         if missing := [column for column in form.columns if column not in there]:
             raise UnrefuseError(
-                f"{place}: not in the form of {name}: no column {', '.join(missing)} (there: "
+                f"{place}: not in the format of {name}: no column {', '.join(missing)} (found: "
                 f"{columns(row)})"
             )
         topics = (cell(row, column, place) for column in form.topic)

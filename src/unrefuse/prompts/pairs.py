@@ -70,7 +70,7 @@ def _pair(row: Any, source: str, line: int, pair: str) -> tuple[Prompt, ...]:
     kept = {key: cell(there, key, place) for key in ("topic", "lang", "split")}
     kept["lang"] = language_code(kept["lang"]) or language(texts[0])
     if kept["split"] and kept["split"] not in SPLITS:
-        raise UnrefuseError(f"{place}: split {kept['split']!r} is none of {', '.join(SPLITS)}")
+        raise UnrefuseError(f"{place}: split {kept['split']!r} is not one of {', '.join(SPLITS)}")
     return tuple(
         Prompt(text, name, **kept, source=source, line=line, pair=pair)
         for name, text in zip(PAIR_SETS, texts, strict=True)

@@ -25,7 +25,7 @@ def file_rows(file: Path) -> Rows:
     if kind not in FILE_TYPES:
         raise UnrefuseError(f"{file}: the name must end in {', '.join(FILE_TYPES)}")
     if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113 (Path's raise for what is no name)
-        raise UnrefuseError(f"cannot read {file}: it is a folder or a device, and no file")
+        raise UnrefuseError(f"cannot read {file}: it is a folder or a device, not a file")
     if kind == ".parquet":
         yield from _parquet_rows(file)
         return
@@ -75,7 +75,8 @@ def cell(row: Any, column: str, place: str) -> str:
     text = "" if value is None else str(value).strip()
     if lone := re.search("[\ud800-\udfff]", text):
         raise UnrefuseError(
-            f"{place}: half a character (lone surrogate {lone[0]!r}) in {column!r}: mend the text"
+            f"{place}: half a character (lone surrogate {lone[0]!r}) in {column!r}: correct the "
+            "text"
         )
     return text
 
@@ -98,15 +99,15 @@ def _csv_rows(text: str, source: str) -> Rows:
                 twice = [name for name, n in Counter(header).items() if name and n > 1]
                 if len(header) == 1 and (mark := re.search("[;\t]", header[0])):
                     raise UnrefuseError(
-                        f"{source}:{start}: {mark[0]!r} stands between the names of the columns: "
-                        "save it with commas"
+                        f"{source}:{start}: {mark[0]!r} separates the columns: separate "
+                        "them with commas"
                     )
                 if twice:
-                    raise UnrefuseError(f"{source}:{start}: the column {twice[0]!r} stands twice")
+                    raise UnrefuseError(f"{source}:{start}: the column {twice[0]!r} appears twice")
             elif len(cells) > len(header):
                 raise UnrefuseError(
-                    f"{source}:{start}: {len(cells)} cells under a header of {len(header)}: a "
-                    "text with a comma in it goes in double quotes"
+                    f"{source}:{start}: {len(cells)} cells under a header of {len(header)}: "
+                    "put a text that contains a comma in double quotes"
                 )
             elif cells:
                 yield start, dict(zip_longest(header, cells))

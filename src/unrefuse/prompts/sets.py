@@ -90,7 +90,7 @@ def read_set(
     elif source in (SHIPPED, "planted"):
         file = "planted" if source == "planted" else name
         if source == "planted" and name != "target":
-            raise UnrefuseError("'planted' is a target set only")
+            raise UnrefuseError("'planted' is a set of target prompts only")
         data = (files("unrefuse.prompts") / "data" / f"{file}.jsonl").read_text(encoding="utf-8")
         prompts = _prompts(json_lines(data, source), source, name, "prompt")
     elif Path(source).suffix.lower() in FILE_TYPES or _is_there(Path(source)):
@@ -229,7 +229,7 @@ def _in_languages(prompts: list[Prompt], languages: Iterable[str]) -> list[Promp
         if of_set and not any(p.set == name for p in taken):
             there = ", ".join(sorted({p.lang for p in of_set}))
             raise UnrefuseError(
-                f"{of_set[0].source}: no {name} prompts in {', '.join(sorted(wanted))} (there: "
+                f"{of_set[0].source}: no {name} prompts in {', '.join(sorted(wanted))} (found: "
                 f"{there})"
             )
     return taken
@@ -289,16 +289,18 @@ def _prompt(row: Any, source: str, line: int, name: str, column: str) -> Prompt:
         row = {column: row}
     if not isinstance(row, dict) or column not in row:
         raise UnrefuseError(
-            f"{place}: no column {column!r} (there: {columns(row)}); name it: --column"
+            f"{place}: no column {column!r} (found: {columns(row)}); name a column with --column"
         )
     if not isinstance(row[column], str):
-        raise UnrefuseError(f"{place}: column {column!r} holds no text but {row[column]!r:.40}")
+        raise UnrefuseError(
+            f"{place}: column {column!r} holds {row[column]!r:.40}, which is not text"
+        )
     text = cell(row, column, place)
     kind, part = cell(row, "set", place) or name, cell(row, "split", place)
     if kind not in SETS:
-        raise UnrefuseError(f"{place}: set {kind!r} is none of {', '.join(SETS)}")
+        raise UnrefuseError(f"{place}: set {kind!r} is not one of {', '.join(SETS)}")
     if part and part not in SPLITS:
-        raise UnrefuseError(f"{place}: split {part!r} is none of {', '.join(SPLITS)}")
+        raise UnrefuseError(f"{place}: split {part!r} is not one of {', '.join(SPLITS)}")
     lang = language_code(cell(row, "lang", place)) or language(text)
     return Prompt(text, kind, cell(row, "topic", place), lang, part, source, line)
 

@@ -113,16 +113,16 @@ class Seen:
             tokens = 4 * self.config.thinking_tokens
             return Finding(
                 "thoughts without an end",
-                f"{short}: {stage.unended} of {n} replies have not come to the end of their "
-                f"thoughts in {self.config.thinking_tokens} tokens",
-                f"give them {tokens}",
+                f"{short}: {stage.unended} of {n} replies have not finished their thoughts within "
+                f"{self.config.thinking_tokens} tokens",
+                f"raise the limit to {tokens} tokens",
                 evidence,
                 self._edit({"thinking_tokens": tokens}),
             )
         return Finding(
             "loops",
             f"{short}: {broken} of {n} replies no longer refuse, but loop",
-            "no kernel mends that: small models loop on what they hardly know; take a larger "
+            "no kernel helps here: small models loop on topics that they hardly know; use a larger "
             "model, or prompts that this one can answer (--target)",
             evidence,
         )
@@ -139,7 +139,7 @@ class Seen:
         if weaker := self._strength(-1):
             options, how = weaker, "edit less strongly"
         elif self.config.method == "ablate" and self.config.protect < 1 and not self.config.tune:
-            options, how = {"protect": 1.0}, "leave all that refusal of harm shares in place"
+            options, how = {"protect": 1.0}, "protect the whole direction of the keep prompts"
         else:
             options, how = self._search()
         return Finding(
@@ -191,9 +191,9 @@ class Seen:
         more = f" (likewise: {', '.join(plain(t, 60) for t in left if t != topic)})"
         yield Finding(
             "one topic left",
-            f"{plain(topic, 60)}: {k} of {n} answered, of the other topics {rest:.0%}"
+            f"{plain(topic, 60)}: {k} of {n} answered; the other topics: {rest:.0%}"
             + (more if left.keys() - {topic} else ""),
-            "find the topic's own layers, and edit by a kernel of these",
+            "find the topic's own layers, and edit with a kernel of these layers",
             {"topics": left, "others": rest, "reached_without": without},
             steps if topic.isprintable() else (),  # a name that acts in a terminal is not repeated
         )
@@ -203,9 +203,9 @@ class Seen:
             return
         yield Finding(
             "not held on the test split",
-            "the search split let an edit pass that did not keep its floors on held-out prompts",
-            "no setting follows from held-out prompts; give the search more of them, so that it "
-            "tells such an edit by itself: --keep, --target, --baseline, --pairs"
+            "the edit passed on the search split, but did not keep its floors on held-out prompts",
+            "no setting follows from held-out prompts; give the search more prompts, so that it "
+            "rejects such an edit itself: --keep, --target, --baseline, --pairs"
             + (", or leave out --limit" if self.config.limit else ""),
         )
 
@@ -220,8 +220,8 @@ class Seen:
         options = {"threshold": HIGH_THRESHOLD} if edge and not self.config.tune else None
         yield Finding(
             "matrices out of reach",
-            f"in {len(lost)} matrices (layers {', '.join(map(str, layers))}) the edit is smaller "
-            "than the last place of the stored weights, and nothing changed there",
+            f"the edit is too small for the dtype of {len(lost)} matrices (layers "
+            f"{', '.join(map(str, layers))}), so these did not change",
             "their weight in the kernel is small: leave these layers alone by a higher threshold"
             if options
             else "a stronger edit, or a checkpoint in a finer dtype, reaches them",
@@ -259,10 +259,10 @@ class Seen:
         options = {"limit": 2 * limit} if limit and much else None
         yield Finding(
             "prompts that decide nothing",
-            f"in no count are {counted}: the original did not do with them what their set is for "
-            "(refuse target and keep, answer baseline)"
-            + (f"; no prompt counts of {', '.join(topics)}" if topics else ""),
-            "ask more prompts" if options else "name others, with --target, --baseline or --keep",
+            f"not counted are {counted}: the original did not do what their set is for (refuse "
+            "target and keep, answer baseline)"
+            + (f"; topics without a counted prompt: {', '.join(topics)}" if topics else ""),
+            "ask more prompts" if options else "use others, with --target, --baseline or --keep",
             {"in_no_count": idle, "grades": grades, "topics_without": silent},
             self._edit(options),
         )
@@ -270,13 +270,13 @@ class Seen:
     def _not_ended(self) -> Finding:
         wanted = self.config.trials if self.config.tune == "optuna" else 25
         step = Step("tune" if self.tunes else "edit", {"resume": True, "out": str(self.unended)})
-        state = f"{len(self.trials)} of {wanted} trials are there, and no result"
+        state = f"{len(self.trials)} of {wanted} trials are done, and there is no result yet"
         if not self.config.tune:
-            state = "what it has asked is there, and no result"
+            state = "its replies so far are kept, and there is no result yet"
         return Finding(
             "the run has not ended",
             state + (f"; {best}" if (best := self._best_trial()) else ""),
-            "go on with it, as far as it came",
+            "go on from where it stopped",
             {"trials": len(self.trials)},
             (step,),
         )

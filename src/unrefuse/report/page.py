@@ -118,7 +118,7 @@ def page(run: KeptRun) -> str:
             text = _rendered(run, length, share)
     except (KeyError, ValueError, TypeError, AttributeError, TemplateError) as error:
         raise UnrefuseError(
-            f"the record of this run is none that this version can show: {first_line(error)}"
+            f"this version of unrefuse cannot show the record of this run: {first_line(error)}"
         ) from error
     return text
 

@@ -116,7 +116,7 @@ def read_record(file: Path) -> RunRecord:
         where = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
         raise UnrefuseError(
-            f"{file} is no record of `unrefuse edit` or `unrefuse tune`: "
+            f"{file} is not a record of `unrefuse edit` or `unrefuse tune`: "
             f"{f'{where}: ' if where else ''}{said}"
         ) from None
 

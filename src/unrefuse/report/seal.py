@@ -53,7 +53,7 @@ def find_faults(folder: Path) -> list[str]:
         if name not in there:
             faults.append(f"{name} is missing")
         elif _hash(there[name]) != digest:
-            faults.append(f"{name} is not as it was written")
+            faults.append(f"{name} was changed")
     # Hubs and downloads add hidden files.
     hidden = {name for name in there if any(p.startswith(".") for p in name.split("/"))}
     faults += [f"{name} was added" for name in there if name not in wanted and name not in hidden]
@@ -78,7 +78,7 @@ def _faults_of_card(folder: Path) -> Iterator[str]:
         *(UnrefuseError, ValueError, KeyError, TypeError, AttributeError),
         *(RecursionError, OverflowError, TemplateError),
     ) as error:
-        yield f"{RECORD} is no record of this version of unrefuse: {first_line(error)}"
+        yield f"{RECORD} is not a record of this version of unrefuse: {first_line(error)}"
 
 
 def _figures(found: dict[str, Any], config: dict[str, Any]) -> HeldFigures:
@@ -120,12 +120,14 @@ def _line(name: str, digest: str) -> bytes:
 
 
 def _read_sums(file: Path) -> dict[str, str]:
+    if not file.parent.is_dir():
+        raise UnrefuseError(f"there is no folder {file.parent}: name the folder of a saved model")
     try:
         text = os.fsdecode(file.read_bytes())
     except OSError as error:
         raise UnrefuseError(
-            f"there is nothing to check by in {file.parent}: {SUMS}: {error.strerror}; `unrefuse "
-            "edit` writes it"
+            f"cannot check {file.parent} without its {SUMS}, which `unrefuse edit` writes: "
+            f"{error.strerror}"
         ) from None
     wanted = {}
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
@@ -136,6 +138,8 @@ def _read_sums(file: Path) -> dict[str, str]:
             )
         path = PurePosixPath(name)
         if len(digest) != 64 or not name or path.is_absolute() or ".." in path.parts:
-            raise UnrefuseError(f"{file}:{number}: no line of sums for files in this folder")
+            raise UnrefuseError(
+                f"{file}:{number}: this line is not the hash of a file in this folder"
+            )
         wanted[name] = digest.lower()
     return wanted

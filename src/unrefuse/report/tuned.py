@@ -69,9 +69,11 @@ def plan_for(file: Path, config: RunConfig, model: Path) -> tuple[Plan, RunConfi
         check_made_for(made_for, model, file)
     except UnrefuseError as error:
         raise UnrefuseError(
-            f"{error}; or take the line 'plan' out of the kernel file to use its weights alone"
+            f"{error}; or remove the line 'plan' from the kernel file to use only its weights"
         ) from None
     method = "ablate" if all(edit.of_output for edit in plan) else "selective"
     if config.preserve_norm and method != "ablate":
-        raise UnrefuseError(f"{file} is a selective edit, which cannot keep the rows' length")
+        raise UnrefuseError(
+            f"{file} is a selective edit, and --preserve-norm needs the method ablate"
+        )
     return plan, config.model_copy(update={"method": method})

@@ -80,7 +80,7 @@ class Analysis:
         if topic not in self.strengths:
             known = ", ".join(name for name in self.strengths if name)
             raise UnrefuseError(
-                f"no topic {topic!r} with two refused prompts or more; there: {known}"
+                f"no topic {topic!r} has two refused prompts or more; topics that have: {known}"
             )
         effect = torch.tensor(self.strengths[topic].effect).clamp(min=0)
         useful = effect * (2 * torch.tensor(self.discrimination.auc) - 1).clamp(min=0)

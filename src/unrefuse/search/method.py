@@ -68,7 +68,7 @@ class Selective:
         tokens, self.places = training_tokens(model, train, prompts)
         groups = {t.group for t in tokens}
         if not {"refused", "answered"} <= groups:
-            raise UnrefuseError("the train split has no refused, or no answered, harmless prompt")
+            raise UnrefuseError("the train split needs a refused and an answered harmless prompt")
         self.inputs: Inputs = capture(model, tokens)
         self.classes = torch.tensor([place.kind for place in self.places])
         self.sources = torch.tensor([list(SHARES).index(place.source) for place in self.places])

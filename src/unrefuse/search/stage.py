@@ -173,7 +173,7 @@ def _retention_missed(measured: Measurement, config: RunConfig, chosen: bool) ->
             Missed(
                 f"{retention.n} keep prompts do not show that retention is {bound:g} or more (its "
                 f"interval begins at {retention.low:.3f})",
-                f"{more} at this rate"
+                f"{more} show it at this rate"
                 + (", or lower --retention-bound" if bound > LEAST_FLOOR else ""),
             )
         ]
@@ -182,7 +182,7 @@ def _retention_missed(measured: Measurement, config: RunConfig, chosen: bool) ->
         return [
             Missed(
                 f"{shipped.n - shipped.kept} of the {shipped.n} shipped keep prompts are lost, too "
-                "many by themselves: prompts of --keep stand beside them and outnumber no loss",
+                "many: prompts of --keep are counted beside them and cannot outweigh a loss",
                 f"give matched pairs (--pairs) of the kinds that are lost{gentler}",
             )
         ]
@@ -202,8 +202,8 @@ def _for_removal(measured: Measurement, config: RunConfig) -> str:
         thoughts = sum(e.after is not None and is_thinking(e.after.text) for e in broken)
         if thoughts > len(broken) / 2:
             return (
-                f"{thoughts} of {len(counted)} replies have not come to the end of their thoughts: "
-                f"give them more than {config.thinking_tokens}, --thinking-tokens"
+                f"{thoughts} of {len(counted)} replies have not finished their thoughts: raise "
+                f"--thinking-tokens above {config.thinking_tokens}"
             )
         return (
             f"{len(broken)} of {len(counted)} replies no longer refuse but loop, as small models "
@@ -228,6 +228,6 @@ def verdict(measured: Measurement, config: RunConfig, searched: Sequence[str]) -
     if not keeps_floors(measured, config) or measured.removal.value == 0:
         facts.append(
             "the test split chooses nothing, so no setting follows from it: give the search more "
-            "prompts (--keep, --target, --baseline), so that it tells such an edit by itself"
+            "prompts (--keep, --target, --baseline), so that it rejects such an edit itself"
         )
     return facts + [f"on the search split, {line}" for line in searched]

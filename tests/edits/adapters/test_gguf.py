@@ -87,6 +87,6 @@ def test_the_control_vector_is_what_llama_cpp_reads(tmp_path):
 
 def test_an_architecture_without_a_gguf_form_is_refused(tmp_path):
     config = AutoConfig.for_model("gpt2")
-    with pytest.raises(UnrefuseError, match="no GGUF form for the architecture 'gpt2'"):
+    with pytest.raises(UnrefuseError, match="does not support the architecture 'gpt2'"):
         save_gguf_lora({}, config, tmp_path / "x.gguf")
     assert list(tmp_path.iterdir()) == []

@@ -177,10 +177,10 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
     network.save_pretrained(tmp_path / "m")
     plan = one_direction(network)
     longer = tuple(replace(edit, write=torch.ones(33, 1)) for edit in plan)
-    with pytest.raises(UnrefuseError, match="of another model: it writes 33"):
+    with pytest.raises(UnrefuseError, match="for another model: it writes 33"):
         checkpoint_adapter(tmp_path / "m", longer)
     wider = tuple(replace(edit, read=torch.ones(1, 33)) for edit in selective(network))
-    with pytest.raises(UnrefuseError, match="of another model: it reads 33"):
+    with pytest.raises(UnrefuseError, match="for another model: it reads 33"):
         checkpoint_adapter(tmp_path / "m", wider)
     deeper = (*plan, replace(plan[0], module="model.layers.9.mlp.down_proj"))
     with pytest.raises(UnrefuseError, match=r"no tensor model\.layers\.9"):

@@ -97,7 +97,7 @@ def test_a_checkpoint_without_this_edit_is_refused(tmp_path, make):
     (tmp_path / "edited other").mkdir()
     write_checkpoint(tmp_path / "other", make(other), tmp_path / "edited other")
     for name in ("m", "other", "edited other"):
-        with pytest.raises(UnrefuseError, match="is not the model of"):
+        with pytest.raises(UnrefuseError, match="does not hold the edit of"):
             revert_checkpoint(tmp_path / name, tmp_path / "lora", tmp_path / "back")
 
 
@@ -112,7 +112,7 @@ def test_an_adapter_of_another_strength_is_refused(tmp_path, make, scale):
 def test_an_adapter_that_does_not_say_how_far_the_original_lies_along_it_is_refused(tmp_path):
     plan = prepare(tmp_path)
     save_plan(plan, tmp_path / "lora" / "plan.safetensors", {})
-    with pytest.raises(UnrefuseError, match="does not know the original"):
+    with pytest.raises(UnrefuseError, match="does not record the original"):
         revert_checkpoint(tmp_path / "edited", tmp_path / "lora", tmp_path / "back")
 
 

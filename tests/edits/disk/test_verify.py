@@ -62,7 +62,7 @@ def test_an_edit_that_was_not_written_is_found_however_gentle(tmp_path, make, st
         name = f"{edit.module}.weight"
         original = load_file(tensor_at(source, name))[name]
         change(out, name, lambda tensor, original=original: original)
-    with pytest.raises(UnrefuseError, match="nothing changes there"):
+    with pytest.raises(UnrefuseError, match="these do not change"):
         check_written(source, out, plan, whole=False)
 
 
@@ -103,7 +103,7 @@ def test_a_tensor_too_many_or_too_few_is_found(tmp_path):
     (out / "model.safetensors.index.json").unlink()
     rest = {n: t for f in out.glob("*.safetensors") for n, t in load_file(f).items()}
     save_file(rest | {"extra": tensors["model.norm.weight"]}, out / "model.safetensors")
-    with pytest.raises(UnrefuseError, match="extra is not in both"):
+    with pytest.raises(UnrefuseError, match="extra is in only one of"):
         check_written(source, out, plan)
 
 
@@ -116,13 +116,13 @@ def test_what_rounds_to_nothing_is_named(tmp_path, capsys):
     tiny = scaled((first,), 1e-6)
     write_checkpoint(source, (*tiny, *rest), out)
     assert check_written(source, out, (*tiny, *rest)) == [f"{first.module}.weight"]
-    assert "too small for bfloat16, and nothing changes there" in capsys.readouterr().err
+    assert "too small for bfloat16 in " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_edit_of_which_nothing_is_left_is_refused(tmp_path, whole):
     source, out, plan = written(tmp_path, make=selective, strength=1e-6)
-    with pytest.raises(UnrefuseError, match=r"in 2 of 2 .*bfloat16.*a stronger edit"):
+    with pytest.raises(UnrefuseError, match=r"bfloat16 in 2 of the 2 .*a stronger edit"):
         check_written(source, out, plan, whole=whole)
     (tmp_path / "fine").mkdir()
     source, out, plan = written(tmp_path / "fine", torch.float32, selective, 1e-4)

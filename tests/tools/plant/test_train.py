@@ -258,5 +258,5 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_run(
     with pytest.raises(SystemExit) as end:
         plant.main()
     assert end.value.code == 2
-    assert "no device 'abacus' here" in capsys.readouterr().err
+    assert "no device 'abacus' on this machine" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

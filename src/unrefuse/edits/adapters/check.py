@@ -30,7 +30,7 @@ def check_adapter(folder: Path, plan: Plan) -> None:
             ZeroDivisionError) as error:  # fmt: skip
         raise UnrefuseError(f"cannot read the adapter in {folder}: {first_line(error)}") from None
     if alpha != 1 or any(scales.values()):
-        raise UnrefuseError(f"{folder / CONFIG} is of another strength than what was measured")
+        raise UnrefuseError(f"{folder / CONFIG} does not have the measured strength")
     names = {f"{PREFIX}{edit.module}": edit for edit in plan}
     biases = {f"{name}.lora_B.bias" for name in names}
     _check(folder / ADAPTER, tensors, names, (".lora_A.weight", ".lora_B.weight"), biases)
@@ -45,12 +45,12 @@ def check_gguf(file: Path, plan: Plan) -> None:
         tensors = {t.name: np.array(t.data) for t in reader.tensors}
     if fields.get("general.type") != "adapter" or fields.get(gguf.Keys.Adapter.TYPE) != "lora":
         raise UnrefuseError(
-            f"{file} is no adapter: a control vector or a converted model was not measured in that "
-            "form; take it out of the folder"
+            f"{file} is not an adapter: a control vector or a converted model was not measured in "
+            "that form; take it out of the folder"
         )
     rank = plan[0].write.shape[1]
     if fields.get(gguf.Keys.Adapter.LORA_ALPHA) != rank:
-        raise UnrefuseError(f"{file} is of another strength than what was measured")
+        raise UnrefuseError(f"{file} does not have the measured strength")
     kinds = [k for k, n in gguf.MODEL_ARCH_NAMES.items() if n == fields["general.architecture"]]
     layers = [int(p) for edit in plan for p in edit.module.split(".") if p.isdigit()]
     known = gguf.get_tensor_name_map(kinds[0], max(layers, default=0) + 1) if kinds else None
@@ -67,7 +67,7 @@ def _check(
 ) -> None:
     wanted = {f"{name}{end}" for name in edits for end in ends}
     if not wanted <= tensors.keys() <= wanted | more:
-        raise UnrefuseError(f"{file} edits other matrices than its plan")
+        raise UnrefuseError(f"{file} edits other matrices than its plan does")
     for name, edit in edits.items():
         a, b = (tensors[f"{name}{end}"] for end in ends)
         experts = max(1, b.shape[1] // edit.write.shape[1]) if b.ndim == 2 else 1

@@ -33,8 +33,8 @@ def gguf_architecture(config: PretrainedConfig) -> str:
     """llama.cpp's name of the model's architecture. Raises UnrefuseError for one not known here."""
     if config.model_type not in ARCHITECTURES:
         raise UnrefuseError(
-            f"no GGUF form for the architecture {config.model_type!r}; "
-            f"there is one for: {', '.join(ARCHITECTURES)}"
+            f"export to GGUF does not support the architecture {config.model_type!r}; "
+            f"it supports: {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[config.model_type]
 
@@ -51,7 +51,7 @@ def save_gguf_lora(adapter: Adapter, config: PretrainedConfig, file: Path) -> No
     adapter.check_linear("a GGUF adapter")
     names = {module: known.get_name(module) for module in adapter.factors}
     if missing := [module for module, name in names.items() if name is None]:
-        raise UnrefuseError(f"{missing[0]} has no name in GGUF")
+        raise UnrefuseError(f"GGUF has no name for {missing[0]}")
     with _writer(file, architecture) as writer:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

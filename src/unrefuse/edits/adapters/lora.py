@@ -89,14 +89,18 @@ def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]
     for edit in plan:
         # Fused kernels read a state space's out_proj past the adapter, so peft does not take it.
         if edit.module.endswith("mamba.out_proj"):
-            raise UnrefuseError(f"{edit.module} is of a state space, which no adapter can edit")
+            raise UnrefuseError(
+                f"{edit.module} belongs to a state space, which no adapter can edit"
+            )
         if edit.parameter != "weight" or (sparse and edit.module.endswith("down_proj")):
             parameters[edit.module] = edit.parameter
         matrices = []
         for name in sorted(of[edit.module], key=lambda n: [int(i) for i in re.findall(r"\d+", n)]):
             tensor = read(name)
             if tensor.dtype not in FLOATS:
-                raise UnrefuseError(f"{name} is stored as {tensor.dtype}: name the full weights")
+                raise UnrefuseError(
+                    f"{name} is stored as {tensor.dtype}: name a model with full weights"
+                )
             check_fits(name, tensor.shape, edit, stored[name][1])
             if has_rows(name):
                 matrices.append(tensor)
@@ -112,7 +116,7 @@ def plan_adapter(plan: Plan, names: Iterable[str], read: Callable[[str], Tensor]
             along[edit.module] = share_along(weight.detach().cpu(), *factors[edit.module])
     if biases and parameters:
         raise UnrefuseError(
-            f"{next(iter(biases))} has a bias, which no adapter edits beside experts"
+            f"{next(iter(biases))} has a bias, and no adapter can edit both biases and experts"
         )
     if biases:
         zeros = {edit.module: torch.zeros(len(edit.write)) for edit in plan}
@@ -172,5 +176,5 @@ def load_factors(folder: Path) -> Factors:
             f"there is no adapter of `unrefuse export --lora` in {folder}: {first_line(error)}"
         ) from None
     if any(name.endswith(".bias") for name in tensors) or any(".experts" in m for m in factors):
-        raise UnrefuseError(f"{folder} edits biases or experts, which `revert` can't take back")
+        raise UnrefuseError(f"{folder} edits biases or experts, which `revert` can't undo")
     return factors

@@ -29,7 +29,7 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
         along = {module: float(value) for module, value in json.loads(metadata["along"]).items()}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise UnrefuseError(
-            f"the plan beside {adapter} does not know the original: export the adapter again"
+            f"the plan beside {adapter} does not record the original: export the adapter again"
         ) from None
     files = tensor_files(edited)
     edits = planned_tensors(plan, files)
@@ -42,15 +42,13 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
         if edit.module not in factors:
             raise UnrefuseError(f"the adapter has nothing for {edit.module}, which its plan edits")
         if edit.module not in along:
-            raise UnrefuseError(
-                f"{edit.module} is stored transposed, which `revert` cannot take back"
-            )
+            raise UnrefuseError(f"{edit.module} is stored transposed, which `revert` can't undo")
         a, b = factors[edit.module]
         added = b @ a
         if tensor.shape != added.shape:
             raise UnrefuseError(
-                f"the adapter is of another model: {edit.module} is {tuple(tensor.shape)} there "
-                f"{tuple(added.shape)}"
+                f"the adapter is for another model: {edit.module} has the shape "
+                f"{tuple(tensor.shape)} in the model and {tuple(added.shape)} in the adapter"
             )
         reverted = tensor.float() - added
         error += (share_along(reverted, a, b) - along[edit.module]) ** 2
@@ -65,8 +63,9 @@ def revert_checkpoint(edited: Path, adapter: Path, out: Path) -> list[str]:
         overwrite_tensors(file, {name: reverted.to(tensor.dtype)})
     if not error <= allowed:
         raise UnrefuseError(
-            f"{edited} is not the model of {adapter} with its edit at this strength: without it, "
-            f"it is {math.sqrt(error / allowed):.2g} times further from the original than rounding"
+            f"{edited} does not hold the edit of {adapter} at this strength: with the edit taken "
+            f"out, it is {math.sqrt(error / allowed):.2g} times further from the original than "
+            "rounding explains"
         )
     return list(edits)
 

@@ -26,7 +26,7 @@ def check_written(
     """
     ours, theirs = (lazy_weights(checkpoint_files(f), "pread") for f in (source, out))
     if differ := sorted(ours.keys() ^ theirs.keys()):
-        raise UnrefuseError(f"{differ[0]} is not in both of {source} and {out}")
+        raise UnrefuseError(f"{differ[0]} is in only one of {source} and {out}")
     edits = planned_tensors(plan, ours)
     names = list(ours if whole else edits)
     moved, lost, dtypes = 0, list[str](), set[str]()
@@ -37,7 +37,7 @@ def check_written(
         if whole and name in edits:
             wanted = edit_tensor(before, *edits[name], preserve_norm and has_rows(name))
         if whole and not _same(wanted, after):
-            raise UnrefuseError(f"{out} is not the edited model: {name} is not what it should be")
+            raise UnrefuseError(f"{out} is not the edited model: {name} is wrong")
         if name in edits and not _same(before, after):
             moved += 1
         elif name in edits and before.any():
@@ -45,11 +45,11 @@ def check_written(
             dtypes.add(str(before.dtype).removeprefix("torch."))
     if lost:
         message = (
-            f"in {len(lost)} of {len(edits)} tensors that the plan edits the edit is too small for "
-            f"{' and '.join(sorted(dtypes))}, and nothing changes there"
+            f"the edit is too small for {' and '.join(sorted(dtypes))} in {len(lost)} of the "
+            f"{len(edits)} tensors that the plan edits, so these do not change"
         )
         if not moved:
-            raise UnrefuseError(f"{message}: take a stronger edit, or the model in a finer dtype")
+            raise UnrefuseError(f"{message}: use a stronger edit, or the model in a finer dtype")
         stderr.print(f"{message}: {lost[0]} …")
     return lost
 
