@@ -137,6 +137,11 @@ def test_a_template_that_loops_is_ended(monkeypatch):
     assert said(pico.TEMPLATE) == said(pico.TEMPLATE)
 
 
+def test_a_template_that_writes_without_measure_is_refused():
+    with pytest.raises(ChatError, match=r"template fails: it writes 100,000,\d+ characters"):
+        said("{{ 'a' * 100000000 }}" + pico.TEMPLATE)
+
+
 def test_of_several_templates_the_default_is_taken():
     two = {"default": pico.TEMPLATE, "rag": "x"}
     assert said(two) == said(pico.TEMPLATE)

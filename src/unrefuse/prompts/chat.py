@@ -18,6 +18,7 @@ from unrefuse.prompts.thinking import after_thinking, is_tag, opened_tag
 
 Messages = Sequence[dict[str, str]]  # of a chat: role and content
 RENDERING = 5.0  # seconds that a chat template may take for one chat
+WRITTEN = 1_000_000  # characters that it may add to what is said
 # Shows what a chat template does with a prompt: long, and of two lines, so that a cut one shows.
 SAMPLE = """What is a volcano, and how does one form? Tell me in a sentence or two,
 and then name three that have erupted in the last hundred years."""
@@ -162,14 +163,15 @@ def _encode(
                 chat, add_generation_prompt=True, return_dict=False, **options
             )
 
+    with _failing("the chat template"):
+        text: str = apply(tokenize=False)
+        # No timer ends a tokenizer at work.
+        if len(text) > WRITTEN + 8 * sum(len(m["content"]) for m in messages):
+            raise ValueError(f"it writes {len(text):,} characters")
     # Slow where a tokenizer has thousands of added tokens, and idle where no text has one.
     sanitize = any(token in m["content"] for m in messages for token in control)
-    try:
+    with _failing("the tokenizer"):
         ids: list[int] = apply(sanitize_control_tokens=sanitize)
-    except BaseException as error:
-        if not is_error(error):
-            raise
-        raise ChatError(_failure(error, apply)) from error
     # What an assistant thought, a template may leave out of later turns.
     said = [
         _plain(after_thinking(m["content"]) if m["role"] == "assistant" else m["content"])
@@ -177,7 +179,7 @@ def _encode(
     ]
     got = _plain(str(tokenizer.decode(ids)))
     if not ids or not all(text in got for text in said):
-        rendered = _plain(apply(tokenize=False))
+        rendered = _plain(text)
         if not all(text in rendered for text in said):
             raise ChatError("the chat template leaves out the prompt, or a part of the chat")
         if not ids or tokenizer.unk_token_id not in ids:
@@ -208,16 +210,16 @@ def _timed(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, signal.SIG_IGN if before == signal.SIG_DFL else before)
 
 
-def _failure(error: BaseException, apply: Any) -> str:
-    """Which of the two failed, template or tokenizer, and what it said."""
-    if isinstance(error, TimeoutError):
-        return f"the chat template fails: {error}"
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Raises whatever goes wrong in the block, which may be anything, as a ChatError."""
     try:
-        apply(tokenize=False)
-    except Exception as failed:  # a template raises anything
-        line = f", line {failed.lineno}" if isinstance(failed, TemplateSyntaxError) else ""
-        return f"the chat template fails{line}: {first_line(failed)}"
-    return f"the tokenizer fails: {first_line(error)}"
+        yield
+    except BaseException as error:
+        if not is_error(error):
+            raise
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise ChatError(f"{what} fails{line}: {first_line(error)}") from error
 
 
 def _plain(text: str) -> str:
