@@ -101,7 +101,7 @@ class PromptSettings(_Settings):
 class EditSettings(_Settings):
     method: Method = Field(
         "selective",
-        description="selective: only where a prompt sounds harmful; ablate: on every prompt.",
+        description="selective: where a prompt only sounds harmful; ablate: on all.",
     )
     kernel: KernelConfig = KernelConfig()
     strength: float | None = Field(

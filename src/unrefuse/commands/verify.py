@@ -23,6 +23,6 @@ def verify(
     else:
         for fault in faults:
             print_out(one_line(fault))
-        print_out(f"{folder}: {f'{len(faults)} faults' if faults else 'no faults'}")
+        print_out(f"{folder}: {len(faults) or 'no'} fault{'s' * (len(faults) != 1)}")
     if faults:
         raise typer.Exit(2)
