@@ -163,15 +163,24 @@ def _encode(
                 chat, add_generation_prompt=True, return_dict=False, **options
             )
 
-    with _failing("the chat template"):
+    try:
         text: str = apply(tokenize=False)
         # No timer ends a tokenizer at work.
         if len(text) > WRITTEN + 8 * sum(len(m["content"]) for m in messages):
             raise ValueError(f"it writes {len(text):,} characters")
+    except BaseException as error:  # a template raises anything
+        if not is_error(error):
+            raise
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise ChatError(f"the chat template fails{line}: {first_line(error)}") from error
     # Slow where a tokenizer has thousands of added tokens, and idle where no text has one.
     sanitize = any(token in m["content"] for m in messages for token in control)
-    with _failing("the tokenizer"):
+    try:
         ids: list[int] = apply(sanitize_control_tokens=sanitize)
+    except BaseException as error:
+        if not is_error(error):
+            raise
+        raise ChatError(f"the tokenizer fails: {first_line(error)}") from error
     # What an assistant thought, a template may leave out of later turns.
     said = [
         _plain(after_thinking(m["content"]) if m["role"] == "assistant" else m["content"])
@@ -208,18 +217,6 @@ def _timed(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         # One that is still on its way would end the process.
         signal.signal(signal.SIGVTALRM, signal.SIG_IGN if before == signal.SIG_DFL else before)
-
-
-@contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Raises whatever goes wrong in the block, which may be anything, as a ChatError."""
-    try:
-        yield
-    except BaseException as error:
-        if not is_error(error):
-            raise
-        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
-        raise ChatError(f"{what} fails{line}: {first_line(error)}") from error
 
 
 def _plain(text: str) -> str:
