@@ -87,7 +87,7 @@ def test_a_judge_that_dies_half_way_loses_nothing(monkeypatch, capsys, talking, 
     assert code == 2
     last = told.splitlines()[-1]
     assert "status 500" in last
-    assert "all figures are those of the built-in detector alone; to grade the rest, run `unrefuse evaluate" in last
+    assert "detector alone; to grade the rest, run `unrefuse evaluate" in last
     assert re.search(r"\b(2\d|30) of \d+", told)  # some may still be under way
     assert again == 0
     assert json.loads(report)["judge"] == judge[1]
