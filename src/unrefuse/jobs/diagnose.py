@@ -56,10 +56,6 @@ def diagnose(path: Path, out: Path | None = None) -> Diagnosis:
     Raises UnrefuseError where there is no run, and for a record or trials that are damaged.
     """
     found = find_run(path)
-    if found.file == path and path.suffix.lower() != ".json":
-        raise UnrefuseError(
-            f"{path} is not a run: name the folder of a run, or a .json file with its record"
-        )
     config = load_config(found.file)
     record = read_record(found.file) if found.ended else None
     trials = [trial for folder in found.trials for trial in _trials(folder)]

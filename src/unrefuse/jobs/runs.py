@@ -34,6 +34,11 @@ def find_run(path: Path) -> Found:
     try:
         if path.is_file():
             if path.name != RECORD:
+                if path.suffix.lower() != ".json":
+                    raise UnrefuseError(
+                        f"{path} is not a run: name the folder of a run, or a .json file with its "
+                        "record"
+                    )
                 return Found(path.with_suffix(""), path, ())
             path = path.parent
         path = path if path.name not in ("", "..") else path.resolve()
