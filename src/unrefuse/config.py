@@ -101,7 +101,7 @@ class PromptSettings(_Settings):
 class EditSettings(_Settings):
     method: Method = Field(
         "selective",
-        description="selective: where a prompt only sounds harmful; ablate: on all.",
+        description="selective: where a prompt only sounds harmful; ablate: on every prompt.",
     )
     kernel: KernelConfig = KernelConfig()
     strength: float | None = Field(
